@@ -1,0 +1,49 @@
+// dx = conv_transpose(gamma * u, W) with u = g * slope(bits); the product is formed while the gradient is loaded.
+#include "convolve.h"
+
+namespace film::FILM_ISA {
+namespace {
+
+// The rows of gamma * u.
+template <class A>
+struct Modulated {
+  const Problem& p;
+  const GradInputArgs& args;
+  const Factors<A>& gamma;
+  LoadRow<A> load;
+
+  void operator()(A* dst, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t k0, int64_t channels) const {
+    load(dst, channels, args.grad, n, h, w0, w1, k0, channels);
+    const uint8_t* bits = args.bits;
+    if (bits != nullptr) bits += ((n * p.h.out + h) * p.w.out + w0) * p.bit_row();
+    apply_bits(dst, channels, w1 - w0, channels, bits, p.bit_row(), k0, static_cast<A>(p.lower_slope),
+               gamma.at(n, k0 / channels));
+  }
+};
+
+template <class A>
+void grad_input(const Problem& p, const GradInputArgs& args) {
+  const LoadRow<A> load = row_loader<A>(p.dtype);
+  const StoreTile<A> store_rows = tile_storer<A>(p.dtype);
+  const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
+  const auto epilogue = [&](const A* tile, int vectors, const Row* rows, int64_t row_count, int64_t g, int64_t c0,
+                            int64_t count) {
+    store_rows(args.grad_input, tile, vectors, rows, row_count, g * p.group_in() + c0, count);
+  };
+  for (int64_t fh = 0; fh < std::min(p.h.stride, p.h.in); ++fh)
+    for (int64_t fw = 0; fw < std::min(p.w.stride, p.w.in); ++fw) {
+      Pass<A> pass{grad_input_taps(p.h, fh), grad_input_taps(p.w, fw), 0, {}};
+      pass.products = pass.h.offset.size() * pass.w.offset.size() * p.group_out();
+      Scratch<A> weights(packed_size(pass, p.groups, p.group_in()));
+      pack_weights<A>(weights, pass, args.weight, load, p.groups, p.group_out(), p.group_in(), true);
+      convolve(pass, p.batch, p.groups, p.group_out(), p.group_in(), Modulated<A>{p, args, gamma, load}, epilogue);
+    }
+}
+
+}  // namespace
+
+void run_grad_input(const Problem& p, const GradInputArgs& args) {
+  p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
+}
+
+}  // namespace film::FILM_ISA

@@ -1,0 +1,45 @@
+// The three kernels, once for each instruction set that the library carries.
+#pragma once
+
+#include "../problem.h"
+
+namespace film {
+
+struct ForwardArgs {
+  View input, weight, output;
+  Matrix bias, gamma, beta;
+  uint8_t* bits;  // (N * positions, ceil(K / 8)), or null where no gradient will be asked for
+};
+
+struct GradInputArgs {
+  View grad, weight, grad_input;
+  Matrix gamma;
+  const uint8_t* bits;
+};
+
+struct GradWeightArgs {
+  View grad, input, weight, grad_weight;  // grad_weight.data is null where it is not wanted
+  Matrix bias, gamma;
+  const uint8_t* bits;
+  void *grad_bias, *grad_gamma, *grad_beta;  // contiguous, or null where not wanted
+};
+
+struct Kernels {
+  const char* name;
+  void (*forward)(const Problem&, const ForwardArgs&);
+  void (*grad_input)(const Problem&, const GradInputArgs&);
+  void (*grad_weight)(const Problem&, const GradWeightArgs&);
+};
+
+// Calls run(begin, end, context) over parts of [0, count), on PyTorch's threads.
+void parallel_for(int64_t count, void (*run)(int64_t, int64_t, void*), void* context);
+int64_t thread_count();
+
+template <class F>
+void parallel(int64_t count, const F& body) {
+  parallel_for(
+      count, [](int64_t begin, int64_t end, void* f) { (*static_cast<const F*>(f))(begin, end); },
+      const_cast<F*>(&body));
+}
+
+}  // namespace film

@@ -1,0 +1,151 @@
+// Strips: a few rows of one sample and group, position by position with the channels side by side, zeros where the
+// convolution pads, in the accumulator's type. Every layout and storage type is turned into this one, a strip at a time,
+// so that the loops behind know a single form of their input and no edges.
+#pragma once
+
+#include <cstdlib>
+#include <new>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace film::FILM_ISA {
+
+// Memory of one thread, for the length of a kernel.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<A*>(std::aligned_alloc(64, (count * sizeof(A) + 2 * kVectorBytes + 63) / 64 * 64))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(data_); }
+  operator A*() const { return data_; }
+  void zero(int64_t count) { std::memset(data_, 0, count * sizeof(A)); }
+
+ private:
+  A* data_;
+};
+
+// Row (n, h) of columns [w0, w1) and channels [c0, c0 + channels) of `view`, to dst[column][pitch].
+template <class A, class T>
+void load_row(A* dst, int64_t pitch, const View& view, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t c0,
+              int64_t channels) {
+  const T* src = static_cast<const T*>(view.data) + n * view.n + h * view.h + w0 * view.w + c0 * view.c;
+  const int64_t columns = w1 - w0;
+  if (view.c == 1 && view.w == channels && pitch == channels) {
+    widen_copy(dst, src, columns * channels);
+  } else if (view.c == 1) {
+    for (int64_t w = 0; w < columns; ++w) widen_copy(dst + w * pitch, src + w * view.w, channels);
+  } else {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t w = 0; w < columns; ++w) dst[w * pitch + c] = widen<A>(src[w * view.w + c * view.c]);
+  }
+}
+
+template <class A>
+using LoadRow = void (*)(A*, int64_t, const View&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+
+template <class A>
+LoadRow<A> row_loader(DType dtype) {
+  if constexpr (std::is_same_v<A, double>) {
+    return load_row<A, double>;
+  } else {
+    return dtype == DType::f32 ? load_row<A, float> : dtype == DType::bf16 ? load_row<A, bf16> : load_row<A, f16>;
+  }
+}
+
+// `count` (at most 32) bits from bit `first` on, or all ones where there is no row; reads no byte without one of them.
+inline uint32_t bits_at(const uint8_t* row, int64_t first, int64_t count) {
+  if (row == nullptr) return ~uint32_t(0);
+  const int shift = first & 7;
+  const uint8_t* p = row + (first >> 3);
+  const int bytes = static_cast<int>((shift + count + 7) >> 3);
+  uint64_t word = 0;
+  for (int i = 0; i < bytes; ++i) word |= static_cast<uint64_t>(p[i]) << (8 * i);
+  return static_cast<uint32_t>(word >> shift) & static_cast<uint32_t>((uint64_t(1) << count) - 1);
+}
+
+// Writes `count` (at most 32) bits; bits that share a byte with them must be zero beforehand.
+inline void put_bits(uint8_t* row, int64_t first, int64_t count, uint32_t bits) {
+  const int shift = first & 7;
+  uint8_t* p = row + (first >> 3);
+  const int bytes = static_cast<int>((shift + count + 7) >> 3);
+  const uint64_t word = (static_cast<uint64_t>(bits) & ((uint64_t(1) << count) - 1)) << shift;
+  for (int i = 0; i < bytes; ++i) p[i] = static_cast<uint8_t>((i == 0 && shift ? p[0] : 0) | (word >> (8 * i)));
+}
+
+// The rows of a tensor that a convolution walks over: the input itself.
+template <class A>
+struct Plain {
+  View view;
+  LoadRow<A> load;
+
+  void operator()(A* dst, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t c0, int64_t channels) const {
+    load(dst, channels, view, n, h, w0, w1, c0, channels);
+  }
+};
+
+// u = g * s for the pixels of a row, in place of g; s is read off the bits, and is 1 where there are none. `scale`
+// (gamma), where given, is multiplied in first, as autograd does, so that a lower slope of 0 gives 0 whatever gamma is.
+template <class A>
+void apply_bits(A* pixels, int64_t pitch, int64_t columns, int64_t channels, const uint8_t* bits, int64_t bit_row,
+                int64_t first_bit, A lower_slope, const A* scale) {
+  constexpr int L = kLanes<A>;
+  const Vector<A> slope = splat<A>(lower_slope), zero{};
+  for (int64_t w = 0; w < columns; ++w) {
+    A* p = pixels + w * pitch;
+    const uint8_t* row = bits == nullptr ? nullptr : bits + w * bit_row;
+    int64_t c = 0;
+    for (; c + L <= channels; c += L) {
+      Vector<A> v = load(p + c);
+      if (scale != nullptr) v *= load(scale + c);
+      const Mask<A> upper = from_bits<A>(bits_at(row, first_bit + c, L));
+      store(p + c, upper ? v : (lower_slope == 0 ? zero : v * slope));
+    }
+    if (c < channels) {
+      const uint32_t upper = bits_at(row, first_bit + c, channels - c);
+      for (int64_t i = 0; c + i < channels; ++i) {
+        A v = p[c + i];
+        if (scale != nullptr) v *= scale[c + i];
+        p[c + i] = upper >> i & 1 ? v : (lower_slope == 0 ? A(0) : v * lower_slope);
+      }
+    }
+  }
+}
+
+// Factors (N, K) as the kernels read them: in the accumulator's type, each group's channels padded to `padded`, `offset`
+// added; `fill` where the caller gave none.
+template <class A>
+class Factors {
+ public:
+  Factors(const Problem& p, const Matrix& m, int64_t padded, A offset, A fill, bool per_sample = true)
+      : padded_(padded), row_(p.groups * padded), data_((per_sample ? p.batch : 1) * row_) {
+    const int64_t rows = per_sample ? p.batch : 1, channels = p.group_out();
+    data_.zero(rows * row_);
+    for (int64_t n = 0; n < rows; ++n)
+      for (int64_t k = 0; k < p.out_channels; ++k)
+        data_[n * row_ + k / channels * padded + k % channels] =
+            (m.data == nullptr ? fill : value(p.dtype, m, n, k)) + offset;
+  }
+  const A* at(int64_t n, int64_t group) const { return data_ + n * row_ + group * padded_; }
+
+ private:
+  static A value(DType dtype, const Matrix& m, int64_t n, int64_t k) {
+    const int64_t i = n * m.n + k * m.k;
+    if constexpr (std::is_same_v<A, double>) {
+      return static_cast<const double*>(m.data)[i];
+    } else {
+      return dtype == DType::f32    ? static_cast<const float*>(m.data)[i]
+             : dtype == DType::bf16 ? to_float(static_cast<const bf16*>(m.data)[i])
+                                    : to_float(static_cast<const f16*>(m.data)[i]);
+    }
+  }
+
+  int64_t padded_, row_;
+  Scratch<A> data_;
+};
+
+}  // namespace film::FILM_ISA

@@ -1,0 +1,16 @@
+// The row of this instruction set in the table that library.cpp chooses from.
+#include "kernels.h"
+
+#define FILM_STRING(x) #x
+#define FILM_NAME(x) FILM_STRING(x)
+
+namespace film::FILM_ISA {
+
+void run_forward(const Problem&, const ForwardArgs&);
+void run_grad_input(const Problem&, const GradInputArgs&);
+void run_grad_weight(const Problem&, const GradWeightArgs&);
+
+extern const Kernels kernels;
+const Kernels kernels{FILM_NAME(FILM_ISA), run_forward, run_grad_input, run_grad_weight};
+
+}  // namespace film::FILM_ISA

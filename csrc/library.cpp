@@ -1,0 +1,228 @@
+// The operators of the CPU library: tensors in, the Problem made, the kernels of the best instruction set called.
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "cpu/kernels.h"
+
+namespace film {
+
+#if defined(__x86_64__)
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+#endif
+namespace baseline {
+extern const Kernels kernels;
+}
+
+void parallel_for(int64_t count, void (*run)(int64_t, int64_t, void*), void* context) {
+  if (count <= 1) {
+    if (count == 1) run(0, 1, context);
+    return;
+  }
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, run, context));
+}
+
+int64_t thread_count() { return torch::stable::get_num_threads(); }
+
+namespace {
+
+using torch::stable::Tensor;
+
+// Best first. FILM_KERNELS_CPU_ISA names one to use instead, for tests; one that the machine lacks is not taken.
+const Kernels& choose_kernels() {
+  const char* wanted = std::getenv("FILM_KERNELS_CPU_ISA");
+  const auto allowed = [&](const Kernels& kernels, bool supported) {
+    return supported && (wanted == nullptr || *wanted == '\0' || std::strcmp(wanted, kernels.name) == 0);
+  };
+#if defined(__x86_64__)
+  if (allowed(avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
+    return avx512::kernels;
+  if (allowed(avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return avx2::kernels;
+#else
+  (void)allowed;
+#endif
+  return baseline::kernels;
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose_kernels();
+  return chosen;
+}
+
+// (N, C, [H,] W) of a tensor; 1d has a height of 1.
+View view_of(const Tensor& t) {
+  const bool flat = t.dim() == 3;
+  return {t.data_ptr(), t.stride(0), t.stride(1), flat ? 0 : t.stride(2), t.stride(flat ? 2 : 3)};
+}
+
+Matrix matrix_of(const std::optional<Tensor>& t) {
+  if (!t.has_value()) return {};
+  return t->dim() == 1 ? Matrix{t->data_ptr(), 0, t->stride(0)} : Matrix{t->data_ptr(), t->stride(0), t->stride(1)};
+}
+
+DType dtype_of(const Tensor& t) {
+  using torch::headeronly::ScalarType;
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: STD_TORCH_CHECK(false, "film_kernels: a dtype that the CPU kernels do not serve");
+  }
+}
+
+// A new tensor of `like`'s dtype on the CPU; channels_last where asked for.
+Tensor allocate(const std::vector<int64_t>& sizes, bool channels_last, int32_t dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  if (channels_last) step = sizes[1];
+  for (size_t d = sizes.size(); d-- > 0;) {
+    if (channels_last && d == 1) {
+      strides[d] = 1;
+      continue;
+    }
+    strides[d] = step;
+    step *= sizes[d] > 0 ? sizes[d] : 1;
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
+  return Tensor(handle);
+}
+
+int32_t dtype_code(const Tensor& t) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return dtype;
+}
+
+std::vector<int64_t> sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+bool is_channels_last(const Tensor& t) {  // of a 4d tensor; a contiguous one is not
+  if (t.dim() != 4 || t.is_contiguous()) return false;
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  return t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == c * w && t.stride(0) == c * w * h;
+}
+
+// geometry: stride, dilation, padding before and output size of the height, the same of the width, then groups,
+// activation, position (film_kernels/backends/cpu.py writes them).
+Problem problem_of(const std::vector<int64_t>& input, const Tensor& weight, DType dtype,
+                   const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset) {
+  STD_TORCH_CHECK(geometry.size() == 11, "film_kernels: geometry must hold 11 integers");
+  const bool flat = input.size() == 3;
+  Problem p;
+  p.batch = input[0];
+  p.in_channels = input[1];
+  p.out_channels = weight.size(0);
+  p.groups = geometry[8];
+  p.h = {flat ? 1 : input[2], flat ? 1 : weight.size(2), geometry[0], geometry[1], geometry[2], geometry[3]};
+  p.w = {input[flat ? 2 : 3], weight.size(flat ? 2 : 3), geometry[4], geometry[5], geometry[6], geometry[7]};
+  p.dtype = dtype;
+  p.activation = static_cast<Activation>(geometry[9]);
+  p.position = static_cast<Position>(geometry[10]);
+  p.lower_slope = lower_slope;
+  p.gamma_offset = gamma_offset;
+  return p;
+}
+
+const uint8_t* bits_of(const Problem& p, const Tensor& bits) {
+  return p.activation == Activation::none ? nullptr : static_cast<const uint8_t*>(bits.data_ptr());
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                   const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
+                                   const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset,
+                                   bool keep) {
+  const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
+  std::vector<int64_t> out{p.batch, p.out_channels};
+  if (input.dim() == 4) out.push_back(p.h.out);
+  out.push_back(p.w.out);
+  const Tensor output = allocate(out, is_channels_last(input), dtype_code(input));
+  keep = keep && p.activation != Activation::none;
+  const Tensor bits = allocate({keep ? p.positions() : 0, p.bit_row()}, false, aoti_torch_dtype_uint8());
+  if (p.positions() > 0)
+    kernels().forward(p, {view_of(input), view_of(weight), view_of(output), matrix_of(bias), matrix_of(gamma),
+                          matrix_of(beta), keep ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr});
+  return {output, bits};
+}
+
+Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& gamma,
+                  const std::vector<int64_t>& input_size, bool channels_last, const std::vector<int64_t>& geometry,
+                  double lower_slope, double gamma_offset) {
+  const Problem p = problem_of(input_size, weight, dtype_of(grad), geometry, lower_slope, gamma_offset);
+  const Tensor result = allocate(input_size, channels_last, dtype_code(grad));
+  if (result.numel() > 0)
+    kernels().grad_input(
+        p, {view_of(grad), view_of(weight), view_of(result), matrix_of(gamma), bits_of(p, bits)});
+  return result;
+}
+
+// An empty tensor stands for a gradient that is not wanted.
+std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const Tensor& bits, const Tensor& input,
+                                                       const Tensor& weight, const std::optional<Tensor>& bias,
+                                                       const std::optional<Tensor>& gamma, bool weight_wanted,
+                                                       bool bias_wanted, bool gamma_wanted, bool beta_wanted,
+                                                       const std::vector<int64_t>& geometry, double lower_slope,
+                                                       double gamma_offset) {
+  const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
+  const int32_t dtype = dtype_code(input);
+  const auto per_sample = [&](bool wanted) {
+    return allocate({wanted ? p.batch : 0, p.out_channels}, false, dtype);
+  };
+  const Tensor grad_weight = weight_wanted ? allocate(sizes_of(weight), is_channels_last(weight), dtype)
+                                           : allocate({0}, false, dtype);
+  const Tensor grad_bias = allocate({bias_wanted ? p.out_channels : 0}, false, dtype);
+  const Tensor grad_gamma = per_sample(gamma_wanted), grad_beta = per_sample(beta_wanted);
+  kernels().grad_weight(p, {view_of(grad), view_of(input), view_of(weight), weight_wanted ? view_of(grad_weight) : View{},
+                            matrix_of(bias), matrix_of(gamma), bits_of(p, bits),
+                            bias_wanted ? grad_bias.data_ptr() : nullptr, gamma_wanted ? grad_gamma.data_ptr() : nullptr,
+                            beta_wanted ? grad_beta.data_ptr() : nullptr});
+  return {grad_weight, grad_bias, grad_gamma, grad_beta};
+}
+
+std::string instruction_set() { return kernels().name; }
+
+}  // namespace
+}  // namespace film
+
+STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
+  m.def(
+      "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
+      "float lower_slope, float gamma_offset, bool keep) -> (Tensor, Tensor)");
+  m.def(
+      "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
+      "int[] geometry, float lower_slope, float gamma_offset) -> Tensor");
+  m.def(
+      "grad_weight(Tensor grad, Tensor bits, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
+      "bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, int[] geometry, "
+      "float lower_slope, float gamma_offset) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("instruction_set() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
+  m.impl("forward", TORCH_BOX(&film::forward));
+  m.impl("grad_input", TORCH_BOX(&film::grad_input));
+  m.impl("grad_weight", TORCH_BOX(&film::grad_weight));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&film::instruction_set));
+}

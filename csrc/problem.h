@@ -1,0 +1,47 @@
+// The Problem in C++: sizes, layouts and options of one convolution + activation + FiLM.
+#pragma once
+
+#include <cstdint>
+
+namespace film {
+
+enum class DType { f32, f64, bf16, f16 };
+enum class Activation { none, relu, leaky_relu };
+enum class Position { post, pre };
+
+// One spatial dimension of the convolution.
+struct Axis {
+  int64_t in, kernel, stride, dilation, pad, out;
+};
+
+struct Problem {
+  int64_t batch;         // N
+  int64_t in_channels;   // C
+  int64_t out_channels;  // K
+  int64_t groups;
+  Axis h, w;
+  DType dtype;
+  Activation activation;
+  Position position;
+  double lower_slope;  // what the activation multiplies by on its lower branch
+  double gamma_offset;
+
+  int64_t group_in() const { return in_channels / groups; }
+  int64_t group_out() const { return out_channels / groups; }
+  int64_t positions() const { return batch * h.out * w.out; }
+  int64_t bit_row() const { return (out_channels + 7) / 8; }  // bytes of bits at one position
+};
+
+// A tensor (N, C, H, W), or a weight (K, C/groups, kh, kw), by its strides in elements: any view will do.
+struct View {
+  void* data = nullptr;
+  int64_t n = 0, c = 0, h = 0, w = 0;
+};
+
+// A tensor (N, K) or (K), or nothing.
+struct Matrix {
+  const void* data = nullptr;
+  int64_t n = 0, k = 0;
+};
+
+}  // namespace film

@@ -1,0 +1,18 @@
+"""film_kernels: convolution, ReLU and FiLM in one pass, with a backward that keeps one bit an element."""
+
+from . import reference
+from .backends import available_backends, use_backend
+from .functional import conv_film, film
+from .modules import FiLM, FiLMGenerator, FusedFiLM
+
+__version__ = "0.1.0"
+__all__ = [
+    "FiLM",
+    "FiLMGenerator",
+    "FusedFiLM",
+    "available_backends",
+    "conv_film",
+    "film",
+    "reference",
+    "use_backend",
+]

@@ -1,0 +1,254 @@
+"""The checks at the front door: arguments as a user writes them in, a `Problem` and plain tensors out.
+
+What can be said from shapes and options alone is worked out once and remembered, so that a call in a training loop
+pays for a look-up; what depends on the tensors themselves is asked at every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import ACTIVATIONS, FILM_POSITIONS
+from .problem import Problem, is_channels_last
+
+Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+_NAMES = ("input", "weight", "bias", "gamma", "beta")
+
+
+def prepare(
+    tensors: Tensors,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    activation: str,
+    negative_slope: float,
+    film_position: str,
+    gamma_offset: float,
+) -> tuple[Problem, Tensors, bool]:
+    """Check everything, and bring the tensors to the shapes of the design.
+
+    `tensors` is (input, weight, bias, gamma, beta). Returns the Problem, the tensors (input with a batch, gamma and
+    beta expanded to (N, K) without a copy), and whether the caller's input had no batch dimension.
+    Raises TypeError or ValueError naming the argument.
+    """
+    input, weight, bias, gamma, beta = tensors = _same_kind(tensors)
+    unbatched = input.dim() == weight.dim() - 1
+    if unbatched:
+        input = input.unsqueeze(0)
+    options = (
+        input.shape, weight.shape,
+        None if bias is None else bias.shape,
+        None if gamma is None else gamma.shape,
+        None if beta is None else beta.shape,
+        stride, padding, dilation, groups, input.dtype, input.device, is_channels_last(input),
+        activation, negative_slope, film_position, gamma_offset,
+    )  # fmt: skip
+    if torch.compiler.is_compiling():
+        problem = problem_of(*options)
+    else:
+        try:
+            problem = _remembered(*options)
+        except TypeError:  # a list or a symbolic size has no hash; and a real TypeError is raised again
+            problem = problem_of(*options)
+    n_k = (problem.batch, problem.out_channels)
+    return problem, (input, weight, bias, _expanded(gamma, n_k), _expanded(beta, n_k)), unbatched
+
+
+def _same_kind(tensors: Tensors) -> Tensors:
+    """Check that all are floating tensors of one dtype and device, after autocast has had its say."""
+    input, weight = tensors[:2]
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
+    device, dtype = input.device, input.dtype
+    if torch.is_autocast_enabled(device.type):
+        target = torch.get_autocast_dtype(device.type)
+        tensors = tuple(
+            t.to(target) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+            for t in tensors
+        )
+        input, weight = tensors[:2]
+        dtype = input.dtype
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(f"input must be a floating-point tensor, got {dtype}")
+    for name, tensor in zip(_NAMES[1:], tensors[1:], strict=True):
+        if tensor is None and name != "weight":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} must have the dtype of input, {dtype}, got {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on the device of input, {device}, got {tensor.device}")
+    if weight.dim() not in (3, 4, 5):
+        raise ValueError(
+            "weight must have shape (K, C / groups, *kernel) with 1, 2 or 3 kernel sizes, "
+            f"got {_shape(weight.shape)}"
+        )
+    if input.dim() not in (weight.dim(), weight.dim() - 1):
+        raise ValueError(
+            f"input must have {weight.dim()} dimensions (N, C, *in), or {weight.dim() - 1} without a batch, "
+            f"for a weight of shape {_shape(weight.shape)}; got {_shape(input.shape)}"
+        )
+    return tensors
+
+
+def problem_of(
+    input_shape: torch.Size,
+    weight_shape: torch.Size,
+    bias_shape: torch.Size | None,
+    gamma_shape: torch.Size | None,
+    beta_shape: torch.Size | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    channels_last: bool,
+    activation: str,
+    negative_slope: float,
+    film_position: str,
+    gamma_offset: float,
+) -> Problem:
+    """The Problem of these shapes and options, or a TypeError or ValueError that names the argument."""
+    rank = len(weight_shape) - 2
+    strides = _per_dimension("stride", stride, rank, least=1)
+    dilations = _per_dimension("dilation", dilation, rank, least=1)
+    (groups,) = _per_dimension("groups", groups, 1, least=1)
+    out_channels, in_channels = weight_shape[0], weight_shape[1] * groups
+    if out_channels < 1 or any(size < 1 for size in weight_shape[2:]):
+        raise ValueError(f"weight must have at least one output channel and kernel tap, got {_shape(weight_shape)}")
+    if out_channels % groups:
+        raise ValueError(f"groups must divide the output channels of weight, {out_channels}, got {groups}")
+    if input_shape[1] != in_channels:
+        raise ValueError(
+            f"input must have {in_channels} channels for a weight of shape {_shape(weight_shape)} "
+            f"and groups={groups}, got {input_shape[1]} in shape {_shape(input_shape)}"
+        )
+    if bias_shape is not None and tuple(bias_shape) != (out_channels,):
+        raise ValueError(f"bias must have shape (K,) = ({out_channels},), got {_shape(bias_shape)}")
+    for name, shape in (("gamma", gamma_shape), ("beta", beta_shape)):
+        if shape is not None:
+            _check_film_shape(name, shape, input_shape[0], out_channels, rank)
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("film_position", film_position, FILM_POSITIONS)
+    problem = Problem(
+        input_shape=tuple(input_shape),
+        weight_shape=tuple(weight_shape),
+        stride=strides,
+        padding=_padding(padding, strides, dilations, weight_shape[2:]),
+        dilation=dilations,
+        groups=groups,
+        dtype=dtype,
+        device=device,
+        channels_last=channels_last,
+        has_bias=bias_shape is not None,
+        has_gamma=gamma_shape is not None,
+        has_beta=beta_shape is not None,
+        activation=activation,
+        negative_slope=finite("negative_slope", negative_slope),
+        film_position=film_position,
+        gamma_offset=finite("gamma_offset", gamma_offset),
+    )
+    if any(size < 0 for size in problem.out_size):
+        raise ValueError(
+            f"input is smaller than the kernel: shape {_shape(input_shape)} with padding={padding!r} "
+            f"and weight {_shape(weight_shape)}, dilation={dilation!r} gives output size {_shape(problem.out_size)}"
+        )
+    return problem
+
+
+_remembered = functools.lru_cache(maxsize=4096)(problem_of)
+
+
+def _per_dimension(name: str, value: Any, rank: int, least: int) -> tuple[int, ...]:
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * rank
+    if len(values) == 1:
+        values = tuple(values) * rank
+    try:
+        integers = tuple(operator.index(v) for v in values)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or {rank} of them, got {value!r}") from None
+    if len(integers) != rank:
+        raise ValueError(f"{name} must be an integer or {rank} of them, got {value!r}")
+    if any(v < least for v in integers):
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    return integers
+
+
+def _padding(
+    padding: Any, stride: tuple[int, ...], dilation: tuple[int, ...], kernel: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    if isinstance(padding, str):
+        if padding == "valid":
+            return ((0, 0),) * len(kernel)
+        if padding != "same":
+            raise ValueError(f"padding must be 'same', 'valid' or integers, got {padding!r}")
+        if any(s != 1 for s in stride):
+            raise ValueError(f"padding='same' needs stride 1, got stride={stride}")
+        totals = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((p, p) for p in _per_dimension("padding", padding, len(kernel), least=0))
+
+
+def _check_film_shape(name: str, shape: torch.Size, batch: int, channels: int, rank: int) -> None:
+    sizes = tuple(shape)
+    if sizes == (channels,):
+        return
+    ones = (1,) * rank
+    if len(sizes) in (2, 2 + rank) and sizes[1] == channels and sizes[2:] in ((), ones) and sizes[0] in (1, batch):
+        return
+    raise ValueError(
+        f"{name} must have shape (N, K) = ({batch}, {channels}), (1, K) = (1, {channels}), (K,) = ({channels},) or "
+        f"(N, K{', 1' * rank}) = {_shape((batch, channels, *ones))}, got {_shape(shape)}"
+    )
+
+
+def _expanded(factor: Tensor | None, n_k: tuple[int, int]) -> Tensor | None:
+    """A checked gamma or beta as (N, K), without a copy."""
+    if factor is None or factor.shape == n_k:
+        return factor
+    if factor.dim() > 2:
+        factor = factor.flatten(1)
+    return factor.expand(n_k)
+
+
+def film_factor(name: str, factor: Any, n_k: tuple[int, int], spatial_rank: int) -> Tensor | None:
+    """A gamma or beta as the user gave it, checked and expanded to (N, K)."""
+    if factor is None:
+        return None
+    if not isinstance(factor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
+    _check_film_shape(name, factor.shape, *n_k, spatial_rank)
+    return _expanded(factor, n_k)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> str:
+    """`value`, one of `choices`, or a ValueError that lists them."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def finite(name: str, value: Any) -> float:
+    """`value` as a float, or a TypeError or ValueError."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return number
+
+
+def _shape(shape: Sequence[int]) -> str:
+    sizes = ", ".join(str(size) for size in shape)
+    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"

@@ -1,0 +1,77 @@
+"""The ordered list of backends, and the choice of one for a Problem."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import os
+from collections.abc import Iterator
+
+from ..problem import Problem
+from .base import Backend
+from .cpu import Cpu
+from .plain import Plain
+from .vendor import Vendor
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Vendor(), Plain())}
+
+_used: contextvars.ContextVar[str | None] = contextvars.ContextVar("film_kernels_backend", default=None)
+
+
+def available_backends() -> dict[str, str | None]:
+    """Each backend in the order of choice, and None where it is available or the reason why it is not."""
+    return {name: backend.unavailable() for name, backend in BACKENDS.items()}
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the `with` block, calls use the backend `name` and no other.
+
+    The environment variable FILM_KERNELS_BACKEND is stronger, and `backend=` on a call is stronger still.
+
+    Raises:
+        ValueError: `name` is not one of `available_backends()`. A backend that is there but cannot serve a call
+            raises at that call, and says why.
+    """
+    _check_name("name", name)
+    token = _used.set(name)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def pinned(backend: str | None) -> str | None:
+    """The backend that the caller insists on, from `backend=`, FILM_KERNELS_BACKEND or `use_backend`, or None."""
+    if backend is not None:
+        _check_name("backend", backend)
+        return backend
+    variable = os.environ.get("FILM_KERNELS_BACKEND")
+    if variable:
+        _check_name("FILM_KERNELS_BACKEND", variable)
+        return variable
+    return _used.get()
+
+
+def choose(problem: Problem, pin: str | None) -> Backend:
+    """The backend for `problem`: the pinned one, or the first in the list that can serve and is not slow.
+
+    Raises ValueError where the pinned one cannot, with its reason.
+    """
+    if pin is not None:
+        backend = BACKENDS[pin]
+        reason = backend.unavailable() or backend.why_not(problem)
+        if reason is not None:
+            raise ValueError(f"backend {pin!r} cannot serve this call: {reason}")
+        return backend
+    able = [b for b in BACKENDS.values() if b.unavailable() is None and b.why_not(problem) is None]
+    return next((b for b in able if not b.is_slow(problem)), able[0])
+
+
+remembered_choice = functools.lru_cache(maxsize=4096)(choose)
+
+
+def _check_name(argument: str, name: object) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")

@@ -1,0 +1,94 @@
+"""The compiled kernels for CPUs (csrc/cpu): convolution, activation, FiLM and the bits in one pass."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from .. import _library
+from ..activations import ACTIVATIONS, FILM_POSITIONS
+from ..problem import Problem
+from .base import Backend
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _options(problem: Problem) -> tuple[list[int], float, float]:
+    """What the operators take beside tensors: the geometry (a row of stride, dilation, padding before and output size
+    for the height and one for the width, then groups and the codes of activation and position), the slope of the
+    activation's lower branch, and gamma_offset."""
+    rows = list(zip(problem.stride, problem.dilation, problem.padding, problem.out_size, strict=True))
+    if problem.spatial_rank == 1:
+        rows.insert(0, (1, 1, (0, 0), 1))
+    flat = [value for stride, dilation, (before, _), out in rows for value in (stride, dilation, before, out)]
+    activation = ACTIVATIONS[problem.activation]
+    return (
+        [*flat, problem.groups, activation.code, FILM_POSITIONS.index(problem.film_position)],
+        activation.lower_slope(problem.negative_slope),
+        problem.gamma_offset,
+    )
+
+
+_options_of = functools.lru_cache(maxsize=4096)(_options)
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return probe is not None and probe()
+
+
+class Cpu(Backend):
+    name = "cpu"
+
+    def unavailable(self) -> str | None:
+        return _library.load("_cpu")
+
+    def why_not(self, problem: Problem) -> str | None:
+        if problem.device.type != "cpu":
+            return f"it serves tensors on the CPU, not on {problem.device.type}"
+        if problem.dtype not in _DTYPES:
+            return f"it serves float32, float64, bfloat16 and float16, not {problem.dtype}"
+        if problem.spatial_rank == 3:
+            return "it serves 1d and 2d convolutions, not 3d"
+        if problem.weight_shape[1] == 0:
+            return "it serves inputs of at least one channel"
+        return None
+
+    def is_slow(self, problem: Problem) -> bool:
+        # Measured on a Zen 4 of two cores, against oneDNN's convolution and passes (bench/NOTES.md):
+        # lanes are output channels of one group, so narrow groups leave most of them idle; ...
+        if problem.groups > 1 and problem.out_channels // problem.groups < 8:
+            return True
+        # ... and where the machine multiplies bfloat16 pairs, the library is more than twice as fast on wide sums.
+        products = math.prod(problem.weight_shape[1:])
+        return problem.dtype == torch.bfloat16 and products >= 1024 and _multiplies_bfloat16()
+
+    def kept_like(self, problem: Problem) -> Tensor:
+        """The bits of all channels of a position, in whole bytes: (N * positions, ceil(K / 8)); none without an
+        activation."""
+        positions = 0
+        if problem.activation != "none":
+            positions = problem.batch
+            for size in problem.out_size:
+                positions *= size
+        return torch.empty(positions, (problem.out_channels + 7) // 8, dtype=torch.uint8, device=problem.device)
+
+    def forward(self, problem, input, weight, bias, gamma, beta, keep):
+        return torch.ops.film_kernels_cpu.forward(
+            input, weight, bias, gamma, beta, *_options_of(problem), keep
+        )
+
+    def grad_input(self, problem, grad, kept, weight, gamma):
+        return torch.ops.film_kernels_cpu.grad_input(
+            grad, kept, weight, gamma, problem.input_shape, problem.channels_last, *_options_of(problem)
+        )
+
+    def grad_weight(self, problem, grad, kept, input, weight, bias, gamma, wanted):
+        results = torch.ops.film_kernels_cpu.grad_weight(
+            grad, kept, input, weight, bias, gamma, *wanted, *_options_of(problem)
+        )
+        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))

@@ -1,0 +1,95 @@
+"""The library's convolution (oneDNN, cuDNN, MIOpen, ...) and passes after it: serves what the fused kernels do not.
+
+It keeps `z`, as plain PyTorch keeps the activation: from the bits alone the library's weight gradient, which is summed
+over the samples, cannot give dgamma.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import reference
+from ..activations import ACTIVATIONS
+from ..problem import Problem
+from .base import Backend
+
+
+def _per_channel(problem: Problem, factor: Tensor) -> Tensor:
+    return factor.reshape(*factor.shape, *(1,) * problem.spatial_rank)
+
+
+def _scale(problem: Problem, gamma: Tensor | None) -> Tensor | float:
+    """gamma + gamma_offset as it multiplies an (N, K, *out) tensor."""
+    if gamma is None:
+        return 1.0 + problem.gamma_offset
+    return _per_channel(problem, gamma + problem.gamma_offset if problem.gamma_offset else gamma)
+
+
+def _film(problem: Problem, v: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None) -> Tensor:
+    """scale * v + beta in one pass over v, into `out` where given."""
+    scale = _scale(problem, gamma)
+    if beta is None:
+        return torch.mul(v, scale, out=out)
+    if isinstance(scale, Tensor):
+        return torch.addcmul(_per_channel(problem, beta), v, scale, out=out)
+    return torch.add(v * scale if scale != 1.0 else v, _per_channel(problem, beta), out=out)
+
+
+class Vendor(Backend):
+    name = "vendor"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def why_not(self, problem: Problem) -> str | None:
+        if problem.dtype.is_complex:
+            return f"{problem.dtype} goes through the plain formula"
+        if 0 in problem.out_size:
+            return "the library's convolution refuses an output of size 0"
+        return None
+
+    def kept_like(self, problem: Problem) -> Tensor:
+        return torch.empty(
+            problem.out_shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format
+        )
+
+    def forward(self, problem, input, weight, bias, gamma, beta, keep):
+        z = reference.convolution(problem, input, weight, bias).contiguous(memory_format=problem.memory_format)
+        activation = ACTIVATIONS[problem.activation]
+        modulated = gamma is not None or beta is not None or problem.gamma_offset != 0.0
+        v, spare = z, not keep  # whether v is ours to write over
+        if problem.film_position == "post" and problem.activation != "none":
+            v, spare = activation.apply(v, problem.negative_slope, inplace=spare), True
+        if modulated:
+            v, spare = _film(problem, v, gamma, beta, out=v if spare else None), True
+        if problem.film_position == "pre" and problem.activation != "none":
+            v, spare = activation.apply(v, problem.negative_slope, inplace=spare), True
+        return (v if spare else v.clone()), (z if keep else None)
+
+    def backward(self, problem, grad, kept, input, weight, bias, gamma, beta, wanted):
+        activation = ACTIVATIONS[problem.activation]
+        post = problem.film_position == "post"
+        v = kept if post else _film(problem, kept, gamma, beta, out=None)
+        u = activation.gradient(grad, v, problem.negative_slope)
+        positions = tuple(range(2, grad.dim()))
+        grad_gamma = grad_beta = None
+        if wanted[3]:
+            product = grad * activation.apply(kept, problem.negative_slope) if post else u * kept
+            grad_gamma = product.sum(positions)
+        if wanted[4]:
+            grad_beta = (grad if post else u).sum(positions)
+        if not any(wanted[:3]):
+            return None, None, None, grad_gamma, grad_beta
+        scale = _scale(problem, gamma)
+        padded, padding = reference.symmetric(problem, input)
+        zeros = (0,) * problem.spatial_rank
+        grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            u if isinstance(scale, float) and scale == 1.0 else u * scale,
+            padded, weight, [problem.out_channels], problem.stride, padding, problem.dilation,
+            False, zeros, problem.groups, list(wanted[:3]),
+        )  # fmt: skip
+        if grad_input is not None and padded is not input:
+            grad_input = F.pad(grad_input, [-side for pair in reversed(problem.padding) for side in pair])
+        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta

@@ -1,0 +1,114 @@
+"""The front door: checks the arguments, brings gamma and beta to (N, K), and calls the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import arguments, ops, reference
+from .activations import ACTIVATIONS
+from .backends import pinned
+
+
+def conv_film(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    film_position: str = "post",
+    gamma_offset: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Convolution, activation and FiLM in one pass.
+
+    With `z = conv(input, weight) + bias`::
+
+        film_position="post":  y = (gamma + gamma_offset) * act(z) + beta
+        film_position="pre":   y = act((gamma + gamma_offset) * z + beta)
+
+    FiLM is feature-wise linear modulation (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
+    AAAI 2018); the convolution is `torch.nn.functional.conv1d`, `conv2d` or `conv3d`, by the rank of `weight`. It is
+    differentiable in all five tensors, and keeps one bit an output element for that where a fused kernel serves.
+
+    Args:
+        input: (N, C, *in), or (C, *in) without a batch. Floating-point. Any strides; the output has its memory format.
+        weight: (K, C / groups, *kernel).
+        bias: (K,) or None.
+        gamma: (N, K), (1, K), (K,) or (N, K, 1, 1); None stands for 1.
+        beta: as gamma; None stands for 0.
+        stride, dilation: an integer, or one for each spatial dimension; in positions.
+        padding: the same, for zeros on both sides; or "same" or "valid".
+        groups: as in `torch.nn.functional.conv2d`.
+        activation: "relu", "leaky_relu" or "none".
+        negative_slope: of leaky_relu.
+        film_position: "post" (after the activation) or "pre" (before it).
+        gamma_offset: added to gamma; 1 for the `(1 + gamma) * x + beta` convention.
+        backend: one of `available_backends()`, to insist on it.
+
+    Returns:
+        (N, K, *out), or (K, *out) for an input without a batch, in the dtype of `input` (under autocast, in autocast's).
+
+    Raises:
+        TypeError: an argument of a wrong type, or tensors of different or integer dtypes.
+        ValueError: a wrong shape, option or device, or a backend that cannot serve the call; the message names the
+            argument.
+    """
+    problem, tensors, unbatched = arguments.prepare(
+        (input, weight, bias, gamma, beta), stride, padding, dilation, groups,
+        activation, negative_slope, film_position, gamma_offset,
+    )  # fmt: skip
+    pin = pinned(backend)
+    input, weight, bias, gamma, beta = tensors
+    if gamma is not None and gamma.requires_grad and not weight.requires_grad and torch.is_grad_enabled():
+        # dgamma would be all that is wanted of the weight gradient's pass: to keep FiLM's own input is cheaper.
+        y = _film_apart(problem, pin, tensors)
+    else:
+        y = ops.conv_film(problem, pin, *tensors)
+    return y.squeeze(0) if unbatched else y
+
+
+def _film_apart(problem: arguments.Problem, pin: str | None, tensors: arguments.Tensors) -> Tensor:
+    """The convolution (and an activation before FiLM) by a kernel, FiLM by autograd."""
+    *convolved, gamma, beta = tensors
+    post = problem.film_position == "post"
+    activation = problem.activation if post else "none"
+    inner = problem._replace(has_gamma=False, has_beta=False, activation=activation, gamma_offset=0.0)
+    y = reference.film(ops.conv_film(inner, pin, *convolved, None, None), gamma, beta, problem.gamma_offset)
+    return y if post else ACTIVATIONS[problem.activation].apply(y, problem.negative_slope)
+
+
+def film(input: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
+    """`gamma * input + beta` with gamma and beta per sample and channel: FiLM alone, by broadcasting (Perez et al. 2018).
+
+    Args:
+        input: (N, K, *spatial) with any number of spatial dimensions.
+        gamma: (N, K), (1, K), (K,) or (N, K, 1, ...); None stands for 1.
+        beta: as gamma; None stands for 0.
+
+    Returns:
+        The shape of `input`, with PyTorch's type promotion.
+
+    Raises:
+        TypeError: an argument that is not a tensor.
+        ValueError: a gamma or beta of another shape.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
+    if input.dim() < 2:
+        raise ValueError(f"input must have shape (N, K, *spatial), got {tuple(input.shape)}")
+    n_k = (input.shape[0], input.shape[1])
+    return reference.film(
+        input,
+        arguments.film_factor("gamma", gamma, n_k, input.dim() - 2),
+        arguments.film_factor("beta", beta, n_k, input.dim() - 2),
+    )

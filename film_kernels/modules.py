@@ -1,0 +1,108 @@
+"""The layers: `FiLM`, `FusedFiLM` and `FiLMGenerator`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import functional
+from .activations import ACTIVATIONS, FILM_POSITIONS
+from .arguments import check_choice, finite
+
+
+class FiLM(nn.Module):
+    """`gamma * x + beta`, per sample and channel, by broadcasting: the plain layer (Perez et al., AAAI 2018)."""
+
+    def forward(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        """x (N, K, *spatial), gamma and beta (N, K), (1, K), (K,) or (N, K, 1, ...); returns the shape of x.
+
+        Raises TypeError or ValueError naming the argument, as `film_kernels.film` does."""
+        return functional.film(x, gamma, beta)
+
+
+class FusedFiLM(nn.Conv2d):
+    """An `nn.Conv2d` whose forward is convolution, activation and FiLM in one pass.
+
+    Same constructor, initialisation and state_dict as `nn.Conv2d`, so a checkpoint of the convolution it replaces loads
+    unchanged. The options after `*` are those of `film_kernels.conv_film`, where the formula stands.
+
+    Raises:
+        ValueError: an unknown `activation` or `film_position`, or what `nn.Conv2d` raises.
+        TypeError: `negative_slope` or `gamma_offset` is not a number.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "relu",
+        negative_slope: float = 0.01,
+        film_position: str = "post",
+        gamma_offset: float = 0.0,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.activation = check_choice("activation", activation, ACTIVATIONS)
+        self.negative_slope = finite("negative_slope", negative_slope)
+        self.film_position = check_choice("film_position", film_position, FILM_POSITIONS)
+        self.gamma_offset = finite("gamma_offset", gamma_offset)
+
+    def forward(self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """x (N, C, H, W) or (C, H, W); gamma and beta (N, K), (1, K), (K,), (N, K, 1, 1) or None (1 and 0).
+
+        Returns (N, K, *out) or (K, *out). Raises as `film_kernels.conv_film` does."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return functional.conv_film(
+            x, self.weight, self.bias, gamma, beta, self.stride, padding, self.dilation, self.groups,
+            activation=self.activation, negative_slope=self.negative_slope,
+            film_position=self.film_position, gamma_offset=self.gamma_offset,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        options = f"activation={self.activation!r}, film_position={self.film_position!r}"
+        if self.activation == "leaky_relu":
+            options += f", negative_slope={self.negative_slope}"
+        if self.gamma_offset:
+            options += f", gamma_offset={self.gamma_offset}"
+        return f"{super().extra_repr()}, {options}"
+
+
+class FiLMGenerator(nn.Module):
+    """One Linear layer from an embedding to gamma and beta (the FiLM generator of Perez et al., AAAI 2018).
+
+    Args:
+        embedding_size: features of the embedding.
+        num_channels: K, the channels to modulate; the layer has 2 K outputs, gamma's first.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_channels: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(embedding_size, 2 * num_channels, device=device, dtype=dtype)
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """embedding (N, embedding_size); returns (gamma, beta), each (N, num_channels).
+
+        Raises RuntimeError where the embedding's size is another, as `nn.Linear` does."""
+        gamma, beta = self.linear(embedding).chunk(2, dim=-1)
+        return gamma, beta

@@ -168,10 +168,9 @@ Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, 
                   const std::vector<int64_t>& input_size, bool channels_last, const std::vector<int64_t>& geometry,
                   double lower_slope, double gamma_offset) {
   const Problem p = problem_of(input_size, weight, dtype_of(grad), geometry, lower_slope, gamma_offset);
-  const Tensor result = allocate(input_size, channels_last, dtype_code(grad));
-  if (result.numel() > 0)
-    kernels().grad_input(
-        p, {view_of(grad), view_of(weight), view_of(result), matrix_of(gamma), bits_of(p, bits)});
+  Tensor result = allocate(input_size, channels_last, dtype_code(grad));
+  if (p.positions() == 0) return torch::stable::zero_(result);
+  kernels().grad_input(p, {view_of(grad), view_of(weight), view_of(result), matrix_of(gamma), bits_of(p, bits)});
   return result;
 }
 
@@ -187,10 +186,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
   const auto per_sample = [&](bool wanted) {
     return allocate({wanted ? p.batch : 0, p.out_channels}, false, dtype);
   };
-  const Tensor grad_weight = weight_wanted ? allocate(sizes_of(weight), is_channels_last(weight), dtype)
+  Tensor grad_weight = weight_wanted ? allocate(sizes_of(weight), is_channels_last(weight), dtype)
                                            : allocate({0}, false, dtype);
-  const Tensor grad_bias = allocate({bias_wanted ? p.out_channels : 0}, false, dtype);
-  const Tensor grad_gamma = per_sample(gamma_wanted), grad_beta = per_sample(beta_wanted);
+  Tensor grad_bias = allocate({bias_wanted ? p.out_channels : 0}, false, dtype);
+  Tensor grad_gamma = per_sample(gamma_wanted), grad_beta = per_sample(beta_wanted);
+  if (p.positions() == 0) {
+    for (Tensor* t : {&grad_weight, &grad_bias, &grad_gamma, &grad_beta}) torch::stable::zero_(*t);
+    return {grad_weight, grad_bias, grad_gamma, grad_beta};
+  }
   kernels().grad_weight(p, {view_of(grad), view_of(input), view_of(weight), weight_wanted ? view_of(grad_weight) : View{},
                             matrix_of(bias), matrix_of(gamma), bits_of(p, bits),
                             bias_wanted ? grad_bias.data_ptr() : nullptr, gamma_wanted ? grad_gamma.data_ptr() : nullptr,

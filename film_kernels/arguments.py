@@ -7,7 +7,6 @@ pays for a look-up; what depends on the tensors themselves is asked at every cal
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -244,7 +243,7 @@ def finite(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not math.isfinite(number):
+    if number - number != 0:  # not finite; math.isfinite cannot be traced
         raise ValueError(f"{name} must be finite, got {value!r}")
     return number
 

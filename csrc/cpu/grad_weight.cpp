@@ -6,13 +6,15 @@
 //
 // The work is cut by shapes alone, never by the number of threads: units into splits, each with its own dW, channels
 // into blocks. Sums over units and splits are then taken in order, so that every run gives the same bits.
+#include <cmath>
+
 #include "convolve.h"
 
 namespace film::FILM_ISA {
 namespace {
 
 constexpr int64_t kUnitPositions = 256;  // of one unit, at most (a row may be cut, rows are put together)
-constexpr int64_t kRun = 32;              // positions summed in one chain; runs are then added, to keep digits
+constexpr int64_t kRun = 16;              // positions summed in one chain; runs are then added, to keep digits
 constexpr int64_t kChannelBlock = 64;    // output channels of one task, at most
 constexpr int64_t kTasks = 32;           // aimed at, so that many cores have work
 
@@ -185,23 +187,31 @@ class GradWeight {
     double *sum_u = sums(0, unit, g) + k0, *sum_g = sums(1, unit, g) + k0;
     std::fill(sum_u, sum_u + channels, 0.0);
     std::fill(sum_g, sum_g + channels, 0.0);
-    double run[kChannelBlock];
-    const auto add = [&](double* sum, const A* pixels) {
-      for (int64_t w0 = 0; w0 < e.columns; w0 += kRun) {
-        std::fill(run, run + used, 0.0);
-        for (int64_t w = w0; w < std::min(w0 + kRun, e.columns); ++w)
-          for (int64_t c = 0; c < used; ++c) run[c] += pixels[w * channels + c];
-        for (int64_t c = 0; c < used; ++c) sum[c] += run[c];
-      }
+    double lost_u[kChannelBlock] = {}, lost_g[kChannelBlock] = {};
+    const auto add = [&](double* sum, double* lost, const A* pixels) {
+      for (int64_t w = 0; w < e.columns; ++w)
+        for (int64_t c = 0; c < used; ++c) {
+          const double x = pixels[w * channels + c], before = sum[c];
+          sum[c] += x;
+          // For float32 a double is exact enough; a double's own rounding is kept and added at the end (Knuth's TwoSum).
+          if constexpr (std::is_same_v<A, double>) {
+            const double part = sum[c] - before;
+            lost[c] += (before - (sum[c] - part)) + (x - part);
+          }
+        }
     };
     for (int64_t h = e.h0; h < e.h0 + e.rows; ++h, u += e.columns * channels) {
       if (used < channels) std::memset(u, 0, e.columns * channels * sizeof(A));
       load_(u, channels, args_.grad, e.n0, h, e.w0, e.w0 + e.columns, k, used);
-      add(sum_g, u);
+      add(sum_g, lost_g, u);
       if (p_.activation == Activation::none) continue;
       const uint8_t* bits = args_.bits + ((e.n0 * p_.h.out + h) * p_.w.out + e.w0) * p_.bit_row();
       apply_bits<A>(u, channels, e.columns, used, bits, p_.bit_row(), k, static_cast<A>(p_.lower_slope), nullptr);
-      add(sum_u, u);
+      add(sum_u, lost_u, u);
+    }
+    for (int64_t c = 0; c < used; ++c) {
+      if (std::isfinite(lost_u[c])) sum_u[c] += lost_u[c];
+      if (std::isfinite(lost_g[c])) sum_g[c] += lost_g[c];
     }
     if (p_.activation == Activation::none) std::copy(sum_g, sum_g + channels, sum_u);
   }
@@ -289,9 +299,9 @@ class GradWeight {
     const Factors<A> bias(p_, args_.bias, padded_, A(0), A(0), /*per_sample=*/false);
     for (int64_t k = 0; k < p_.out_channels; ++k) {
       const int64_t g = k / channels_, c = k % channels_;
-      double total_bias = 0;
+      long double total_bias = 0;
       for (int64_t n = 0; n < p_.batch; ++n) {
-        double sum_u = 0, sum_g = 0, product = 0;
+        long double sum_u = 0, sum_g = 0, product = 0;
         for (int64_t unit = n * per_sample; unit < (n + 1) * per_sample; ++unit) {
           sum_u += sums(0, unit, g)[c];
           sum_g += sums(1, unit, g)[c];

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import os
+import threading
 from collections.abc import Iterator
 
 from ..problem import Problem
@@ -16,7 +16,12 @@ from .vendor import Vendor
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Vendor(), Plain())}
 
-_used: contextvars.ContextVar[str | None] = contextvars.ContextVar("film_kernels_backend", default=None)
+
+class _Used(threading.local):
+    backend: str | None = None
+
+
+_used = _Used()  # not a ContextVar, which torch.compile does not trace
 
 
 def available_backends() -> dict[str, str | None]:
@@ -35,11 +40,11 @@ def use_backend(name: str) -> Iterator[None]:
             raises at that call, and says why.
     """
     _check_name("name", name)
-    token = _used.set(name)
+    before, _used.backend = _used.backend, name
     try:
         yield
     finally:
-        _used.reset(token)
+        _used.backend = before
 
 
 def pinned(backend: str | None) -> str | None:
@@ -51,7 +56,7 @@ def pinned(backend: str | None) -> str | None:
     if variable:
         _check_name("FILM_KERNELS_BACKEND", variable)
         return variable
-    return _used.get()
+    return _used.backend
 
 
 def choose(problem: Problem, pin: str | None) -> Backend:

@@ -1,0 +1,65 @@
+"""Forward and the five gradients in extended precision, by loops over kernel taps: what float64 results are held to.
+
+Written from the formulas of plain convolution and the chain rule, with nothing of the package in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+Real = np.longdouble
+
+
+def _windows(padded, taps, out, stride, dilation):
+    """For each kernel tap, the view of `padded` (N, C, *in) that it meets: (tap, view of (N, C, *out))."""
+    for tap in itertools.product(*map(range, taps)):
+        slices = tuple(
+            slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, s, o in zip(tap, dilation, stride, out, strict=True)
+        )
+        yield tap, padded[(slice(None), slice(None), *slices)]
+
+
+def forward_and_gradients(input, weight, bias, gamma, beta, grad, problem, lower_slope):
+    """(y, dx, dW, db, dgamma, dbeta) as numpy arrays of extended precision."""
+    x, w, b, ga, be, g = (np.asarray(t.detach().double().numpy(), Real) for t in (input, weight, bias, gamma, beta, grad))
+    groups, rank = problem.groups, problem.spatial_rank
+    cg, kg = w.shape[1], w.shape[0] // groups
+    pads = [(0, 0), (0, 0), *problem.padding]
+    padded = np.pad(x, pads)
+    out = problem.out_size
+    ones = (1,) * rank
+    ga, be, b4 = ga.reshape(*ga.shape, *ones), be.reshape(*be.shape, *ones), b.reshape(1, -1, *ones)
+    ga = ga + Real(problem.gamma_offset)
+
+    z = np.zeros(problem.out_shape, Real) + b4
+    for tap, view in _windows(padded, w.shape[2:], out, problem.stride, problem.dilation):
+        for i in range(groups):
+            part = w[(slice(i * kg, (i + 1) * kg), slice(None), *tap)]
+            z[:, i * kg : (i + 1) * kg] += np.einsum("kc,nc...->nk...", part, view[:, i * cg : (i + 1) * cg])
+    post = problem.film_position == "post"
+    v = z if post else ga * z + be
+    slope = np.where(v <= 0, Real(lower_slope), Real(1))
+    y = ga * slope * v + be if post else slope * v
+
+    u = g * slope
+    positions = tuple(range(2, 2 + rank))
+    dz = ga * u
+    dgamma = (u * z).sum(positions)
+    dbeta = (g if post else u).sum(positions)
+    dpadded, dw = np.zeros_like(padded), np.zeros_like(w)
+    views = _windows(dpadded, w.shape[2:], out, problem.stride, problem.dilation)
+    inputs = _windows(padded, w.shape[2:], out, problem.stride, problem.dilation)
+    for (tap, dview), (_, view) in zip(views, inputs, strict=True):
+        for i in range(groups):
+            ks, cs = slice(i * kg, (i + 1) * kg), slice(i * cg, (i + 1) * cg)
+            dview[:, cs] += np.einsum("kc,nk...->nc...", w[(ks, slice(None), *tap)], dz[:, ks])
+            dw[(ks, slice(None), *tap)] = np.einsum("nkp,ncp->kc", _flat(dz[:, ks]), _flat(view[:, cs]))
+    inner = tuple(slice(before, before + size) for (before, _), size in zip(problem.padding, x.shape[2:], strict=True))
+    dx = dpadded[(slice(None), slice(None), *inner)]
+    return y, dx, dw, dz.sum((0, *positions)), dgamma, dbeta
+
+
+def _flat(a):
+    return a.reshape(*a.shape[:2], -1)

@@ -1,0 +1,143 @@
+"""Every backend against the reference: forward and five gradients, over dtypes, layouts and sizes."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+import film_kernels
+from cases import CASES, GEOMETRIES, Case, assert_as_good_as_plain, run, tensors_of
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_output_and_gradients(backend, case, dtype, channels_last):
+    if backend == "reference" and dtype != torch.float64:
+        pytest.skip("the reference is what the others are held to; float64 is held to extended precision")
+    assert_as_good_as_plain(case, lambda seed: tensors_of(case, dtype, seed, channels_last), backend, channels_last)
+
+
+@pytest.mark.parametrize("absent", [(2,), (3,), (4,), (3, 4), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("position", ["post", "pre"])
+def test_absent_bias_gamma_and_beta(backend, absent, position):
+    case = Case("absent", (2, 5, 9, 8), (6, 5, 3, 3), film_position=position)
+
+    def draw(seed):
+        return [None if i in absent else t for i, t in enumerate(tensors_of(case, torch.float32, seed))]
+
+    assert_as_good_as_plain(case, draw, backend)
+
+
+@pytest.mark.parametrize("wanted", range(1, 32))
+def test_any_subset_of_gradients(backend, wanted):
+    case = Case("subset", (2, 4, 6, 5), (10, 4, 3, 3), padding=1)
+    tensors = tensors_of(case, torch.float64)
+    grad = torch.randn(2, 10, 6, 5, dtype=torch.float64)
+    everything = run(case, tensors, grad, "reference", torch.float64)[1:]
+    leaves = [t.clone().requires_grad_(bool(wanted >> i & 1)) for i, t in enumerate(tensors)]
+    film_kernels.conv_film(*leaves, *case.geometry, backend=backend).backward(grad)
+    for leaf, expected in zip(leaves, everything, strict=True):
+        if leaf.requires_grad:
+            torch.testing.assert_close(leaf.grad, expected)
+        else:
+            assert leaf.grad is None
+
+
+def _views(input: torch.Tensor):
+    """The same values, as views of every kind."""
+    n, c, h, w = input.shape
+    wide = torch.zeros(n, c + 2, 2 * h, w + 3, dtype=input.dtype)
+    wide[:, 1 : c + 1, ::2, 2 : w + 2] = input
+    yield "sliced", wide[:, 1 : c + 1, ::2, 2 : w + 2]
+    yield "transposed", input.transpose(2, 3).contiguous().transpose(2, 3)
+    yield "batch_last", input.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    sliced_last = torch.zeros(n, h, w, 2 * c, dtype=input.dtype)
+    sliced_last[..., c:] = input.permute(0, 2, 3, 1)
+    yield "channels_last_sliced", sliced_last[..., c:].permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_views(backend, which):
+    case = Case("view", (2, 4, 9, 8), (6, 4, 3, 3), padding=1)
+    tensors = tensors_of(case, torch.float64)
+    _, view = list(_views(tensors[0]))[which]
+    _, weight = list(_views(tensors[1]))[which]
+    assert torch.equal(view, tensors[0]) and not view.is_contiguous()
+    gamma = torch.zeros(2, 12, dtype=torch.float64)
+    gamma[:, ::2] = tensors[3]
+    grad = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    expected = run(case, tensors, grad, "reference", torch.float64)
+    found = run(case, [view, weight, tensors[2], gamma[:, ::2], tensors[4]], grad, backend, torch.float64)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_overlapping_views_and_expanded_gradients(backend):
+    row = torch.randn(1, 4, 1, 8, dtype=torch.float64)
+    input = row.expand(3, 4, 6, 8)  # stride 0
+    frames = torch.randn(40, dtype=torch.float64).as_strided((3, 4, 6, 8), (1, 2, 3, 1))  # overlapping
+    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    for x in (input, frames):
+        leaves = [[t.clone().requires_grad_() if t is not x else t for t in (x, weight)] for _ in range(2)]
+        ours = film_kernels.conv_film(*leaves[0], backend=backend)
+        plain = film_kernels.reference.conv_film(*leaves[1])
+        torch.testing.assert_close(ours, plain)
+        ours.sum().backward(), plain.sum().backward()  # the incoming gradient has stride 0
+        torch.testing.assert_close(leaves[0][1].grad, leaves[1][1].grad)
+
+
+@pytest.mark.parametrize("size", [(0, 3, 6, 6), (2, 3, 2, 6)], ids=["empty_batch", "no_output_rows"])
+def test_empty_results(backend, size):
+    if backend == "vendor" and size[0]:
+        pytest.skip("the library refuses an output of size 0; the next backend serves it")
+    tensors = [
+        torch.randn(*shape, requires_grad=True) for shape in (size, (5, 3, 3, 3), (5,), (size[0], 5), (size[0], 5))
+    ]
+    y = film_kernels.conv_film(*tensors, backend=backend)
+    assert y.shape == (size[0], 5, size[2] - 2, 4)
+    y.sum().backward()
+    for t in tensors:
+        assert t.grad.shape == t.shape and (t.grad == 0).all()
+
+
+def test_zero_input_channels_are_as_plain_pytorch_has_them():
+    input, weight = torch.zeros(2, 0, 5, 5), torch.zeros(4, 0, 3, 3)
+    assert film_kernels.conv_film(input, weight).shape == torch.nn.functional.conv2d(input, weight).shape
+
+
+@pytest.mark.parametrize("case", [GEOMETRIES[0], GEOMETRIES[1], GEOMETRIES[7]], ids=str)
+def test_three_dimensions(case):
+    deep = Case("3d", (*case.input[:2], 5, *case.input[2:]), (*case.weight[:2], 3, *case.weight[2:]), case.stride, case.padding)
+    assert_as_good_as_plain(deep, lambda seed: tensors_of(deep, torch.float32, seed), "vendor")
+
+
+sizes = st.integers(1, 9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 3), cg=st.integers(1, 5), kg=st.integers(1, 19), groups=st.integers(1, 3), h=sizes, w=sizes,
+    kh=st.integers(1, 4), kw=st.integers(1, 4), stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)), dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    position=st.sampled_from(["post", "pre"]), channels_last=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape(n, cg, kg, groups, h, w, kh, kw, stride, padding, dilation, position, channels_last, seed):
+    case = Case(
+        "any", (n, cg * groups, h, w), (kg * groups, cg, kh, kw), stride, padding, dilation, groups, film_position=position
+    )
+    if any(size + 2 * p - d * (k - 1) < 1 for size, p, d, k in zip((h, w), padding, dilation, (kh, kw), strict=True)):
+        return
+    tensors = tensors_of(case, torch.float64, seed, channels_last)
+    grad = torch.randn(run_shape(case, tensors), dtype=torch.float64)
+    expected = run(case, tensors, grad, "reference", torch.float64)
+    for found, wanted in zip(run(case, tensors, grad, "cpu", torch.float64), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def run_shape(case, tensors):
+    return film_kernels.reference.conv_film(*tensors, *case.geometry).shape

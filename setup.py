@@ -21,7 +21,16 @@ except ImportError:
 CSRC = Path("csrc")
 TARGET_VERSION = "0x020a000000000000"  # the oldest torch whose stable ABI the libraries need: 2.10
 KERNELS = ["cpu/forward.cpp", "cpu/grad_input.cpp", "cpu/grad_weight.cpp", "cpu/table.cpp"]
-COMPILE = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+COMPILE = [
+    "-std=c++17",
+    "-O3",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+]
 ISA_FLAGS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]

@@ -1,15 +1,15 @@
 // The operators of the CPU library: tensors in, the Problem made, the kernels of the best instruction set called.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include "cpu/kernels.h"
 
@@ -77,11 +77,16 @@ Matrix matrix_of(const std::optional<Tensor>& t) {
 DType dtype_of(const Tensor& t) {
   using torch::headeronly::ScalarType;
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: STD_TORCH_CHECK(false, "film_kernels: a dtype that the CPU kernels do not serve");
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      STD_TORCH_CHECK(false, "film_kernels: a dtype that the CPU kernels do not serve");
   }
 }
 
@@ -183,21 +188,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        double gamma_offset) {
   const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
   const int32_t dtype = dtype_code(input);
-  const auto per_sample = [&](bool wanted) {
-    return allocate({wanted ? p.batch : 0, p.out_channels}, false, dtype);
-  };
-  Tensor grad_weight = weight_wanted ? allocate(sizes_of(weight), is_channels_last(weight), dtype)
-                                           : allocate({0}, false, dtype);
+  const auto per_sample = [&](bool wanted) { return allocate({wanted ? p.batch : 0, p.out_channels}, false, dtype); };
+  Tensor grad_weight =
+      weight_wanted ? allocate(sizes_of(weight), is_channels_last(weight), dtype) : allocate({0}, false, dtype);
   Tensor grad_bias = allocate({bias_wanted ? p.out_channels : 0}, false, dtype);
   Tensor grad_gamma = per_sample(gamma_wanted), grad_beta = per_sample(beta_wanted);
   if (p.positions() == 0) {
     for (Tensor* t : {&grad_weight, &grad_bias, &grad_gamma, &grad_beta}) torch::stable::zero_(*t);
     return {grad_weight, grad_bias, grad_gamma, grad_beta};
   }
-  kernels().grad_weight(p, {view_of(grad), view_of(input), view_of(weight), weight_wanted ? view_of(grad_weight) : View{},
-                            matrix_of(bias), matrix_of(gamma), bits_of(p, bits),
-                            bias_wanted ? grad_bias.data_ptr() : nullptr, gamma_wanted ? grad_gamma.data_ptr() : nullptr,
-                            beta_wanted ? grad_beta.data_ptr() : nullptr});
+  kernels().grad_weight(
+      p, {view_of(grad), view_of(input), view_of(weight), weight_wanted ? view_of(grad_weight) : View{},
+          matrix_of(bias), matrix_of(gamma), bits_of(p, bits), bias_wanted ? grad_bias.data_ptr() : nullptr,
+          gamma_wanted ? grad_gamma.data_ptr() : nullptr, beta_wanted ? grad_beta.data_ptr() : nullptr});
   return {grad_weight, grad_bias, grad_gamma, grad_beta};
 }
 

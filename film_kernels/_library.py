@@ -25,4 +25,6 @@ def load(name: str) -> str | None:
 
 def find(name: str) -> Path | None:
     """The file of the library `name`, whether it loads or not."""
-    return next((DIRECTORY / f for f in (f"{name}.abi3.so", f"{name}.so", f"{name}.pyd") if (DIRECTORY / f).exists()), None)
+    return next(
+        (DIRECTORY / f for f in (f"{name}.abi3.so", f"{name}.so", f"{name}.pyd") if (DIRECTORY / f).exists()), None
+    )

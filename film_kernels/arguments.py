@@ -67,12 +67,13 @@ def _same_kind(tensors: Tensors) -> Tensors:
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
     device, dtype = input.device, input.dtype
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         target = torch.get_autocast_dtype(device.type)
-        tensors = tuple(
-            t.to(target) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
-            for t in tensors
-        )
+
+        def cast(t: Any) -> Any:
+            return t.to(target) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+
+        tensors = (cast(input), cast(weight), cast(tensors[2]), cast(tensors[3]), cast(tensors[4]))
         input, weight = tensors[:2]
         dtype = input.dtype
     if not (dtype.is_floating_point or dtype.is_complex):
@@ -88,8 +89,7 @@ def _same_kind(tensors: Tensors) -> Tensors:
             raise ValueError(f"{name} must be on the device of input, {device}, got {tensor.device}")
     if weight.dim() not in (3, 4, 5):
         raise ValueError(
-            "weight must have shape (K, C / groups, *kernel) with 1, 2 or 3 kernel sizes, "
-            f"got {_shape(weight.shape)}"
+            f"weight must have shape (K, C / groups, *kernel) with 1, 2 or 3 kernel sizes, got {_shape(weight.shape)}"
         )
     if input.dim() not in (weight.dim(), weight.dim() - 1):
         raise ValueError(

@@ -56,7 +56,7 @@ def conv_film(
         backend: one of `available_backends()`, to insist on it.
 
     Returns:
-        (N, K, *out), or (K, *out) for an input without a batch, in the dtype of `input` (under autocast, in autocast's).
+        (N, K, *out), or (K, *out) for an input without a batch, in the dtype of `input` (under autocast, in its own).
 
     Raises:
         TypeError: an argument of a wrong type, or tensors of different or integer dtypes.
@@ -79,16 +79,17 @@ def conv_film(
 
 def _film_apart(problem: arguments.Problem, pin: str | None, tensors: arguments.Tensors) -> Tensor:
     """The convolution (and an activation before FiLM) by a kernel, FiLM by autograd."""
-    *convolved, gamma, beta = tensors
+    input, weight, bias, gamma, beta = tensors
     post = problem.film_position == "post"
     activation = problem.activation if post else "none"
     inner = problem._replace(has_gamma=False, has_beta=False, activation=activation, gamma_offset=0.0)
-    y = reference.film(ops.conv_film(inner, pin, *convolved, None, None), gamma, beta, problem.gamma_offset)
+    y = reference.film(ops.conv_film(inner, pin, input, weight, bias, None, None), gamma, beta, problem.gamma_offset)
     return y if post else ACTIVATIONS[problem.activation].apply(y, problem.negative_slope)
 
 
 def film(input: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
-    """`gamma * input + beta` with gamma and beta per sample and channel: FiLM alone, by broadcasting (Perez et al. 2018).
+    """`gamma * input + beta` with gamma and beta per sample and channel: FiLM alone, by broadcasting (Perez et al.,
+    AAAI 2018).
 
     Args:
         input: (N, K, *spatial) with any number of spatial dimensions.

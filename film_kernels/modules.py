@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ class FusedFiLM(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -63,10 +65,10 @@ class FusedFiLM(nn.Conv2d):
         """x (N, C, H, W) or (C, H, W); gamma and beta (N, K), (1, K), (K,), (N, K, 1, 1) or None (1 and 0).
 
         Returns (N, K, *out) or (K, *out). Raises as `film_kernels.conv_film` does."""
-        padding = self.padding
+        padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+            padding = (0, 0)
         return functional.conv_film(
             x, self.weight, self.bias, gamma, beta, self.stride, padding, self.dilation, self.groups,
             activation=self.activation, negative_slope=self.negative_slope,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .arguments import Tensors
 from .backends import BACKENDS, choose, remembered_choice
 from .backends.base import Backend, Gradients
 from .problem import Problem, is_channels_last
@@ -33,7 +34,8 @@ def conv_film(
     """
     tensors = (input, weight, bias, gamma, beta)
     if _is_watched(tensors):
-        if _is_transformed() or pin == "reference":
+        unusual = pin is None and BACKENDS["vendor"].why_not(problem) is not None
+        if _is_transformed() or pin == "reference" or unusual:
             return _plain(problem, pin, tensors)
         return _operator(problem, pin, tensors)
     backend = remembered_choice(problem, pin)
@@ -44,7 +46,7 @@ def conv_film(
     return backend.forward(problem, *tensors, False)[0]
 
 
-def _is_watched(tensors: Sequence[Tensor | None]) -> bool:
+def _is_watched(tensors: Tensors) -> bool:
     """Whether someone (torch.compile, functorch, a dispatch mode, a tensor subclass) must see an operator."""
     return (
         torch.compiler.is_compiling()
@@ -59,25 +61,34 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
-def _plain(problem: Problem, pin: str | None, tensors: Sequence[Tensor | None]) -> Tensor:
+def _plain(problem: Problem, pin: str | None, tensors: Tensors) -> Tensor:
     if pin not in (None, "reference"):
-        raise ValueError(f"backend {pin!r} cannot serve this call: torch.func and forward-mode AD go through 'reference'")
+        raise ValueError(
+            f"backend {pin!r} cannot serve this call: torch.func and forward-mode AD go through 'reference'"
+        )
     return reference.forward(problem, *tensors)
 
 
 def gradients(
-    problem: Problem, backend: Backend, grad: Tensor, kept: Tensor, tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+    problem: Problem,
+    backend: Backend,
+    grad: Tensor,
+    kept: Tensor,
+    tensors: Tensors,
+    wanted: Sequence[bool],
 ) -> Gradients:
     """The gradients of (input, weight, bias, gamma, beta), None where `wanted` says so.
 
     With `create_graph=True` they come from the plain formula, so that they can be differentiated again.
     """
     if torch.is_grad_enabled() and (grad.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
-        chosen = [t for t, asked in zip(tensors, wanted, strict=True) if asked]
+        chosen = [t for t, asked in zip(tensors, wanted, strict=True) if asked and t is not None]
         found = iter(
-            torch.autograd.grad(reference.forward(problem, *tensors), chosen, grad, create_graph=True, allow_unused=True)
+            torch.autograd.grad(
+                reference.forward(problem, *tensors), chosen, grad, create_graph=True, allow_unused=True
+            )
         )
-        return tuple(next(found) if asked else None for asked in wanted)
+        return tuple(next(found) if asked else None for asked in wanted)  # type: ignore[return-value]
     return backend.backward(problem, grad, kept, *tensors, wanted)
 
 
@@ -104,7 +115,8 @@ _OPTIONS = (
 )
 torch.library.define(
     "film_kernels::conv_film",
-    f"(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, {_OPTIONS}, bool keep) -> (Tensor, Tensor)",
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, "
+    f"{_OPTIONS}, bool keep) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "film_kernels::conv_film_backward",
@@ -113,7 +125,7 @@ torch.library.define(
 )
 
 
-def _operator(problem: Problem, pin: str | None, tensors: Sequence[Tensor | None]) -> Tensor:
+def _operator(problem: Problem, pin: str | None, tensors: Tensors) -> Tensor:
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     padding_before, padding_after = ([pair[side] for pair in problem.padding] for side in (0, 1))
     return torch.ops.film_kernels.conv_film(
@@ -122,7 +134,7 @@ def _operator(problem: Problem, pin: str | None, tensors: Sequence[Tensor | None
     )[0]  # fmt: skip
 
 
-def _served(tensors: Sequence[Tensor | None], options: Sequence) -> tuple[Problem, Backend]:
+def _served(tensors: Tensors, options: Sequence) -> tuple[Problem, Backend]:
     input, weight, bias, gamma, beta = tensors
     stride, before, after, dilation, groups, activation, negative_slope, film_position, gamma_offset, pin = options
     problem = Problem(
@@ -138,7 +150,9 @@ def _forward(input, weight, bias, gamma, beta, *options_and_keep):
     tensors = (input, weight, bias, gamma, beta)
     problem, backend = _served(tensors, options)
     y, kept = backend.forward(problem, *tensors, keep)
-    return y, input.new_empty(0) if kept is None else kept
+    if kept is None:
+        kept = backend.kept_like(problem) if keep else input.new_empty(0)
+    return y, kept
 
 
 def _forward_fake(input, weight, bias, gamma, beta, *options_and_keep):
@@ -160,7 +174,12 @@ def _backward_fake(grad, kept, input, weight, bias, gamma, beta, *options_and_wa
     *options, wanted = options_and_wanted
     problem, _ = _served((input, weight, bias, gamma, beta), options)
     weight_format = torch.channels_last if is_channels_last(weight) else torch.contiguous_format
-    shapes = (problem.input_shape, problem.weight_shape, (problem.out_channels,), *[(problem.batch, problem.out_channels)] * 2)
+    shapes = (
+        problem.input_shape,
+        problem.weight_shape,
+        (problem.out_channels,),
+        *[(problem.batch, problem.out_channels)] * 2,
+    )
     formats = (problem.memory_format, weight_format, *[torch.contiguous_format] * 3)
     return tuple(
         grad.new_empty(shape).contiguous(memory_format=format) if asked else grad.new_empty(0)

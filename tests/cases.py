@@ -1,8 +1,8 @@
 """Cases, and the rule by which a backend's result is held against plain PyTorch.
 
-The rule: measured against a more exact result, a backend may be at most twice as far off as plain PyTorch is in the same
-dtype (and no result is asked to be nearer than the rounding of its own dtype). At the activation's kink a rounding decides
-which branch is taken, so where the pre-activation is within rounding of 0 the incoming gradient is 0, for everyone.
+The rule: measured against a more exact result, a backend may be at most twice as far off as plain PyTorch is in the
+same dtype (and no result is asked to be nearer than the rounding of its own dtype). At the activation's kink a rounding
+decides which branch is taken, so where the pre-activation is within rounding of 0 the incoming gradient is 0, for all.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import exact
 import torch
 from torch import Tensor
 
-import exact
 from film_kernels import arguments, conv_film, reference
 from film_kernels.activations import ACTIVATIONS
 
@@ -86,7 +86,9 @@ def tensors_of(case: Case, dtype: torch.dtype, seed: int = 0, channels_last: boo
     return tensors
 
 
-def run(case: Case, tensors: list[Tensor | None], grad: Tensor, backend: str, dtype: torch.dtype) -> list[Tensor | None]:
+def run(
+    case: Case, tensors: list[Tensor | None], grad: Tensor, backend: str, dtype: torch.dtype
+) -> list[Tensor | None]:
     """[y, and the gradients of the five tensors] in `dtype`, by `backend`."""
     leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in tensors]
     y = conv_film(*leaves, *case.geometry, **case.options, backend=backend)
@@ -141,7 +143,9 @@ def assert_as_good_as_plain(
             squares[name] += torch.tensor([float((e**2).sum()) for e in errors], dtype=torch.float64)
     for name, (error, allowed, size) in ((name, s.sqrt().tolist()) for name, s in squares.items()):
         floor = torch.finfo(dtype).eps / 2 * size
-        assert error <= 2 * max(allowed, floor), f"{name}: {error:.3g} off, plain PyTorch {allowed:.3g}, size {size:.3g}"
+        assert error <= 2 * max(allowed, floor), (
+            f"{name}: {error:.3g} off, plain PyTorch {allowed:.3g}, size {size:.3g}"
+        )
 
 
 def more_exact(case: Case, tensors: list[Tensor | None], grad: Tensor) -> list:

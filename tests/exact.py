@@ -23,7 +23,9 @@ def _windows(padded, taps, out, stride, dilation):
 
 def forward_and_gradients(input, weight, bias, gamma, beta, grad, problem, lower_slope):
     """(y, dx, dW, db, dgamma, dbeta) as numpy arrays of extended precision."""
-    x, w, b, ga, be, g = (np.asarray(t.detach().double().numpy(), Real) for t in (input, weight, bias, gamma, beta, grad))
+    x, w, b, ga, be, g = (
+        np.asarray(t.detach().double().numpy(), Real) for t in (input, weight, bias, gamma, beta, grad)
+    )
     groups, rank = problem.groups, problem.spatial_rank
     cg, kg = w.shape[1], w.shape[0] // groups
     pads = [(0, 0), (0, 0), *problem.padding]

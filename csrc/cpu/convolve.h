@@ -15,12 +15,12 @@
 namespace film::FILM_ISA {
 
 struct Taps {
-  int64_t source;                // size of the source in this dimension
-  int64_t count;                 // destination positions of this pass
-  int64_t first, spacing;        // destination coordinate = first + spacing * i
-  int64_t step;                  // source positions from one destination to the next
-  std::vector<int64_t> offset;   // ascending
-  std::vector<int64_t> kernel;   // which kernel tap each one is
+  int64_t source;               // size of the source in this dimension
+  int64_t count;                // destination positions of this pass
+  int64_t first, spacing;       // destination coordinate = first + spacing * i
+  int64_t step;                 // source positions from one destination to the next
+  std::vector<int64_t> offset;  // ascending
+  std::vector<int64_t> kernel;  // which kernel tap each one is
   int64_t low() const { return offset.empty() ? 0 : offset.front(); }
   int64_t extent(int64_t n) const { return offset.empty() ? 1 : (n - 1) * step + offset.back() - offset.front() + 1; }
   bool consecutive() const {
@@ -69,7 +69,7 @@ void multiply_tile(int64_t R, const A* __restrict patches, const A* __restrict w
   constexpr int L = kLanes<A>;
   for (int64_t begin = 0; begin == 0 || begin < R; begin += kChain) {
     Vector<A> sum[kTileRows][V] = {};
-    const A* row = patches + begin / kChunk * (kTileRows * kPitch<A>) + begin % kChunk;
+    const A* row = patches + begin / kChunk * (kTileRows * kPitch<A>)+begin % kChunk;
     const int64_t count = std::min(kChain, R - begin);
     for (int64_t r = 0; r < count; ++r, weights += V * L) {
       Vector<A> w[V];
@@ -95,11 +95,15 @@ void multiply_tile(int64_t R, const A* __restrict patches, const A* __restrict w
 template <class A>
 void multiply_tile(int vectors, int64_t R, const A* patches, const A* weights, A* out) {
   switch (vectors) {
-    case 1: return multiply_tile<A, 1>(R, patches, weights, out);
-    case 2: return multiply_tile<A, 2>(R, patches, weights, out);
+    case 1:
+      return multiply_tile<A, 1>(R, patches, weights, out);
+    case 2:
+      return multiply_tile<A, 2>(R, patches, weights, out);
 #if defined(__aarch64__)
-    case 3: return multiply_tile<A, 3>(R, patches, weights, out);
-    case 4: return multiply_tile<A, 4>(R, patches, weights, out);
+    case 3:
+      return multiply_tile<A, 3>(R, patches, weights, out);
+    case 4:
+      return multiply_tile<A, 4>(R, patches, weights, out);
 #endif
   }
 }
@@ -122,7 +126,7 @@ struct Panels {
 template <class A>
 struct Pass {
   Taps h, w;
-  int64_t products;  // R = taps * source channels of a group
+  int64_t products;               // R = taps * source channels of a group
   std::vector<const A*> weights;  // of each group: panels of [R][vectors * lanes]
 };
 
@@ -133,8 +137,8 @@ struct Row {
 
 // Positions (samples x rows x columns) that are worked on together by one thread.
 struct Blocks {
-  int64_t samples, rows, columns;           // of one block
-  int64_t along_n, along_h, along_w;        // how many blocks
+  int64_t samples, rows, columns;     // of one block
+  int64_t along_n, along_h, along_w;  // how many blocks
   int64_t count() const { return along_n * along_h * along_w; }
 };
 
@@ -172,7 +176,7 @@ template <class A>
 inline void copy_products(A* row, int64_t at, const A* src, int64_t count) {
   constexpr int L = kLanes<A>;
   while (count > 0) {
-    A* dst = row + at / kChunk * (kTileRows * kPitch<A>) + at % kChunk;
+    A* dst = row + at / kChunk * (kTileRows * kPitch<A>)+at % kChunk;
     const int64_t part = std::min(count, kChunk - at % kChunk);
     for (int64_t i = 0; i < part; i += L) store(dst + i, load(src + i));
     at += part, src += part, count -= part;
@@ -313,8 +317,8 @@ StoreTile<A> tile_storer(DType dtype) {
   }
 }
 
-// The weights (K, C/groups, kh, kw) of all groups as panels of [R][vectors * lanes]. Forward multiplies source channel c
-// into destination channel k; grad_input (`transposed`) the other way round.
+// The weights (K, C/groups, kh, kw) of all groups as panels of [R][vectors * lanes]. Forward multiplies source channel
+// c into destination channel k; grad_input (`transposed`) the other way round.
 template <class A>
 void pack_weights(A* packed, Pass<A>& pass, const View& weight, LoadRow<A> load, int64_t groups,
                   int64_t source_channels, int64_t channels, bool transposed) {

@@ -14,7 +14,7 @@ namespace film::FILM_ISA {
 namespace {
 
 constexpr int64_t kUnitPositions = 256;  // of one unit, at most (a row may be cut, rows are put together)
-constexpr int64_t kRun = 16;              // positions summed in one chain; runs are then added, to keep digits
+constexpr int64_t kRun = 16;             // positions summed in one chain; runs are then added, to keep digits
 constexpr int64_t kChannelBlock = 64;    // output channels of one task, at most
 constexpr int64_t kTasks = 32;           // aimed at, so that many cores have work
 
@@ -27,13 +27,13 @@ struct Runs {
 // sums[k] = U[k][run .. run + V * lanes] over the unit's positions; then both uses of it.
 template <class A, int V>
 struct UnitTile {
-  const A *u, *x;                            // u[position][u_pitch]; x at the run's first product
+  const A *u, *x;  // u[position][u_pitch]; x at the run's first product
   int64_t rows, columns, u_pitch, x_row, x_column;
-  const A* weight;                           // [channel][row]
-  A* grad_weight;                            // the same, or null
-  int64_t row, valid;                        // elements between channels; lanes of the tile that are products
-  const A* gamma;                            // of these channels
-  Vector<A>* grad_gamma;                     // lane sums of <W, U>, or null
+  const A* weight;        // [channel][row]
+  A* grad_weight;         // the same, or null
+  int64_t row, valid;     // elements between channels; lanes of the tile that are products
+  const A* gamma;         // of these channels
+  Vector<A>* grad_gamma;  // lane sums of <W, U>, or null
 
   void operator()() const {
     constexpr int L = kLanes<A>;
@@ -121,8 +121,7 @@ class GradWeight {
  private:
   static Runs runs(const Problem& p, const Taps& w) {
     const int64_t length = w.consecutive() ? p.w.kernel * p.group_in() : p.group_in();
-    return {p.h.kernel * p.w.kernel * p.group_in() / std::max<int64_t>(length, 1), length,
-            round_up(length, kLanes<A>)};
+    return {p.h.kernel * p.w.kernel * p.group_in() / std::max<int64_t>(length, 1), length, round_up(length, kLanes<A>)};
   }
 
   static Blocks unit_blocks(const Problem& p) {
@@ -193,7 +192,8 @@ class GradWeight {
         for (int64_t c = 0; c < used; ++c) {
           const double x = pixels[w * channels + c], before = sum[c];
           sum[c] += x;
-          // For float32 a double is exact enough; a double's own rounding is kept and added at the end (Knuth's TwoSum).
+          // For float32 a double is exact enough; a double's own rounding is kept and added at the end (Knuth's
+          // TwoSum).
           if constexpr (std::is_same_v<A, double>) {
             const double part = sum[c] - before;
             lost[c] += (before - (sum[c] - part)) + (x - part);
@@ -231,17 +231,34 @@ class GradWeight {
         for (int64_t k = 0; k < channels; k += kGradRows) {
           const auto tile = [&](auto vectors) {
             UnitTile<A, decltype(vectors)::value>{
-                u + k, x + at, e.rows, e.columns, channels, h_.step * line, w_.step * pixel,
+                u + k,
+                x + at,
+                e.rows,
+                e.columns,
+                channels,
+                h_.step * line,
+                w_.step * pixel,
                 weight + k * runs_.row() + column,
                 grad_weight == nullptr ? nullptr : grad_weight + k * runs_.row() + column,
-                runs_.row(), valid, gamma_.at(e.n0, g) + k0 + k, grad_gamma == nullptr ? nullptr : grad_gamma + k}();
+                runs_.row(),
+                valid,
+                gamma_.at(e.n0, g) + k0 + k,
+                grad_gamma == nullptr ? nullptr : grad_gamma + k}();
           };
           switch ((valid + L - 1) / L) {
-            case 1: tile(std::integral_constant<int, 1>{}); break;
-            case 2: tile(std::integral_constant<int, 2>{}); break;
-            case 3: tile(std::integral_constant<int, 3>{}); break;
+            case 1:
+              tile(std::integral_constant<int, 1>{});
+              break;
+            case 2:
+              tile(std::integral_constant<int, 2>{});
+              break;
+            case 3:
+              tile(std::integral_constant<int, 3>{});
+              break;
 #if defined(__aarch64__)
-            case 4: tile(std::integral_constant<int, 4>{}); break;
+            case 4:
+              tile(std::integral_constant<int, 4>{});
+              break;
 #endif
           }
         }
@@ -254,9 +271,12 @@ class GradWeight {
     if (args_.grad_weight.data == nullptr) return;
     if constexpr (std::is_same_v<A, double>) return store_weight<double>();
     switch (p_.dtype) {
-      case DType::bf16: return store_weight<bf16>();
-      case DType::f16: return store_weight<f16>();
-      default: return store_weight<float>();
+      case DType::bf16:
+        return store_weight<bf16>();
+      case DType::f16:
+        return store_weight<f16>();
+      default:
+        return store_weight<float>();
     }
   }
 
@@ -284,9 +304,12 @@ class GradWeight {
   void finish_channels() {
     if constexpr (std::is_same_v<A, double>) return store_channels<double>();
     switch (p_.dtype) {
-      case DType::bf16: return store_channels<bf16>();
-      case DType::f16: return store_channels<f16>();
-      default: return store_channels<float>();
+      case DType::bf16:
+        return store_channels<bf16>();
+      case DType::f16:
+        return store_channels<f16>();
+      default:
+        return store_channels<float>();
     }
   }
 

@@ -160,7 +160,7 @@ inline f16 to_f16(float f) {
   if (wide > 0x7f800000u) {
     out = 0x7e00u;  // NaN
   } else if (wide >= 0x477ff000u) {
-    out = 0x7c00u;  // rounds past the largest: infinity
+    out = 0x7c00u;                  // rounds past the largest: infinity
   } else if (wide < 0x38800000u) {  // denormal: add 0.5, whose last mantissa bit is then a denormal's unit
     float shifted;
     std::memcpy(&shifted, &wide, 4);

@@ -1,6 +1,6 @@
 // Strips: a few rows of one sample and group, position by position with the channels side by side, zeros where the
-// convolution pads, in the accumulator's type. Every layout and storage type is turned into this one, a strip at a time,
-// so that the loops behind know a single form of their input and no edges.
+// convolution pads, in the accumulator's type. Every layout and storage type is turned into this one, a strip at a
+// time, so that the loops behind know a single form of their input and no edges.
 #pragma once
 
 #include <cstdlib>
@@ -116,8 +116,8 @@ void apply_bits(A* pixels, int64_t pitch, int64_t columns, int64_t channels, con
   }
 }
 
-// Factors (N, K) as the kernels read them: in the accumulator's type, each group's channels padded to `padded`, `offset`
-// added; `fill` where the caller gave none.
+// Factors (N, K) as the kernels read them: in the accumulator's type, each group's channels padded to `padded`,
+// `offset` added; `fill` where the caller gave none.
 template <class A>
 class Factors {
  public:

@@ -49,9 +49,7 @@ class Backend:
         """(y, kept); `kept` is None unless `keep`."""
         raise NotImplementedError
 
-    def grad_input(
-        self, problem: Problem, grad: Tensor, kept: Tensor, weight: Tensor, gamma: Tensor | None
-    ) -> Tensor:
+    def grad_input(self, problem: Problem, grad: Tensor, kept: Tensor, weight: Tensor, gamma: Tensor | None) -> Tensor:
         """dx, of the input's shape, in its memory format."""
         raise NotImplementedError
 

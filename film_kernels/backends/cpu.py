@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _library
 from ..activations import ACTIVATIONS, FILM_POSITIONS
-from ..problem import Problem
+from ..problem import Problem, is_channels_last
 from .base import Backend
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -44,8 +44,15 @@ def _multiplies_bfloat16() -> bool:
 class Cpu(Backend):
     name = "cpu"
 
+    @functools.cached_property
+    def _unavailable(self) -> str | None:
+        reason = _library.load("_cpu")
+        if reason is None:
+            _register_fakes()
+        return reason
+
     def unavailable(self) -> str | None:
-        return _library.load("_cpu")
+        return self._unavailable
 
     def why_not(self, problem: Problem) -> str | None:
         if problem.device.type != "cpu":
@@ -78,9 +85,7 @@ class Cpu(Backend):
         return torch.empty(positions, (problem.out_channels + 7) // 8, dtype=torch.uint8, device=problem.device)
 
     def forward(self, problem, input, weight, bias, gamma, beta, keep):
-        return torch.ops.film_kernels_cpu.forward(
-            input, weight, bias, gamma, beta, *_options_of(problem), keep
-        )
+        return torch.ops.film_kernels_cpu.forward(input, weight, bias, gamma, beta, *_options_of(problem), keep)
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         return torch.ops.film_kernels_cpu.grad_input(
@@ -92,3 +97,33 @@ class Cpu(Backend):
             grad, kept, input, weight, bias, gamma, *wanted, *_options_of(problem)
         )
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+
+
+def _register_fakes() -> None:
+    """Shapes and strides of the operators' results, for whoever traces them."""
+    fake = torch.library.register_fake
+
+    def like(tensor: Tensor, shape, channels_last: bool) -> Tensor:
+        return tensor.new_empty(shape).contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
+
+    @fake("film_kernels_cpu::forward")
+    def _(input, weight, bias, gamma, beta, geometry, lower_slope, gamma_offset, keep):
+        out = (geometry[3], geometry[7]) if input.dim() == 4 else (geometry[7],)
+        positions = input.shape[0] * geometry[3] * geometry[7] if keep and geometry[9] else 0
+        bits = input.new_empty((positions, (weight.shape[0] + 7) // 8), dtype=torch.uint8)
+        return like(input, (input.shape[0], weight.shape[0], *out), is_channels_last(input)), bits
+
+    @fake("film_kernels_cpu::grad_input")
+    def _(grad, bits, weight, gamma, input_size, channels_last, geometry, lower_slope, gamma_offset):
+        return like(grad, input_size, channels_last)
+
+    @fake("film_kernels_cpu::grad_weight")
+    def _(grad, bits, input, weight, bias, gamma, for_weight, for_bias, for_gamma, for_beta, *options):
+        return (
+            like(weight, weight.shape, is_channels_last(weight)) if for_weight else weight.new_empty(0),
+            weight.new_empty(weight.shape[0] if for_bias else 0),
+            weight.new_empty(input.shape[0] if for_gamma else 0, weight.shape[0]),
+            weight.new_empty(input.shape[0] if for_beta else 0, weight.shape[0]),
+        )

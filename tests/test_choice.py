@@ -1,0 +1,124 @@
+"""Which backend serves a call, and what a user is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import film_kernels
+from film_kernels import arguments, backends
+
+X, W = torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The names of the backends that served calls, in order."""
+    names = []
+    for name, backend in backends.BACKENDS.items():
+        if name != "reference":
+            original = backend.forward
+            monkeypatch.setattr(
+                backend, "forward", lambda *args, name=name, original=original: (names.append(name), original(*args))[1]
+            )
+    original = film_kernels.reference.forward
+    monkeypatch.setattr(
+        film_kernels.reference, "forward", lambda *args: (names.append("reference"), original(*args))[1]
+    )
+    return names
+
+
+def test_order_of_pins(served, monkeypatch):
+    film_kernels.conv_film(X, W)
+    with film_kernels.use_backend("vendor"):
+        film_kernels.conv_film(X, W)
+        monkeypatch.setenv("FILM_KERNELS_BACKEND", "reference")
+        film_kernels.conv_film(X, W)
+        film_kernels.conv_film(X, W, backend="cpu")
+    monkeypatch.delenv("FILM_KERNELS_BACKEND")
+    film_kernels.conv_film(X, W)
+    assert served == ["cpu", "vendor", "reference", "cpu", "cpu"]
+
+
+def test_use_backend_is_undone_by_an_error_and_nests(served):
+    with pytest.raises(ZeroDivisionError), film_kernels.use_backend("reference"):
+        raise ZeroDivisionError
+    with film_kernels.use_backend("vendor"):
+        with film_kernels.use_backend("cpu"):
+            film_kernels.conv_film(X, W)
+        film_kernels.conv_film(X, W)
+    film_kernels.conv_film(X, W)
+    assert served == ["cpu", "vendor", "cpu"]
+
+
+def test_unknown_names(monkeypatch):
+    with pytest.raises(ValueError, match="name must be one of"), film_kernels.use_backend("gpu"):
+        pass
+    monkeypatch.setenv("FILM_KERNELS_BACKEND", "fast")
+    with pytest.raises(ValueError, match="FILM_KERNELS_BACKEND must be one of 'cpu'"):
+        film_kernels.conv_film(X, W)
+
+
+def test_a_pinned_backend_that_cannot_serve_says_why():
+    with pytest.raises(ValueError, match="backend 'cpu' cannot serve this call: it serves 1d and 2d"):
+        film_kernels.conv_film(torch.randn(1, 2, 4, 4, 4), torch.randn(3, 2, 3, 3, 3), backend="cpu")
+    with pytest.raises(ValueError, match="not on meta"):
+        film_kernels.conv_film(X.to("meta"), W.to("meta"), backend="cpu")
+
+
+def test_the_automatic_choice_goes_on_to_who_can(served):
+    film_kernels.conv_film(torch.randn(1, 2, 4, 4, 4), torch.randn(3, 2, 3, 3, 3))  # 3d
+    film_kernels.conv_film(X, torch.randn(4, 1, 3, 3), groups=4)  # depthwise: measured to be slow on the fused kernels
+    film_kernels.conv_film(X[:, :, :2], W)  # no output rows: the library refuses, the kernels do not
+    assert served == ["vendor", "vendor", "cpu"]
+
+
+def test_every_backend_says_none_or_why():
+    state = film_kernels.available_backends()
+    assert list(state)[-2:] == ["vendor", "reference"] and state["vendor"] is None and state["reference"] is None
+    problem = arguments.prepare((X, W, None, None, None), 1, 0, 1, 1, "relu", 0.01, "post", 0.0)[0]
+    for name, backend in backends.BACKENDS.items():
+        if state[name] is None:
+            assert backend.why_not(problem) is None
+
+
+def test_command_prints_versions_and_backends():
+    text = subprocess.run([sys.executable, "-m", "film_kernels"], capture_output=True, text=True, check=True).stdout
+    assert f"film_kernels {film_kernels.__version__}, torch {torch.__version__}" in text
+    assert "uses " in text and "cpu        yes" in text
+
+
+def _without_library(tmp_path, spoil):
+    """Run the package from a copy whose compiled library is spoilt."""
+    source = Path(film_kernels.__file__).parent
+    copy = tmp_path / "film_kernels"
+    copy.mkdir()
+    for path in source.rglob("*.py"):
+        (copy / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        (copy / path.relative_to(source)).write_bytes(path.read_bytes())
+    spoil(copy)
+    code = (
+        "import torch, film_kernels, runpy; x, w = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)\n"
+        "y = film_kernels.conv_film(x, w.requires_grad_()); y.sum().backward()\n"
+        "assert torch.allclose(y, torch.relu(torch.nn.functional.conv2d(x, w)))\n"
+        "runpy.run_module('film_kernels', run_name='__main__')"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+
+def test_works_without_the_compiled_library(tmp_path):
+    done = _without_library(tmp_path, lambda copy: None)
+    assert done.returncode == 0, done.stderr
+    assert "was not built: pip install --no-build-isolation" in done.stdout and "vendor     yes" in done.stdout
+
+
+def test_works_with_a_library_that_does_not_load(tmp_path):
+    done = _without_library(tmp_path, lambda copy: (copy / "_cpu.abi3.so").write_bytes(b"not a library"))
+    assert done.returncode == 0, done.stderr
+    assert "does not load" in done.stdout and "vendor     yes" in done.stdout

@@ -1,0 +1,91 @@
+"""Derivatives that are not a plain backward pass, and the formulas of the one-bit backward themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, incoming_gradient, pre_activation, problem_of, run, tensors_of
+
+import film_kernels
+from film_kernels import reference
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_bit_formulas_equal_autograd(case):
+    tensors = tensors_of(case, torch.float64)
+    grad = incoming_gradient(case, tensors)
+    upper = ~(pre_activation(case, tensors, torch.float64) <= 0)
+    found = reference.backward(problem_of(case, tensors), grad, upper, *tensors[:4])
+    for gradient, expected in zip(found, run(case, tensors, grad, "reference", torch.float64)[1:], strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+def _smooth(case_name, position, activation):
+    case = next(c for c in CASES if (c.name, c.film_position, c.activation) == (case_name, position, activation))
+    for seed in range(99):  # finite differences must not step over the kink
+        tensors = tensors_of(case, torch.float64, seed)
+        if pre_activation(case, tensors, torch.float64).abs().min() > 1e-3:
+            return case, [t.requires_grad_() for t in tensors]
+    raise AssertionError("no draw keeps clear of the kink")
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("position", ["post", "pre"])
+@pytest.mark.parametrize("name", ["smaller_than_a_vector", "one_position"])
+def test_gradcheck_and_gradgradcheck(backend, name, position, activation):
+    case, tensors = _smooth(name, position, activation)
+
+    def call(*args):
+        return film_kernels.conv_film(*args, *case.geometry, **case.options, backend=backend)
+
+    assert torch.autograd.gradcheck(call, tensors)
+    assert torch.autograd.gradgradcheck(call, tensors)
+
+
+def test_gradient_penalty(backend):
+    """A second derivative as it is met in practice: the norm of an input gradient is trained."""
+
+    def penalty(backend):
+        x, w, b, gamma, beta = (t.requires_grad_() for t in tensors_of(CASES[0], torch.float64))
+        y = film_kernels.conv_film(x, w, b, gamma, beta, backend=backend)
+        (gx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        gx.square().sum().backward()
+        return [t.grad for t in (x, w, b, gamma, beta)]
+
+    for found, expected in zip(penalty(backend), penalty("reference"), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_gradients_accumulate_and_graph_is_freed(backend):
+    x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
+    y = film_kernels.conv_film(x, w, backend=backend)
+    y.sum().backward()
+    once = w.grad.clone()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+    film_kernels.conv_film(x, w, backend=backend).sum().backward()
+    torch.testing.assert_close(w.grad, 2 * once)
+
+
+@pytest.mark.parametrize("position", ["post", "pre"])
+def test_frozen_convolution_with_trained_film(backend, position):
+    x, w, b, gamma, beta = tensors_of(CASES[0], torch.float64)
+
+    def gradients(backend):
+        leaves = [x.clone().requires_grad_(), gamma.clone().requires_grad_(), beta.clone().requires_grad_()]
+        y = film_kernels.conv_film(
+            leaves[0], w, b, *leaves[1:], film_position=position, gamma_offset=1, backend=backend
+        )
+        y.square().sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    for found, expected in zip(gradients(backend), gradients("reference"), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_saved_tensors_changed_in_place_are_noticed(backend):
+    x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
+    y = film_kernels.conv_film(x, w, backend=backend)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

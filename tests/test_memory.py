@@ -1,0 +1,85 @@
+"""What autograd keeps, and that results are the same bits every time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, run, tensors_of
+
+import film_kernels
+
+
+def kept_bytes(call, known):
+    """Bytes of the tensors that autograd saves in `call`, apart from the storages of `known`."""
+    ours = {t.untyped_storage().data_ptr() for t in known if t is not None}
+    sizes = {}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in ours:
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = call()
+    return sum(sizes.values()), y
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [1, 8, 10, 64])
+def test_at_most_one_bit_an_output_element(channels, channels_last):
+    x = torch.randn(3, 4, 13, 11)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    layer = film_kernels.FusedFiLM(4, channels, 3)
+    gamma, beta = (torch.randn(3, channels, requires_grad=True) for _ in range(2))
+    known = [x, gamma, beta, *layer.parameters()]
+    kept, y = kept_bytes(lambda: layer(x, gamma, beta), known)
+    positions = y.numel() // channels
+    assert 0 < kept <= positions * ((channels + 7) // 8)
+    plain, _ = kept_bytes(
+        lambda: film_kernels.film(torch.relu(torch.nn.functional.conv2d(x, layer.weight, layer.bias)), gamma, beta),
+        known,
+    )
+    assert plain >= y.numel() * 4
+    if channels % 8 == 0:
+        assert plain >= 32 * kept
+
+
+def test_nothing_is_kept_without_an_activation_or_a_gradient():
+    x, w = torch.randn(2, 3, 9, 9), torch.randn(8, 3, 3, 3, requires_grad=True)
+    assert kept_bytes(lambda: film_kernels.conv_film(x, w, activation="none"), [x, w])[0] == 0
+    with torch.no_grad():
+        assert kept_bytes(lambda: film_kernels.conv_film(x, w), [x, w])[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES[::5], ids=str)
+def test_same_bits_from_run_to_run_and_with_any_number_of_threads(case, dtype):
+    tensors = tensors_of(case, dtype)
+    grad = torch.randn(film_kernels.reference.conv_film(*tensors, *case.geometry).shape)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(case, tensors, grad, "cpu", dtype))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_tensors_past_2_to_the_31_elements():
+    """Batch offsets of input and output pass 2^31; the last sample must be as good as it is alone."""
+    n, c, size = 9, 1, 16000
+    x = torch.zeros(n, c, size, size, dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    x[-1, :, -40:, -40:] = torch.randn(c, 40, 40)
+    w, gamma, beta = torch.randn(1, c, 3, 3).bfloat16(), torch.randn(n, 1).bfloat16(), torch.randn(n, 1).bfloat16()
+    with torch.no_grad():
+        y = film_kernels.conv_film(x, w, None, gamma, beta, backend="cpu")
+        alone = film_kernels.conv_film(x[-1:, :, -40:, -40:], w, None, gamma[-1:], beta[-1:], backend="reference")
+    torch.testing.assert_close(y[-1:, :, -38:, -38:], alone)
+    assert (y[0] == beta[0]).all()

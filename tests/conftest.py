@@ -39,3 +39,12 @@ def backend(request):
 def _no_pin_from_outside(monkeypatch):
     if "FILM_KERNELS_BACKEND" in os.environ:
         monkeypatch.delenv("FILM_KERNELS_BACKEND")
+
+
+@pytest.fixture
+def one_thread():
+    """For thousands of calls too small to share out, where waiting for a second thread is most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -72,14 +72,20 @@ def test_same_bits_from_run_to_run_and_with_any_number_of_threads(case, dtype):
 
 @pytest.mark.slow
 def test_tensors_past_2_to_the_31_elements():
-    """Batch offsets of input and output pass 2^31; the last sample must be as good as it is alone."""
-    n, c, size = 9, 1, 16000
-    x = torch.zeros(n, c, size, size, dtype=torch.bfloat16)
+    """Offsets of input, output and gradient pass 2^31: the last corner must come out as it does alone. (16 GB)"""
+    n, size, corner = 9, 16000, 40
+    w, gamma, beta = (t.bfloat16() for t in (torch.randn(1, 1, 3, 3), torch.randn(n, 1), torch.randn(n, 1)))
+    x = torch.zeros(n, 1, size, size, dtype=torch.bfloat16)
     assert x.numel() > 2**31
-    x[-1, :, -40:, -40:] = torch.randn(c, 40, 40)
-    w, gamma, beta = torch.randn(1, c, 3, 3).bfloat16(), torch.randn(n, 1).bfloat16(), torch.randn(n, 1).bfloat16()
-    with torch.no_grad():
-        y = film_kernels.conv_film(x, w, None, gamma, beta, backend="cpu")
-        alone = film_kernels.conv_film(x[-1:, :, -40:, -40:], w, None, gamma[-1:], beta[-1:], backend="reference")
-    torch.testing.assert_close(y[-1:, :, -38:, -38:], alone)
+    x[-1, :, -corner:, -corner:] = torch.randn(1, corner, corner)
+    alone = x[-1:, :, -corner:, -corner:].clone().requires_grad_()
+    one = torch.ones((), dtype=torch.bfloat16)
+    expected = film_kernels.conv_film(alone, w, None, gamma[-1:], beta[-1:], backend="cpu")
+    expected.backward(one.expand_as(expected))
+
+    y = film_kernels.conv_film(x.requires_grad_(), w, None, gamma, beta, backend="cpu")
+    inner = corner - 2
+    assert torch.equal(y[-1:, :, -inner:, -inner:], expected)
     assert (y[0] == beta[0]).all()
+    y.backward(one.expand_as(y))
+    assert torch.equal(x.grad[-1:, :, -inner:, -inner:], alone.grad[:, :, 2:, 2:])

@@ -41,20 +41,29 @@ namespace {
 
 using torch::stable::Tensor;
 
-// Best first. FILM_KERNELS_CPU_ISA names one to use instead, for tests; one that the machine lacks is not taken.
+struct Candidate {
+  const Kernels& kernels;
+  bool supported;  // by this machine
+};
+
+// What the library carries, best first.
+const std::vector<Candidate>& candidates() {
+  static const std::vector<Candidate> all{
+#if defined(__x86_64__)
+      {avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+      {avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+      {baseline::kernels, true}};
+  return all;
+}
+
+// FILM_KERNELS_CPU_ISA names one to use instead of the best, for tests; one that the machine lacks is not taken.
 const Kernels& choose_kernels() {
   const char* wanted = std::getenv("FILM_KERNELS_CPU_ISA");
-  const auto allowed = [&](const Kernels& kernels, bool supported) {
-    return supported && (wanted == nullptr || *wanted == '\0' || std::strcmp(wanted, kernels.name) == 0);
-  };
-#if defined(__x86_64__)
-  if (allowed(avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
-    return avx512::kernels;
-  if (allowed(avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return avx2::kernels;
-#else
-  (void)allowed;
-#endif
+  for (const Candidate& c : candidates())
+    if (c.supported && (wanted == nullptr || *wanted == '\0' || std::strcmp(wanted, c.kernels.name) == 0))
+      return c.kernels;
   return baseline::kernels;
 }
 
@@ -204,7 +213,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
   return {grad_weight, grad_bias, grad_gamma, grad_beta};
 }
 
-std::string instruction_set() { return kernels().name; }
+// "avx512 of avx512, avx2, baseline": the one in use, and all that were built.
+std::string instruction_sets() {
+  std::string text = kernels().name;
+  const char* separator = " of ";
+  for (const Candidate& c : candidates()) text += separator + std::string(c.kernels.name), separator = ", ";
+  return text;
+}
 
 }  // namespace
 }  // namespace film
@@ -220,7 +235,7 @@ STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
       "grad_weight(Tensor grad, Tensor bits, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
       "bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, int[] geometry, "
       "float lower_slope, float gamma_offset) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("instruction_set() -> str");
+  m.def("instruction_sets() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
@@ -230,5 +245,5 @@ STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CompositeExplicitAutograd, m) {
-  m.impl("instruction_set", TORCH_BOX(&film::instruction_set));
+  m.impl("instruction_sets", TORCH_BOX(&film::instruction_sets));
 }

@@ -12,7 +12,7 @@ from . import __version__, _library, available_backends
 def main() -> None:
     print(f"film_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     reason = _library.load("_cpu")
-    built = f"built; uses {torch.ops.film_kernels_cpu.instruction_set()} here" if reason is None else reason
+    built = f"built; uses {torch.ops.film_kernels_cpu.instruction_sets()}" if reason is None else reason
     print(f"compiled for the CPU ({platform.machine()}): {built}\n")
     rows = [("backend", "available"), *((name, why or "yes") for name, why in available_backends().items())]
     width = max(len(name) for name, _ in rows)

@@ -52,32 +52,30 @@ inline Taps grad_input_taps(const Axis& axis, int64_t residue) {
 }
 
 // Patches are packed row by row in chunks of kChunk products with a pitch known to the compiler; the 64 bytes between
-// rows keep them from falling into the same cache sets, and take what a vector copy writes past the end.
-constexpr int64_t kChunk = 256;
+// rows keep them from falling into the same cache sets, and take what a vector copy writes past the end. A chunk is
+// also the chain of additions in the registers: chains are then added to each other, since one chain of all R would
+// lose digits that the library's blocked sums keep.
+constexpr int64_t kChunk = 64;
 template <class A>
 constexpr int64_t kPitch = kChunk + 64 / sizeof(A);
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Products summed in one chain of additions. Chains are then added to each other: one chain of all R would lose digits
-// that the library's blocked sums keep.
-constexpr int64_t kChain = 64;
-
 // out[kTileRows][V * lanes] = patches[kTileRows][R] * weights[R][V * lanes]
 template <class A, int V>
 void multiply_tile(int64_t R, const A* __restrict patches, const A* __restrict weights, A* __restrict out) {
   constexpr int L = kLanes<A>;
-  for (int64_t begin = 0; begin == 0 || begin < R; begin += kChain) {
+  for (int64_t begin = 0; begin == 0 || begin < R; begin += kChunk, patches += kTileRows * kPitch<A>) {
     Vector<A> sum[kTileRows][V] = {};
     const A* row = patches + begin / kChunk * (kTileRows * kPitch<A>)+begin % kChunk;
-    const int64_t count = std::min(kChain, R - begin);
+    const int64_t count = std::min(kChunk, R - begin);
     for (int64_t r = 0; r < count; ++r, weights += V * L) {
       Vector<A> w[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) w[v] = load(weights + v * L);
 #pragma GCC unroll 16
       for (int m = 0; m < kTileRows; ++m) {
-        const A x = row[m * kPitch<A> + r];
+        const A x = patches[m * kPitch<A> + r];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
       }

@@ -70,9 +70,9 @@ class Cpu(Backend):
         # lanes are output channels of one group, so narrow groups leave most of them idle; ...
         if problem.groups > 1 and problem.out_channels // problem.groups < 8:
             return True
-        # ... and where the machine multiplies bfloat16 pairs, the library is more than twice as fast on wide sums.
+        # ... and where the machine multiplies bfloat16 pairs, the library is about twice as fast on wide sums.
         products = math.prod(problem.weight_shape[1:])
-        return problem.dtype == torch.bfloat16 and products >= 1024 and _multiplies_bfloat16()
+        return problem.dtype == torch.bfloat16 and products >= 256 and _multiplies_bfloat16()
 
     def kept_like(self, problem: Problem) -> Tensor:
         """The bits of all channels of a position, in whole bytes: (N * positions, ceil(K / 8)); none without an

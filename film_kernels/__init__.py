@@ -2,6 +2,7 @@
 
 from . import reference
 from .backends import available_backends, use_backend
+from .backends.triton.autotune import autotune
 from .functional import conv_film, film
 from .modules import FiLM, FiLMGenerator, FusedFiLM
 
@@ -10,6 +11,7 @@ __all__ = [
     "FiLM",
     "FiLMGenerator",
     "FusedFiLM",
+    "autotune",
     "available_backends",
     "conv_film",
     "film",

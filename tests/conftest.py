@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import film_kernels
-
-EXPECTED = ("cpu", "vendor", "reference")  # must be available wherever the tests run
+from cases import EXPECTED
 
 
 def pytest_configure(config):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
-from cases import CASES, GEOMETRIES, Case, assert_as_good_as_plain, run, tensors_of
-from conftest import EXPECTED
 from hypothesis import given, settings
 
 import film_kernels
+from cases import CASES, EXPECTED, GEOMETRIES, Case, assert_as_good_as_plain, run, tensors_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

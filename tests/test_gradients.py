@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, Case, incoming_gradient, pre_activation, problem_of, run, tensors_of
 
 import film_kernels
+from cases import CASES, Case, incoming_gradient, pre_activation, problem_of, run, tensors_of
 from film_kernels import reference
 
 

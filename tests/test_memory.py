@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, run, tensors_of
 
 import film_kernels
+from cases import CASES, run, tensors_of
 
 
 def kept_bytes(call, known):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case, tensors_of
 
 import film_kernels
+from cases import Case, tensors_of
 from film_kernels import ops
 
 CASE = Case("operator", (2, 4, 7, 8), (9, 4, 3, 3), padding=1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Case, run, tensors_of
 
 import film_kernels
+from cases import Case, run, tensors_of
 
 PLACES = ("input", "weight", "bias", "gamma", "beta")
 

@@ -12,9 +12,10 @@ from ..problem import Problem
 from .base import Backend
 from .cpu import Cpu
 from .plain import Plain
+from .triton import Triton
 from .vendor import Vendor
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Vendor(), Plain())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Triton(), Vendor(), Plain())}
 
 
 class _Used(threading.local):

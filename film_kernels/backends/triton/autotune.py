@@ -1,0 +1,201 @@
+"""Which entry serves a Problem: the rule's, or within `autotune()` the fastest of all, timed once and remembered.
+
+Nothing here waits for the GPU unless it is timing, and nothing needs triton before a kernel runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+
+from ...problem import Problem
+from . import store
+from .launch import precision
+from .tuning import Entry, entries
+
+T = TypeVar("T")
+_REPEATS = 11  # of which the median counts
+_WARM_UP = 3
+
+# (Problem, precision) -> {"forward": {"entry": [...], "ms": ...}, ..., "vendor": {"forward": ms, ...}}
+_records: dict[tuple[Problem, str], dict] = {}
+_chosen: dict[tuple[Problem, str, str], tuple[Entry, ...]] = {}  # entries in the order in which they are tried
+
+
+class _State(threading.local):
+    timing = False
+    pinned: Mapping[str, Entry] = {}
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def autotune() -> Iterator[None]:
+    """Within the block the first call of every Problem times the candidates, the library's convolution among them.
+
+    The fastest serves this Problem from then on, in this process and in later ones: measurements are kept on disk per
+    GPU, package version and Problem, in `store.path()`. Timing waits for the GPU; a call that is being captured in a
+    CUDA graph is not timed.
+    """
+    from .. import remembered_choice
+
+    before, _state.timing = _state.timing, True
+    remembered_choice.cache_clear()  # a choice may be another one inside
+    try:
+        yield
+    finally:
+        _state.timing = before
+        remembered_choice.cache_clear()
+
+
+@contextlib.contextmanager
+def pinned(entry_of: Mapping[str, Entry]) -> Iterator[None]:
+    """Within the block the kernels named in `entry_of` use that entry, whatever the rule and the measurements say."""
+    before, _state.pinned = _state.pinned, entry_of
+    try:
+        yield
+    finally:
+        _state.pinned = before
+
+
+def run(problem: Problem, kernel: str, start: Callable[[Entry], T]) -> T:
+    """`start` with the entry for `kernel`; an entry that the GPU has no room for gives way to the next."""
+    if kernel in _state.pinned:
+        return start(_state.pinned[kernel])
+    how = precision(problem)
+    if is_timing(problem) and kernel not in _record(problem, how):
+        _time_entries(problem, how, kernel, start)
+    key = (problem, how, kernel)
+    candidates = _chosen.get(key)
+    if candidates is None:
+        candidates = _chosen[key] = _ordered(problem, how, kernel)
+    for entry in candidates[:-1]:
+        try:
+            return start(entry)
+        except _no_room():
+            _chosen[key] = tuple(e for e in _chosen[key] if e != entry)
+    return start(candidates[-1])
+
+
+def is_timing(problem: Problem) -> bool:
+    """Whether calls of `problem` are to be timed now."""
+    if not _state.timing:
+        return False
+    return problem.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def compare(problem: Problem, part: str, ours: Callable[[], object], vendor: Callable[[], object]) -> None:
+    """Time `part` ("forward" or "backward") of a whole call, ours against the library's, once."""
+    how = precision(problem)
+    record = _record(problem, how)
+    if part not in record.get("whole", {}):
+        times = {"ours": _milliseconds(problem, ours), "vendor": _milliseconds(problem, vendor)}
+        _remember(problem, how, {**record, "whole": {**record.get("whole", {}), part: times}})
+
+
+def is_measured_to_be_faster(problem: Problem) -> bool:
+    """Whether `problem` was timed against the library's convolution, forward at least, and these kernels won."""
+    try:
+        whole = _record(problem, precision(problem)).get("whole", {})
+        return "forward" in whole and sum(t["ours"] for t in whole.values()) <= sum(t["vendor"] for t in whole.values())
+    except (AttributeError, KeyError, TypeError):  # a record that someone edited
+        return False
+
+
+def forget() -> None:
+    """Forget what was measured or read in this process; what is on disk stays, and is read again."""
+    _records.clear()
+    _chosen.clear()
+    _on_disk.cache_clear()
+
+
+def _no_room() -> type[Exception]:
+    """What triton raises where a tile needs more shared memory or registers than the GPU has."""
+    from triton.runtime.errors import OutOfResources
+
+    return OutOfResources
+
+
+def _time_entries(problem: Problem, how: str, kernel: str, start: Callable[[Entry], object]) -> None:
+    timed: list[tuple[float, Entry]] = []
+    for entry in entries(problem, kernel):
+        with contextlib.suppress(_no_room()):
+            timed.append((_milliseconds(problem, functools.partial(start, entry)), entry))
+    if timed:
+        ms, best = min(timed, key=lambda pair: pair[0])
+        _remember(problem, how, {**_record(problem, how), kernel: {"entry": list(best), "ms": ms}})
+
+
+def _milliseconds(problem: Problem, call: Callable[[], object]) -> float:
+    """The median time of `call`, on the GPU's own clock."""
+    for _ in range(_WARM_UP):
+        call()
+    if problem.device.type == "cpu":
+        times = []
+        for _ in range(_REPEATS):
+            begin = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begin) * 1e3)
+        return statistics.median(times)
+    module = torch.get_device_module(problem.device)
+    with module.device(problem.device):
+        marks = [module.Event(enable_timing=True) for _ in range(_REPEATS + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            call()
+            mark.record()
+        module.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
+
+
+def _ordered(problem: Problem, how: str, kernel: str) -> tuple[Entry, ...]:
+    """The candidates, with the one that was measured to be fastest, if it is still one of them, in front."""
+    candidates = entries(problem, kernel)
+    measured = _record(problem, how).get(kernel)
+    best = measured.get("entry") if isinstance(measured, dict) else None
+    return tuple(sorted(candidates, key=lambda entry: list(entry) != best))
+
+
+def _record(problem: Problem, how: str) -> dict:
+    key = (problem, how)
+    record = _records.get(key)
+    if record is None:
+        record = _records[key] = _on_disk(store.path()).get(_name(problem, how), {})
+    return record
+
+
+@functools.lru_cache(maxsize=4)
+def _on_disk(file) -> dict[str, dict]:
+    return store.load(file) or {}
+
+
+def _remember(problem: Problem, how: str, record: dict) -> None:
+    from .. import remembered_choice
+
+    _records[problem, how] = record
+    _chosen.clear()
+    remembered_choice.cache_clear()
+    store.save(store.path(), _name(problem, how), record)
+
+
+@functools.lru_cache(maxsize=4096)
+def _name(problem: Problem, how: str) -> str:
+    """GPU, package version, Problem and precision, as text."""
+    import triton
+
+    from ... import __version__
+
+    device = problem.device
+    name = "cpu" if device.type == "cpu" else torch.get_device_module(device).get_device_name(device)
+    sizes = problem._replace(device=device.type)
+    values = " ".join(f"{field}={value}" for field, value in zip(sizes._fields, sizes, strict=True))
+    return f"{name} | film_kernels {__version__} | triton {triton.__version__} | {how} | {values}"

@@ -1,0 +1,131 @@
+"""Entries (tile sizes, warps, stages), and the rule that orders them for a Problem from its sizes alone."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from ...problem import Problem
+from .launch import Sizes, cdiv, gpu, next_power_of_2, position_blocks, precision, sizes_of
+
+KERNELS = ("forward", "grad_input", "grad_weight")
+_PROGRAMS = 256  # a rule's tile is small enough for so many programs, where one is
+
+
+class Entry(NamedTuple):
+    """How a kernel is cut: tile sizes in the kernel's own terms, and how it is compiled.
+
+    `positions`, `channels` and `products` are the output positions, output channels and summed products of a tile;
+    for grad_input the input positions, input channels and summed output channels; grad_weight sums over `positions`.
+    `flat` numbers products through the kernel taps, for inputs of few channels.
+    """
+
+    name: str
+    positions: int
+    channels: int
+    products: int
+    num_warps: int
+    num_stages: int
+    flat: bool = False
+
+    @property
+    def launch(self) -> tuple[int, int]:
+        """(num_warps, num_stages)."""
+        return self.num_warps, self.num_stages
+
+
+# (name, positions, channels, products, num_stages), the largest tile first; `_fit` cuts them down to the Problem.
+_CONVOLVE = (
+    ("wide", 128, 128, 64, 3),
+    ("middle", 128, 64, 64, 3),
+    ("small", 64, 64, 64, 3),
+    ("tiny", 32, 64, 32, 3),
+)
+_CONVOLVE_FLAT = (
+    ("few", 128, 128, 32, 2),
+    ("few_small", 64, 64, 32, 2),
+)
+_SUM_POSITIONS = (
+    ("wide", 64, 128, 64, 3),
+    ("small", 64, 64, 64, 3),
+)
+_SUM_POSITIONS_FLAT = (
+    ("few", 64, 64, 32, 2),
+    ("few_small", 32, 64, 32, 2),
+)
+_FEW_CHANNELS = 16  # below, a tile of one kernel tap would be mostly empty
+
+
+def entries(problem: Problem, kernel: str) -> tuple[Entry, ...]:
+    """What may serve `problem` in `kernel`, one of KERNELS; the rule's own choice comes first."""
+    return _entries(problem, kernel, precision(problem), gpu(problem.device))
+
+
+@functools.lru_cache(maxsize=4096)
+def _entries(problem: Problem, kernel: str, how: str, on: str) -> tuple[Entry, ...]:
+    sizes = sizes_of(problem)
+    flat = sizes.C < _FEW_CHANNELS and kernel != "grad_input"
+    if kernel == "grad_weight":
+        table = _SUM_POSITIONS_FLAT if flat else _SUM_POSITIONS
+    else:
+        table = _CONVOLVE_FLAT if flat else _CONVOLVE
+    fitted: list[Entry] = []
+    for row in table:
+        entry = _fit(*row, flat, sizes, kernel, problem.dtype == torch.float32, how == "ieee", on)
+        if all(entry[1:] != other[1:] for other in fitted):
+            fitted.append(entry)
+    first = next((entry for entry in fitted if _programs(entry, sizes, kernel) >= _PROGRAMS), fitted[-1])
+    return (first, *(entry for entry in fitted if entry != first))
+
+
+def _fit(
+    name: str, positions: int, channels: int, products: int, num_stages: int, flat: bool,
+    sizes: Sizes, kernel: str, is_float32: bool, ieee: bool, on: str,
+) -> Entry:  # fmt: skip
+    """The entry with no axis much longer than the Problem's, within registers (no kernel may spill: see report.py)
+    and shared memory."""
+    sums = kernel == "grad_weight"  # which has two tiles of sums
+    fma = is_float32 and ieee and on != "cdna"  # no tensor cores for these
+    if is_float32:
+        positions, products = (min(positions, 32), products) if sums else (positions, min(products, 32))
+        if ieee:
+            positions, channels, products = min(positions, 64), min(channels, 64), min(products, 16 if fma else 32)
+    if fma:
+        num_stages = 2
+        # Blackwell's matrix unit takes 64 rows or more, and Triton gives it float32 products as tf32, asked for exact
+        # ones, where an operand was worked out with smaller types, as u is with the bits.
+        if kernel == "grad_input":
+            positions = 32
+        if sums:
+            channels = min(channels, 32)
+    if kernel == "forward" and is_float32 and not position_blocks(sizes.N, sizes.out_positions, positions)[0]:
+        channels = min(channels, 64)  # gamma and beta are tiles too
+    if on == "rdna":
+        channels, products = min(channels, 64), min(products, 32)
+    if on in ("cdna", "rdna"):
+        positions, num_stages = min(positions, 32 if sums else 128), min(num_stages, 2)
+    width = sizes.C if kernel == "grad_input" else sizes.K
+    depth = sizes.K if kernel == "grad_input" else sizes.products if flat else sizes.C
+    channels = min(channels, max(16, next_power_of_2(width)))
+    products = min(products, max(16, next_power_of_2(depth)))
+
+    tile = channels * (products if sums else positions)
+    large = sizes.N * max(sizes.C * sizes.H * sizes.W, sizes.K * sizes.out_positions) >= 2**31  # 64-bit offsets
+    if fma:
+        most = 512 if sums else 2048
+    elif sums:
+        most = 1024 if flat else 4096
+    else:
+        most = 8192 if on == "nvidia" and not (is_float32 or flat or large) else 4096
+    return Entry(name, positions, channels, products, 8 if tile > most else 4, num_stages, flat)
+
+
+def _programs(entry: Entry, sizes: Sizes, kernel: str) -> int:
+    if kernel == "grad_weight":  # positions can be split as well
+        tiles = cdiv(sizes.K, entry.channels) * cdiv(sizes.products, entry.products)
+        return tiles * sizes.N * cdiv(sizes.out_positions, entry.positions)
+    if kernel == "grad_input":
+        return cdiv(sizes.N * sizes.H * sizes.W, entry.positions) * cdiv(sizes.C, entry.channels)
+    return cdiv(sizes.N * sizes.out_positions, entry.positions) * cdiv(sizes.K, entry.channels)

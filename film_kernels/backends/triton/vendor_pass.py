@@ -1,0 +1,216 @@
+"""Around the library's convolution on a GPU: one pass over its result forward, and one over the gradient backward.
+
+forward     y = FiLM(act(z)), z = raw + b                          raw = conv(x, W), without the bias
+backward    dz = gamma * u,  db = sum dz,  dbeta = sum g (post) or sum u (pre),
+            dgamma = sum g * act(z) (post) or sum u * z (pre)      u = g * act'(v)
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...problem import Problem
+from . import launch as host
+from .finish import finish
+from .tiles import index, lower_branch
+
+_CHUNKS = 512  # programs aimed at where there are few samples and channels
+
+
+@triton.jit
+def on_branch(value, v, lower_slope, ACTIVATION: tl.constexpr):
+    """value * act'(v), which is act(v) for the value v; !(v <= 0) keeps NaN on the upper branch."""
+    if ACTIVATION != "none":
+        value = tl.where(v <= 0.0, lower_branch(value, lower_slope, ACTIVATION), value)
+    return value
+
+
+@triton.jit
+def channel_values(factor, offset, k_valid, default, ROW: tl.constexpr):
+    """bias, gamma or beta of a tile's channels in float32, or `default` where there is none."""
+    values = tl.full(k_valid.shape, 0.0, tl.float32) + default
+    if factor is not None:
+        values = tl.load(factor + offset, mask=k_valid, other=0.0).to(tl.float32)
+    return tl.expand_dims(values, 1 - ROW)
+
+
+@triton.jit(do_not_specialize=["chunks", "chunk_blocks"])
+def finish_forward_kernel(
+    raw, bias, gamma, beta, y,
+    K, P, chunks, chunk_blocks, y_sn, y_sk, y_sp, gamma_sn, gamma_sk, beta_sn, beta_sk, bias_sk,
+    lower_slope, gamma_offset,
+    ACTIVATION: tl.constexpr, POST: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    ROW: tl.constexpr = 1 if LAST else 0
+    pid = tl.program_id(0)
+    k_blocks = tl.cdiv(K, BLOCK_K)
+    unit = pid // k_blocks
+    k = index(pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K), WIDE)
+    k_valid = k < K
+    n = index(unit // chunks, WIDE)
+    bias_row = channel_values(bias, k * bias_sk, k_valid, 0.0, ROW)
+    scale = channel_values(gamma, n * gamma_sn + k * gamma_sk, k_valid, 1.0, ROW) + gamma_offset
+    shift = channel_values(beta, n * beta_sn + k * beta_sk, k_valid, 0.0, ROW)
+
+    for block in range(0, chunk_blocks):
+        q = index(((unit % chunks) * chunk_blocks + block) * BLOCK_P + tl.arange(0, BLOCK_P), WIDE)
+        offset = n * y_sn + tl.expand_dims(q * y_sp, ROW) + tl.expand_dims(k * y_sk, 1 - ROW)
+        mask = tl.expand_dims(q < P, ROW) & tl.expand_dims(k_valid, 1 - ROW)
+        z = tl.load(raw + offset, mask=mask, other=0.0).to(tl.float32) + bias_row
+        if POST:
+            value = scale * on_branch(z, z, lower_slope, ACTIVATION) + shift
+        else:
+            v = scale * z + shift
+            value = on_branch(v, v, lower_slope, ACTIVATION)
+        tl.store(y + offset, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["chunks", "chunk_blocks"])
+def start_backward_kernel(
+    g, raw, bias, gamma, beta, dz, partial_gamma, sums_u, sums_g,
+    K, P, OW, chunks, chunk_blocks, g_sn, g_sc, g_sh, g_sw, y_sn, y_sk, y_sp,
+    gamma_sn, gamma_sk, beta_sn, beta_sk, bias_sk,
+    lower_slope, gamma_offset,
+    ACTIVATION: tl.constexpr, POST: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    ROW: tl.constexpr = 1 if LAST else 0
+    P_AXIS: tl.constexpr = 0 if LAST else 1
+    pid = tl.program_id(0)
+    k_blocks = tl.cdiv(K, BLOCK_K)
+    unit = pid // k_blocks
+    k = index(pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K), WIDE)
+    k_valid = k < K
+    n = index(unit // chunks, WIDE)
+    bias_row = channel_values(bias, k * bias_sk, k_valid, 0.0, ROW)
+    scale = channel_values(gamma, n * gamma_sn + k * gamma_sk, k_valid, 1.0, ROW) + gamma_offset
+    shift = channel_values(beta, n * beta_sn + k * beta_sk, k_valid, 0.0, ROW)
+    products = tl.zeros((BLOCK_P, BLOCK_K) if LAST else (BLOCK_K, BLOCK_P), tl.float32)
+    sum_u = products
+    sum_g = products
+
+    for block in range(0, chunk_blocks):
+        q = ((unit % chunks) * chunk_blocks + block) * BLOCK_P + tl.arange(0, BLOCK_P)
+        mask = tl.expand_dims(q < P, ROW) & tl.expand_dims(k_valid, 1 - ROW)
+        oh = index(q // OW, WIDE)
+        ow = index(q % OW, WIDE)
+        g_offset = n * g_sn + tl.expand_dims(oh * g_sh + ow * g_sw, ROW) + tl.expand_dims(k * g_sc, 1 - ROW)
+        g_tile = tl.load(g + g_offset, mask=mask, other=0.0).to(tl.float32)
+        offset = n * y_sn + tl.expand_dims(index(q, WIDE) * y_sp, ROW) + tl.expand_dims(k * y_sk, 1 - ROW)
+        z = tl.load(raw + offset, mask=mask, other=0.0).to(tl.float32) + bias_row
+        v = z if POST else scale * z + shift
+        u = on_branch(g_tile, v, lower_slope, ACTIVATION)
+        if dz is not None:
+            tl.store(dz + offset, (scale * u).to(dz.dtype.element_ty), mask=mask)
+        product = g_tile * on_branch(z, z, lower_slope, ACTIVATION) if POST else u * z
+        products += tl.where(mask, product, 0.0)
+        sum_u += u
+        sum_g += g_tile
+
+    out = index(unit, WIDE) * K + k
+    if partial_gamma is not None:
+        tl.store(partial_gamma + out, tl.sum(products, axis=P_AXIS), mask=k_valid)
+    if sums_u is not None:
+        tl.store(sums_u + out, tl.sum(sum_u, axis=P_AXIS), mask=k_valid)
+    if sums_g is not None:
+        tl.store(sums_g + out, tl.sum(sum_g, axis=P_AXIS), mask=k_valid)
+
+
+def finish_forward(
+    problem: Problem, raw: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, out: Tensor
+) -> Tensor:
+    """y into `out`, which may be `raw`: both (N, K, *out), dense in the problem's memory format; returns `out`."""
+    if raw.numel() == 0:
+        return out
+    sizes, blocks = host.sizes_of(problem), _blocks(problem)
+    arguments = {
+        "raw": raw, "bias": bias, "gamma": gamma, "beta": beta, "y": out,
+        **_common(problem, raw, bias, gamma, beta, blocks),
+    }  # fmt: skip
+    programs = sizes.N * blocks["chunks"] * host.cdiv(sizes.K, blocks["BLOCK_K"])
+    host.launch(finish_forward_kernel, programs, arguments, problem.device, 4, 2)
+    return out
+
+
+def start_backward(
+    problem: Problem,
+    grad: Tensor,
+    raw: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(dz, db, dgamma, dbeta), None where `wanted` says so; `grad` of any strides, dz as `raw`.
+
+    dz is what the library's convolution_backward takes, for the gradients of input and weight.
+    """
+    sizes, blocks = host.sizes_of(problem), _blocks(problem)
+    want_dz, want_bias, want_gamma, want_beta = wanted
+    post = problem.film_position == "post"
+    n_k = (sizes.N, sizes.K)
+    dz = torch.empty_like(raw) if want_dz else None
+    grad_bias = grad.new_empty(sizes.K) if want_bias else None
+    grad_gamma, grad_beta = (grad.new_empty(n_k) if asked else None for asked in (want_gamma, want_beta))
+    if raw.numel() == 0:
+        return tuple(t if t is None else t.zero_() for t in (dz, grad_bias, grad_gamma, grad_beta))
+
+    def partial(asked: bool) -> Tensor | None:
+        shape = (sizes.N, blocks["chunks"], sizes.K)
+        return torch.empty(shape, dtype=torch.float32, device=problem.device) if asked else None
+
+    partial_gamma, sums_u = partial(want_gamma), partial(want_bias or (want_beta and not post))
+    sums_g = partial(want_beta and post)
+    (layout,) = host.layouts(grad)
+    arguments = {
+        "g": grad, "raw": raw, "bias": bias, "gamma": gamma, "beta": beta, "dz": dz,
+        "partial_gamma": partial_gamma, "sums_u": sums_u, "sums_g": sums_g, "OW": sizes.OW,
+        **_common(problem, raw, bias, gamma, beta, blocks), **host.strides_of(g=layout),
+    }  # fmt: skip
+    arguments["WIDE"] = arguments["WIDE"] or host.needs_64_bits(layout)
+    programs = sizes.N * blocks["chunks"] * host.cdiv(sizes.K, blocks["BLOCK_K"])
+    host.launch(start_backward_kernel, programs, arguments, problem.device, 4, 2)
+    if any(wanted[1:]):
+        partials = (None, partial_gamma, sums_u, sums_g)
+        finish(problem, partials, bias, gamma, (None, grad_bias, grad_gamma, grad_beta), from_products=False)
+    return dz, grad_bias, grad_gamma, grad_beta
+
+
+def _blocks(problem: Problem) -> dict[str, int]:
+    """Tiles of about 2048 elements, long in the fastest dimension, and how the blocks of a sample are shared out."""
+    sizes = host.sizes_of(problem)
+    if problem.channels_last:
+        block_k = min(128, max(16, host.next_power_of_2(sizes.K)))
+        block_p = 2048 // block_k
+    else:
+        block_p = min(512, max(16, host.next_power_of_2(sizes.out_positions)))
+        block_k = max(1, min(2048 // block_p, host.next_power_of_2(sizes.K)))
+    blocks = host.cdiv(sizes.out_positions, block_p)
+    rows = max(1, sizes.N * host.cdiv(sizes.K, block_k))
+    chunks = min(blocks, host.cdiv(_CHUNKS, rows))
+    chunk_blocks = host.cdiv(blocks, max(chunks, 1))
+    chunks = host.cdiv(blocks, max(chunk_blocks, 1))
+    return {"chunks": chunks, "chunk_blocks": chunk_blocks, "BLOCK_P": block_p, "BLOCK_K": block_k}
+
+
+def _common(
+    problem: Problem,
+    raw: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    blocks: dict[str, int],
+) -> dict[str, object]:
+    """The arguments that both kernels take."""
+    sizes, layouts = host.sizes_of(problem), host.layouts(raw, bias, gamma, beta)
+    return {
+        "K": sizes.K, "P": sizes.out_positions, **blocks,
+        **host.dense_strides("y", sizes.K, sizes.out_positions, problem.channels_last),
+        **host.strides_of(bias=layouts[1], gamma=layouts[2], beta=layouts[3]),
+        **host.options(problem), "POST": problem.film_position == "post", "LAST": problem.channels_last,
+        "WIDE": host.needs_64_bits(*layouts),
+    }  # fmt: skip

@@ -1,0 +1,71 @@
+"""Every kernel compiled ahead of time, for GPUs that are not here: it fits, does not spill, and uses matrix units."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton.backends.nvidia.compiler")
+pytest.importorskip("triton.backends.amd.compiler")
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "gfx1100")
+MATRIX = {
+    "sm_80": ("mma.sync",),
+    "sm_90": ("wgmma.mma_async", "mma.sync"),
+    "sm_100": ("tcgen05.mma", "mma.sync"),
+    "gfx942": ("v_mfma",),
+    "gfx1100": ("v_wmma",),
+}
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 65536, "gfx1100": 65536}
+CONVOLUTIONS = ("forward_kernel", "grad_input_kernel", "grad_weight_kernel")
+OTHERS = ("finish_kernel", "finish_forward_kernel", "start_backward_kernel")
+
+
+def report(*options: str) -> list[dict]:
+    """The report's rows, from a process in which kernels are compiled and not interpreted."""
+    command = [sys.executable, "-m", "film_kernels.backends.triton.report", "--json", *options]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(rows: list[dict]) -> None:
+    """Nothing spills, shared memory fits, and convolutions use matrix units, which exact float32 has on CDNA only."""
+    for row in rows:
+        assert row["spills"] == 0 and row["shared"] <= SHARED[row["target"]], row
+        exact = row["dtype"] == "float32" or (row["dtype"] == "tf32" and not row["target"].startswith("sm"))
+        claimed = row["kernel"] in CONVOLUTIONS and (not exact or row["target"] == "gfx942")
+        assert (row["instruction"] in MATRIX[row["target"]]) == claimed, row
+
+
+def test_the_rules_own_entries():
+    rows = report("--default", "--case", "few_channels", "strided", "--dtype", "float16")
+    check(rows)
+    assert {(row["kernel"], row["target"]) for row in rows} == {(k, t) for k in CONVOLUTIONS + OTHERS for t in TARGETS}
+
+
+def test_large_tiles_use_the_newest_matrix_units():
+    rows = report("--default", "--case", "wide", "--dtype", "bfloat16", "--target", "sm_90", "sm_100")
+    check(rows)
+    found = {(row["target"], row["instruction"]) for row in rows if row["kernel"] in CONVOLUTIONS}
+    assert found == {("sm_90", "wgmma.mma_async"), ("sm_100", "tcgen05.mma")}
+
+
+def test_exact_float32_stays_exact_on_blackwell():
+    """Triton has given products to the matrix unit as tf32 that were asked for exact."""
+    rows = report("--dtype", "float32", "--case", "wide", "few_channels", "--target", "sm_100")
+    check(rows)
+    assert {row["kernel"] for row in rows} >= set(CONVOLUTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32", "float32"])
+def test_every_entry(dtype):
+    rows = report("--dtype", dtype)
+    check(rows)
+    assert {(row["kernel"], row["target"]) for row in rows} == {(k, t) for k in CONVOLUTIONS + OTHERS for t in TARGETS}

@@ -1,0 +1,170 @@
+"""The rule that orders entries, and the file that `autotune` writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cases import Case, problem_of, tensors_of
+from film_kernels.backends.triton import Triton, autotune, store, tuning
+
+CASE = Case("tuned", (1, 3, 4, 5), (8, 3, 2, 2))
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "cache" / "triton.json"
+    monkeypatch.setenv("FILM_KERNELS_TUNING", str(path))
+    monkeypatch.setattr(autotune, "_REPEATS", 1)
+    monkeypatch.setattr(autotune, "_WARM_UP", 0)
+    autotune.forget()
+    yield path
+    autotune.forget()
+
+
+def gpu_problem(input, weight, dtype=torch.float16):
+    tensors = tensors_of(Case("gpu", input, weight, padding=weight[2] // 2), torch.float32)
+    problem = problem_of(Case("gpu", input, weight, padding=weight[2] // 2), tensors)
+    return problem._replace(device=torch.device("cuda"), dtype=dtype)
+
+
+def entries_on(gpu, problem, kernel):
+    from film_kernels.backends.triton import launch
+
+    with launch.recording(gpu):
+        return tuning.entries(problem, kernel)
+
+
+def test_the_rule_needs_no_device_and_follows_the_class_of_the_problem():
+    few = gpu_problem((4, 3, 64, 64), (64, 3, 3, 3))
+    wide = gpu_problem((4, 64, 56, 56), (128, 64, 3, 3))
+    small = gpu_problem((1, 64, 4, 4), (64, 64, 3, 3))
+    assert entries_on("nvidia", few, "forward")[0].flat and entries_on("nvidia", few, "grad_weight")[0].flat
+    assert not entries_on("nvidia", few, "grad_input")[0].flat
+    assert entries_on("nvidia", few, "forward")[0].products == 32  # 27 products in one step
+    assert entries_on("nvidia", few, "forward")[0].channels == 64  # all channels in one tile: the input is read once
+    first, tiny = (entries_on("nvidia", problem, "forward")[0] for problem in (wide, small))
+    assert first.positions > tiny.positions
+    for gpu in ("nvidia", "cdna", "rdna", "intel"):
+        for problem in (few, wide, small):
+            for kernel in tuning.KERNELS:
+                found = entries_on(gpu, problem, kernel)
+                assert len({entry[1:] for entry in found}) == len(found)
+                assert all(size & (size - 1) == 0 and size >= 16 for entry in found for size in entry[1:4])
+
+
+def run_backward(problem, tensors, backend):
+    y, kept = backend.forward(problem, *tensors, True)
+    return y, backend.backward(problem, torch.ones_like(y), kept, *tensors, (True,) * 5)
+
+
+def test_autotune_times_once_remembers_and_reads_again(file, monkeypatch):
+    tensors = tensors_of(CASE, torch.float32)
+    problem = problem_of(CASE, tensors)
+    backend = Triton()
+    run_backward(problem, tensors, backend)
+    assert not file.exists()  # nothing is timed by itself
+    with autotune.autotune():
+        tuned = run_backward(problem, tensors, backend)
+    (record,) = json.loads(file.read_text())["records"].values()
+    assert set(record) == {*tuning.KERNELS, "whole"} and set(record["whole"]) == {"forward", "backward"}
+    written = file.read_bytes()
+    with autotune.autotune():
+        run_backward(problem, tensors, backend)
+    assert file.read_bytes() == written
+    assert [path.name for path in file.parent.iterdir()] == [file.name]  # no temporary file is left
+
+    content = json.loads(written)
+    (key,) = content["records"]
+    assert "film_kernels 0.1.0" in key and "float32" in key
+    slowest = tuning.entries(problem, "forward")[-1]
+    content["records"][key]["forward"]["entry"] = list(slowest)
+    file.write_text(json.dumps(content))
+    autotune.forget()
+    seen = []
+    autotune.run(problem, "forward", seen.append)
+    assert seen == [slowest]
+    for one, other in zip(tuned[1], run_backward(problem, tensors, backend)[1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_faster_one_serves(file):
+    problem = problem_of(CASE, tensors_of(CASE, torch.float32))
+    assert not autotune.is_measured_to_be_faster(problem)  # nothing was measured
+    for vendor, faster in ((0.5, False), (2.0, True)):
+        whole = {"forward": {"ours": 1.0, "vendor": vendor}}
+        store.save(file, autotune._name(problem, autotune.precision(problem)), {"whole": whole})
+        autotune.forget()
+        assert autotune.is_measured_to_be_faster(problem) == faster
+
+
+BROKEN_RECORDS = '{"format": "film_kernels triton measurements 1", "records": [1]}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"records": {}}', BROKEN_RECORDS, b"\xff"])
+def test_a_broken_or_foreign_file_is_ignored_with_a_warning_and_left_alone(file, content):
+    file.parent.mkdir()
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = file.read_bytes()
+    tensors = tensors_of(CASE, torch.float32)
+    problem = problem_of(CASE, tensors)
+    with pytest.warns(UserWarning, match="film_kernels ignores the tuning file"):
+        y, _ = Triton().forward(problem, *tensors, False)
+    with pytest.warns(UserWarning, match="film_kernels ignores the tuning file"):
+        assert not store.save(file, "key", {})
+    assert file.read_bytes() == before and y.isfinite().all()
+
+
+def test_a_record_that_makes_no_sense_is_not_used(file):
+    problem = problem_of(CASE, tensors_of(CASE, torch.float32))
+    name = autotune._name(problem, autotune.precision(problem))
+    store.save(file, name, {"forward": {"entry": ["large", 10**9]}, "grad_input": 3, "whole": [1]})
+    autotune.forget()
+    seen = []
+    for kernel in tuning.KERNELS:
+        autotune.run(problem, kernel, seen.append)
+    assert seen == [tuning.entries(problem, kernel)[0] for kernel in tuning.KERNELS]
+    assert not autotune.is_measured_to_be_faster(problem)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_a_warning(file):
+    file.parent.write_text("not a folder")
+    with pytest.warns(UserWarning, match="cannot"):
+        assert not store.save(file, "key", {})
+
+
+def test_an_entry_without_room_gives_way_to_the_next(file):
+    from triton.runtime.errors import OutOfResources
+
+    wide = Case("wide", (1, 40, 4, 5), (70, 40, 1, 1))
+    problem = problem_of(wide, tensors_of(wide, torch.float32))
+    tried = []
+
+    def start(entry):
+        tried.append(entry)
+        if len(tried) == 1:
+            raise OutOfResources(300_000, 200_000, "shared memory")
+        return entry
+
+    first, second = tuning.entries(problem, "forward")[:2]
+    assert autotune.run(problem, "forward", start) == second and tried == [first, second]
+    assert autotune.run(problem, "forward", start) == second and tried == [first, second, second]
+
+
+def test_without_triton_the_package_imports_and_says_what_is_missing():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import importlib.util as util; find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)\n"
+        "import film_kernels\n"
+        "from film_kernels.backends.triton import Triton\n"
+        "from film_kernels.backends.triton.autotune import autotune\n"
+        "with autotune(): pass\n"
+        "print(Triton().unavailable())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "triton is not installed" in done.stdout

@@ -31,7 +31,8 @@ COMPILE = [
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",
 ]
-ISA_FLAGS = {"baseline": []}
+# Baseline first: the linker keeps the first copy of an inline function that several files hold: it must run anywhere.
+ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]

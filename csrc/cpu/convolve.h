@@ -181,7 +181,7 @@ inline void copy_products(A* row, int64_t at, const A* src, int64_t count) {
   }
 }
 
-// The block's positions, in order, a call for each: body(row number, sample in block, row in block, column in block).
+// The part of the destination that a block covers.
 struct Extent {
   int64_t n0, samples, h0, rows, w0, columns;
   int64_t positions() const { return samples * rows * columns; }

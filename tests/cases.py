@@ -123,19 +123,34 @@ def incoming_gradient(case: Case, tensors: list[Tensor | None], seed: int = 1) -
 def assert_as_good_as_plain(
     case: Case, draw: Callable[[int], list[Tensor | None]], backend: str, channels_last_grad: bool = False
 ) -> None:
-    """Hold `backend` to the rule, output and gradients, over several draws together: of a gradient with a few elements
-    one draw says little. `draw(seed)` gives the five tensors."""
-    draws = min(48, max(3, 48 // case.weight[0]))
+    """Hold `backend` to the rule, output and gradients. `draw(seed)` gives the five tensors."""
+
+    def change_grad(grad):
+        return grad.to(memory_format=torch.channels_last) if channels_last_grad and grad.dim() == 4 else grad
+
+    def ours(tensors, grad):
+        return run(case, tensors, grad, backend, tensors[0].dtype)
+
+    hold_to_the_rule(case, draw, ours, min(48, max(3, 48 // case.weight[0])), change_grad)
+
+
+def hold_to_the_rule(
+    case: Case,
+    draw: Callable[[int], list[Tensor | None]],
+    ours: Callable[[list[Tensor | None], Tensor], list[Tensor | None]],
+    draws: int,
+    change_grad: Callable[[Tensor], Tensor],
+) -> None:
+    """Hold `ours(tensors, grad)`, [y, and the five gradients], to the rule over several draws together: of a gradient
+    with a few elements one draw says little."""
     squares = {name: torch.zeros(3, dtype=torch.float64) for name in NAMES}  # of our error, plain's error, the size
     for seed in range(draws):
         tensors = draw(seed)
         dtype = tensors[0].dtype
-        grad = incoming_gradient(case, tensors, seed)
-        if channels_last_grad and grad.dim() == 4:
-            grad = grad.to(memory_format=torch.channels_last)
+        grad = change_grad(incoming_gradient(case, tensors, seed))
         plain = run(case, tensors, grad, "reference", dtype)
-        ours = run(case, tensors, grad, backend, dtype)
-        for name, better, theirs, result in zip(NAMES, more_exact(case, tensors, grad), plain, ours, strict=True):
+        results = ours(tensors, grad)
+        for name, better, theirs, result in zip(NAMES, more_exact(case, tensors, grad), plain, results, strict=True):
             if better is None:
                 assert result is None, name
                 continue

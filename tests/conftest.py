@@ -8,7 +8,11 @@ import pytest
 import torch
 
 import film_kernels
-from cases import EXPECTED
+from cases import EXPECTED, INTERPRETED, has_one_pass
+from film_kernels.backends import vendor
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: its kernels run on the CPU, slowly
 
 
 def pytest_configure(config):
@@ -27,11 +31,38 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
-@pytest.fixture(params=EXPECTED)
-def backend(request):
-    reason = film_kernels.available_backends()[request.param]
-    assert reason is None, f"{request.param} is not available: {reason}"
-    return request.param
+@pytest.fixture(params=(*EXPECTED, *INTERPRETED))
+def backend(request, monkeypatch):
+    """The name of a backend. "vendor_one_pass" is `vendor` with Triton's passes, which it has on GPUs."""
+    name = request.param
+    if name in INTERPRETED:
+        request.getfixturevalue("interpreter")
+    if name == "vendor_one_pass":
+        monkeypatch.setattr(vendor, "has_one_pass", has_one_pass)
+        name = "vendor"
+    reason = film_kernels.available_backends()[name]
+    assert reason is None, f"{name} is not available: {reason}"
+    return name
+
+
+@pytest.fixture
+def interpreter(request, monkeypatch):
+    """Triton's interpreter, brought nearer to what a GPU does."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounded(values, source, target, mode):
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(values, source, target, mode)
+        return torch.tensor(values).bfloat16().view(torch.uint16).numpy()
+
+    # bfloat16 is rounded to the nearest, where the interpreter cuts digits off
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
+    # its check of every integer sum for overflow takes half of the time: only tests of that name have it on
+    options = type(interpreter.interpreter_builder.options)(sanitize_overflow="overflow" in request.node.name)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
 
 
 @pytest.fixture(autouse=True)

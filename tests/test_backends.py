@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import re
+
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
 
 import film_kernels
-from cases import CASES, EXPECTED, GEOMETRIES, Case, assert_as_good_as_plain, run, tensors_of
+from cases import CASES, EXPECTED, GEOMETRIES, INTERPRETED, Case, assert_as_good_as_plain, problem_of, run, tensors_of
+from film_kernels.backends import BACKENDS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+CELLS = [
+    # the reference is what others are held to; in float64 it is held to extended precision itself
+    *((name, dtype) for name in EXPECTED for dtype in DTYPES if name != "reference" or dtype == torch.float64),
+    # the interpreter takes seconds a case: tests/triton_backend has smaller ones of its own
+    *(pytest.param(name, dtype, marks=pytest.mark.slow) for name in INTERPRETED for dtype in DTYPES),
+]
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize(
-    ("backend", "dtype"),
-    [(name, dtype) for name in EXPECTED for dtype in DTYPES if name != "reference" or dtype == torch.float64],
-    indirect=[
-        "backend"
-    ],  # the reference is what others are held to; in float64 it is held to extended precision itself
-    ids=str,
-)
+@pytest.mark.parametrize(("backend", "dtype"), CELLS, indirect=["backend"], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_output_and_gradients(backend, case, dtype, channels_last):
+    problem = problem_of(case, tensors_of(case, dtype, 0, channels_last))
+    if reason := BACKENDS[backend].why_not(problem):
+        assert case.groups > 1
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            run(case, tensors_of(case, dtype), torch.empty(0), backend, dtype)
+        return
     assert_as_good_as_plain(case, lambda seed: tensors_of(case, dtype, seed, channels_last), backend, channels_last)
 
 
@@ -98,7 +106,8 @@ def test_overlapping_views_and_expanded_gradients(backend):
 
 @pytest.mark.parametrize(
     ("backend", "size"),
-    [(name, (0, 3, 6, 6)) for name in EXPECTED] + [(name, (2, 3, 2, 6)) for name in ("cpu", "reference")],
+    [(name, (0, 3, 6, 6)) for name in (*EXPECTED, *INTERPRETED)]
+    + [(name, (2, 3, 2, 6)) for name in ("cpu", "reference", "triton") if name in (*EXPECTED, *INTERPRETED)],
     indirect=["backend"],
 )
 def test_empty_results(backend, size):

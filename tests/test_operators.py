@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import film_kernels
-from cases import Case, tensors_of
+from cases import INTERPRETED, Case, tensors_of
 from film_kernels import ops
 
 CASE = Case("operator", (2, 4, 7, 8), (9, 4, 3, 3), padding=1)
@@ -17,12 +17,12 @@ def _options(backend, activation="relu", position="post"):
     return ((1, 1), (1, 1), (1, 1), (1, 1), 1, activation, 0.1, position, 1.0, backend)
 
 
-@pytest.mark.parametrize("name", ["cpu", "vendor"])
+@pytest.mark.parametrize("backend", ["cpu", "vendor", *INTERPRETED], indirect=True)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "none"])
-def test_opcheck_of_the_registered_operators(name, channels_last, activation):
+def test_opcheck_of_the_registered_operators(backend, channels_last, activation):
     tensors = tensors_of(CASE, torch.float64, channels_last=channels_last)
-    options = _options(name, activation)
+    options = _options(backend, activation)
     leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors]
     torch.library.opcheck(torch.ops.film_kernels.conv_film.default, (*leaves, *options, True))
     y, kept = torch.ops.film_kernels.conv_film(*tensors, *options, True)

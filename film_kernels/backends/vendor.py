@@ -1,10 +1,13 @@
 """The library's convolution (oneDNN, cuDNN, MIOpen, ...) and passes after it: serves what the fused kernels do not.
 
 It keeps `z`, as plain PyTorch keeps the activation: from the bits alone the library's weight gradient, which is summed
-over the samples, cannot give dgamma.
+over the samples, cannot give dgamma. On a GPU with Triton what comes after the convolution is one pass, and what comes
+before its backward another (`z` is then kept without the bias); elsewhere they are PyTorch's own operations.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +40,29 @@ def _film(problem: Problem, v: Tensor, gamma: Tensor | None, beta: Tensor | None
     return torch.add(v * scale if scale != 1.0 else v, _per_channel(problem, beta), out=out)
 
 
+def _convolution_backward(
+    problem: Problem, dz: Tensor, input: Tensor, weight: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dW, db) of the library's convolution from the gradient of its result, None where `wanted` says so."""
+    padded, padding = reference.symmetric(problem, input)
+    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        dz, padded, weight, [problem.out_channels], problem.stride, padding, problem.dilation,
+        False, (0,) * problem.spatial_rank, problem.groups, list(wanted),
+    )  # fmt: skip
+    if grad_input is not None and padded is not input:
+        grad_input = F.pad(grad_input, [-side for pair in reversed(problem.padding) for side in pair])
+    return grad_input, grad_weight, grad_bias
+
+
+def has_one_pass(problem: Problem) -> bool:
+    """Whether Triton's passes (triton/vendor_pass.py) serve around the convolution of `problem`."""
+    from .triton import Triton, why_not_here
+
+    if problem.device.type == "cpu" or problem.spatial_rank == 3 or Triton().unavailable() is not None:
+        return False
+    return why_not_here(problem.device) is None
+
+
 class Vendor(Backend):
     name = "vendor"
 
@@ -56,6 +82,12 @@ class Vendor(Backend):
         )
 
     def forward(self, problem, input, weight, bias, gamma, beta, keep):
+        if has_one_pass(problem):
+            from .triton.vendor_pass import finish_forward
+
+            raw = reference.convolution(problem, input, weight, None).contiguous(memory_format=problem.memory_format)
+            y = finish_forward(problem, raw, bias, gamma, beta, out=torch.empty_like(raw) if keep else raw)
+            return y, (raw if keep else None)
         z = reference.convolution(problem, input, weight, bias).contiguous(memory_format=problem.memory_format)
         activation = ACTIVATIONS[problem.activation]
         modulated = gamma is not None or beta is not None or problem.gamma_offset != 0.0
@@ -69,6 +101,14 @@ class Vendor(Backend):
         return (v if spare else v.clone()), (z if keep else None)
 
     def backward(self, problem, grad, kept, input, weight, bias, gamma, beta, wanted):
+        if has_one_pass(problem):
+            from .triton.vendor_pass import start_backward
+
+            sums_wanted = (wanted[0] or wanted[1], *wanted[2:])
+            dz, *sums = start_backward(problem, grad, kept, bias, gamma, beta, sums_wanted)
+            if dz is None:
+                return None, None, *sums
+            return *_convolution_backward(problem, dz, input, weight, (*wanted[:2], False))[:2], *sums
         activation = ACTIVATIONS[problem.activation]
         post = problem.film_position == "post"
         v = kept if post else _film(problem, kept, gamma, beta, out=None)
@@ -83,13 +123,5 @@ class Vendor(Backend):
         if not any(wanted[:3]):
             return None, None, None, grad_gamma, grad_beta
         scale = _scale(problem, gamma)
-        padded, padding = reference.symmetric(problem, input)
-        zeros = (0,) * problem.spatial_rank
-        grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            u if isinstance(scale, float) and scale == 1.0 else u * scale,
-            padded, weight, [problem.out_channels], problem.stride, padding, problem.dilation,
-            False, zeros, problem.groups, list(wanted[:3]),
-        )  # fmt: skip
-        if grad_input is not None and padded is not input:
-            grad_input = F.pad(grad_input, [-side for pair in reversed(problem.padding) for side in pair])
-        return grad_input, grad_weight, grad_bias, grad_gamma, grad_beta
+        dz = u if isinstance(scale, float) and scale == 1.0 else u * scale
+        return *_convolution_backward(problem, dz, input, weight, wanted[:3]), grad_gamma, grad_beta

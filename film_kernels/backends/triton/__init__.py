@@ -16,7 +16,7 @@ from ...problem import Problem
 from ..base import Backend, Gradients
 from ..vendor import Vendor
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _vendor = Vendor()
 _GPUS = ("cuda", "xpu")  # ROCm's GPUs are "cuda" to PyTorch
 
@@ -41,6 +41,13 @@ def _too_old(device: torch.device) -> str | None:
     return None if major >= 8 else f"it serves NVIDIA GPUs of compute capability 8.0 and above, not {major}.{minor}"
 
 
+def why_not_here(device: torch.device) -> str | None:
+    """Why no kernel of this package can run on `device`, where Triton is installed; or None."""
+    if device.type not in _GPUS and not (device.type == "cpu" and _interpreted()):
+        return f"it serves tensors on a GPU (cuda, xpu), not on {device.type}"
+    return _too_old(device) if device.type == "cuda" else None
+
+
 class Triton(Backend):
     name = "triton"
 
@@ -52,13 +59,14 @@ class Triton(Backend):
         return "PyTorch sees no GPU (and TRITON_INTERPRET=1 is not set, with which it runs on the CPU, slowly)"
 
     def why_not(self, problem: Problem) -> str | None:
-        device = problem.device.type
-        if device not in _GPUS and not (device == "cpu" and _interpreted()):
-            return f"it serves tensors on a GPU (cuda, xpu), not on {device}"
-        if device == "cuda" and (reason := _too_old(problem.device)) is not None:
+        if (reason := why_not_here(problem.device)) is not None:
             return reason
         if problem.dtype not in _DTYPES:
-            return f"it serves float32, bfloat16 and float16, not {problem.dtype}"
+            return f"it serves float32, float64, bfloat16 and float16, not {problem.dtype}"
+        if (
+            problem.dtype == torch.float64 and problem.device.type != "cpu"
+        ):  # not all of the kernels compile for it (Triton 3.7)
+            return "it serves float64 in the interpreter only, to check derivatives"
         if problem.spatial_rank == 3:
             return "it serves 1d and 2d convolutions, not 3d"
         if problem.groups != 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from . import launch as host
-from .tiles import index
+from .tiles import index, sum_type
 
 _TILE = 1024  # partial sums added at once
 
@@ -30,7 +30,7 @@ def add_rows(
 @triton.jit
 def narrow(value, out):
     """`value` in the type that `out` points to, by way of float32: float64 has no way to bfloat16 of its own."""
-    return value.to(tl.float32).to(out.dtype.element_ty)
+    return value.to(sum_type(out.dtype.element_ty)).to(out.dtype.element_ty)
 
 
 @triton.jit
@@ -41,7 +41,9 @@ def finish_weight(
     products = KH * KW * C
     element = index(block, WIDE) * COLUMNS + tl.arange(0, COLUMNS)
     valid = element < K * products
-    total = add_rows(partial_w, block * 0, splits, K * products, element, valid, tl.float32, ROWS, COLUMNS)
+    total = add_rows(
+        partial_w, block * 0, splits, K * products, element, valid, sum_type(grad_w.dtype.element_ty), ROWS, COLUMNS
+    )
     k = element // products
     r = element - k * products
     tap = r // C
@@ -79,7 +81,7 @@ def finish_film(
 
 @triton.jit
 def finish_bias(
-    block, sums_u, gamma, grad_bias, N, K, chunks, gamma_sn, gamma_sk, gamma_offset,
+    block, sums_u, gamma, grad_bias, N, K, chunks, gamma_sn, gamma_sk, gamma_offset: tl.constexpr,
     WIDE: tl.constexpr, SUM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     k = block * COLUMNS + tl.arange(0, COLUMNS)
@@ -102,7 +104,7 @@ def finish_kernel(
     partial_w, partial_dot, sums_u, sums_g, bias, gamma, grad_w, grad_bias, grad_gamma, grad_beta,
     N, C, K, splits, dots, chunks, w_programs, film_programs,
     gamma_sn, gamma_sk, bias_sk, w_sn, w_sc, w_sh, w_sw,
-    gamma_offset,
+    gamma_offset: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, POST: tl.constexpr, NAN_FROM_G: tl.constexpr, WIDE: tl.constexpr,
     SUM: tl.constexpr, W_ROWS: tl.constexpr, W_COLUMNS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -131,7 +133,7 @@ def finish(
     gradients: Sequence[Tensor | None],
     from_products: bool = True,
 ) -> None:
-    """Write `gradients`, (dW, db, dgamma, dbeta) or None each, from `partials`, float32 partial sums:
+    """Write `gradients`, (dW, db, dgamma, dbeta) or None each, from `partials`, partial sums in `launch.sum_dtype`:
 
     (partial_w (splits, K, KH * KW * C), partial_dot (N, dots, K), sums_u (N, chunks, K), sums_g (N, chunks, K)), with
     dW = sum_split partial_w, dgamma = sum_dot partial_dot, and + b * sum_chunk sums_u where partial_dot is <W, U>

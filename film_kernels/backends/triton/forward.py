@@ -18,6 +18,7 @@ from .tiles import (
     pack_bits,
     sample_and_position,
     store_tile,
+    sum_type,
 )
 from .tuning import Entry
 
@@ -28,7 +29,7 @@ def forward_kernel(
     N, C, H, W, K, OH, OW, PH, PW,
     x_sn, x_sc, x_sh, x_sw, w_sn, w_sc, w_sh, w_sw, gamma_sn, gamma_sk, beta_sn, beta_sk, bias_sk,
     y_sn, y_sk, y_sp, bits_sn, bits_sk, bits_sp,
-    lower_slope, gamma_offset,
+    lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     ACTIVATION: tl.constexpr, POST: tl.constexpr, PRECISION: tl.constexpr,
     FLAT: tl.constexpr, X_LAST: tl.constexpr, Y_LAST: tl.constexpr, ONE_SAMPLE: tl.constexpr, WIDE: tl.constexpr,
@@ -49,7 +50,8 @@ def forward_kernel(
     sample_offset = n * x_sn + tl.zeros_like(q)
 
     # z[p, k] = sum_r patch(x)[p, r] W[k, r]; products r = (kh, kw, c) come by taps, or FLAT: all numbered through.
-    acc = tl.zeros((BLOCK_P, BLOCK_K), tl.float32)
+    ACC: tl.constexpr = sum_type(x.dtype.element_ty)
+    acc = tl.zeros((BLOCK_P, BLOCK_K), ACC)
     c_blocks = tl.cdiv(C, BLOCK_R)
     steps = tl.cdiv(KH * KW * C, BLOCK_R) if FLAT else KH * KW * c_blocks
     for step in range(0, steps):
@@ -73,11 +75,11 @@ def forward_kernel(
 
     # Bias, activation, FiLM, bits, one store. !(v <= 0) keeps NaN on the upper branch, where it passes through.
     if bias is not None:
-        acc += tl.load(bias + k * bias_sk, mask=k_valid, other=0.0).to(tl.float32)[None, :]
-    scale = tl.full((1, 1), 1.0, tl.float32) + gamma_offset
+        acc += tl.load(bias + k * bias_sk, mask=k_valid, other=0.0).to(ACC)[None, :]
+    scale = tl.full((1, 1), 1.0, ACC) + gamma_offset
     if gamma is not None:
         scale = load_per_channel(gamma, n, n_valid, k, k_valid, gamma_sn, gamma_sk, 1, ONE_SAMPLE) + gamma_offset
-    shift = tl.zeros((1, 1), tl.float32)
+    shift = tl.zeros((1, 1), ACC)
     if beta is not None:
         shift = load_per_channel(beta, n, n_valid, k, k_valid, beta_sn, beta_sk, 1, ONE_SAMPLE)
     if not POST:

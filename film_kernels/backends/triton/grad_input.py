@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from . import launch as host
-from .tiles import index, load_gradient, load_per_channel, multiply, sample_and_position, store_tile
+from .tiles import index, load_gradient, load_per_channel, multiply, sample_and_position, store_tile, sum_type
 from .tuning import Entry
 
 
@@ -28,7 +28,7 @@ def grad_input_kernel(
     g, bits, w, gamma, grad_x,
     N, C, H, W, K, OH, OW, PH, PW,
     g_sn, g_sc, g_sh, g_sw, w_sn, w_sc, w_sh, w_sw, gamma_sn, gamma_sk, x_sn, x_sk, x_sp, bits_sn, bits_sk, bits_sp,
-    lower_slope, gamma_offset,
+    lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
@@ -63,7 +63,7 @@ def grad_input_kernel(
     ow0 = w_step + (b + PW - kw0 * DW) // SW
 
     # dx[p, c] = sum_(tap, k) (gamma * u)[p - tap, k] W[k, tap, c]
-    acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), sum_type(g.dtype.element_ty))
     ROW: tl.constexpr = 1 if G_LAST else 0
     k_blocks = tl.cdiv(K, BLOCK_K)
     for step in range(0, taps_h * taps_w * k_blocks):

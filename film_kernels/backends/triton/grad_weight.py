@@ -20,7 +20,7 @@ from torch import Tensor
 from ...problem import Problem
 from . import launch as host
 from .finish import finish
-from .tiles import index, load_gradient, load_patch, multiply
+from .tiles import index, load_gradient, load_patch, multiply, sum_type
 from .tuning import Entry
 
 _PROGRAMS = 512  # aimed at, so that a large GPU has work; a constant, so that every GPU adds in the same order
@@ -43,7 +43,7 @@ def grad_weight_kernel(
     g_sn, g_sc, g_sh, g_sw, x_sn, x_sc, x_sh, x_sw, w_sn, w_sc, w_sh, w_sw, gamma_sn, gamma_sk,
     bits_sn, bits_sk, bits_sp,
     chunks, chunk_blocks, units, split_units, product_blocks, programs_r,
-    lower_slope, gamma_offset,
+    lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     FLAT: tl.constexpr, SUMS_INSIDE: tl.constexpr, G_LAST: tl.constexpr, X_LAST: tl.constexpr, WIDE: tl.constexpr,
@@ -60,7 +60,8 @@ def grad_weight_kernel(
     k = index(k0 + tl.arange(0, BLOCK_K), WIDE)
     k_valid = k < K
     P_AXIS: tl.constexpr = 0 if G_LAST else 1  # of a tile of u as it is loaded
-    zeros = tl.zeros((BLOCK_P, BLOCK_K) if G_LAST else (BLOCK_K, BLOCK_P), tl.float32)
+    ACC: tl.constexpr = sum_type(x.dtype.element_ty)
+    zeros = tl.zeros((BLOCK_P, BLOCK_K) if G_LAST else (BLOCK_K, BLOCK_P), ACC)
     sum_u = zeros
     sum_g = zeros
 
@@ -80,8 +81,8 @@ def grad_weight_kernel(
         kw = tap - kh * KW
         c = index(c, WIDE)
         tile_valid = k_valid[:, None] & r_valid[None, :]
-        U = tl.zeros((BLOCK_K, BLOCK_R), tl.float32)
-        grad_w = tl.zeros((BLOCK_K, BLOCK_R), tl.float32)
+        U = tl.zeros((BLOCK_K, BLOCK_R), ACC)
+        grad_w = tl.zeros((BLOCK_K, BLOCK_R), ACC)
         for step in range(0, steps):
             unit = first_unit + step // chunk_blocks
             block = step % chunk_blocks
@@ -106,15 +107,15 @@ def grad_weight_kernel(
             if block == chunk_blocks - 1:  # the unit is done: both uses of its U
                 if partial_dot is not None:
                     w_offset = (k * w_sn)[:, None] + (c * w_sc + kh * w_sh + kw * w_sw)[None, :]
-                    w_tile = tl.load(w + w_offset, mask=tile_valid, other=0.0).to(tl.float32)
+                    w_tile = tl.load(w + w_offset, mask=tile_valid, other=0.0).to(ACC)
                     dots = tl.sum(tl.where(tile_valid, w_tile * U, 0.0), axis=1)
                     tl.store(partial_dot + (index(unit, WIDE) * product_blocks + r_block) * K + k, dots, mask=k_valid)
                 if partial_w is not None:
-                    scale = tl.full((BLOCK_K,), 1.0, tl.float32)
+                    scale = tl.full((BLOCK_K,), 1.0, ACC)
                     if gamma is not None:
-                        scale = tl.load(gamma + n * gamma_sn + k * gamma_sk, mask=k_valid, other=0.0).to(tl.float32)
+                        scale = tl.load(gamma + n * gamma_sn + k * gamma_sk, mask=k_valid, other=0.0).to(ACC)
                     grad_w += (scale + gamma_offset)[:, None] * U
-                U = tl.zeros((BLOCK_K, BLOCK_R), tl.float32)
+                U = tl.zeros((BLOCK_K, BLOCK_R), ACC)
                 if SUMS_INSIDE:
                     tl.store(sums_u + index(unit, WIDE) * K + k, tl.sum(sum_u, axis=P_AXIS), mask=k_valid)
                     sum_u = zeros
@@ -189,7 +190,7 @@ def grad_weight(
     layouts = host.layouts(grad, input, weight, gamma)
     plan = _plan(problem, entry, host.precision(problem), layouts, wanted, bias is not None)
     partials = tuple(
-        None if shape is None else torch.empty(shape, dtype=torch.float32, device=problem.device)
+        None if shape is None else torch.empty(shape, dtype=host.sum_dtype(problem), device=problem.device)
         for shape in plan.partials
     )
     tensors = {

@@ -122,6 +122,11 @@ def precision(problem: Problem) -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
+def sum_dtype(problem: Problem) -> torch.dtype:
+    """What sums are taken and left in."""
+    return torch.float64 if problem.dtype == torch.float64 else torch.float32
+
+
 def options(problem: Problem) -> dict[str, object]:
     """The activation and FiLM as the kernels take them."""
     return {

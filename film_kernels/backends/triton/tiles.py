@@ -26,6 +26,12 @@ def sample_and_position(block, per_sample, BLOCK: tl.constexpr, ONE_SAMPLE: tl.c
     return n, q
 
 
+@triton.constexpr_function
+def sum_type(element):
+    """What sums of products of `element`s are taken in: float32, and float64 for float64."""
+    return tl.float64 if element == tl.float64 else tl.float32
+
+
 @triton.jit
 def index(value, WIDE: tl.constexpr):
     """`value` in 64 bits where an offset can pass 2^31, as it is elsewhere."""
@@ -36,11 +42,11 @@ def index(value, WIDE: tl.constexpr):
 
 @triton.jit
 def multiply(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b in float32. The interpreter cannot multiply bfloat16: there PRECISION is "widened"."""
+    """acc + a @ b in the type of acc. The interpreter cannot multiply bfloat16: there PRECISION is "widened"."""
     if PRECISION == "widened":
         acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     else:
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc
 
 
@@ -72,17 +78,17 @@ def load_patch(
 
 
 @triton.jit
-def lower_branch(v, lower_slope, ACTIVATION: tl.constexpr):
+def lower_branch(v, lower_slope: tl.constexpr, ACTIVATION: tl.constexpr):
     """v times the slope of the lower branch; relu's is 0 for an infinite v too."""
     return tl.zeros_like(v) if ACTIVATION == "relu" else v * lower_slope
 
 
 @triton.jit
 def load_gradient(
-    g, bits, g_offset, bits_offset, valid, k0, K, g_sk, bits_sk, lower_slope,
-    ACTIVATION: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_K: tl.constexpr,
+    g, bits, g_offset, bits_offset, valid, k0, K, g_sk, bits_sk,
+    lower_slope: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """(g, u) in float32, in the order of memory: the incoming gradient, and u = g * slope(bits); 0 where not valid.
+    """(g, u) as sums are taken, in the order of memory: the incoming gradient, u = g * slope(bits); 0 where not valid.
 
     A byte of `bits` holds the bits of eight channels; it is loaded once and spread over them.
     """
@@ -90,7 +96,7 @@ def load_gradient(
     k = index(k0 + tl.arange(0, BLOCK_K), WIDE)
     offset = tl.expand_dims(g_offset, ROW) + tl.expand_dims(k * g_sk, 1 - ROW)
     mask = tl.expand_dims(valid, ROW) & tl.expand_dims(k < K, 1 - ROW)
-    g_tile = tl.load(g + offset, mask=mask, other=0.0).to(tl.float32)
+    g_tile = tl.load(g + offset, mask=mask, other=0.0).to(sum_type(g.dtype.element_ty))
     if ACTIVATION == "none":
         u_tile = g_tile
     else:
@@ -116,14 +122,14 @@ def pack_bits(upper, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr):
 def load_per_channel(
     factor, n, n_valid, k, k_valid, stride_n, stride_k, ROW: tl.constexpr, ONE_SAMPLE: tl.constexpr
 ):  # fmt: skip
-    """gamma or beta (N, K) of a tile in float32: one row of it with ONE_SAMPLE, a value an element otherwise."""
+    """gamma or beta (N, K) of a tile as sums are taken: one row of it with ONE_SAMPLE, a value an element otherwise."""
     if ONE_SAMPLE:
         values = tl.expand_dims(tl.load(factor + n * stride_n + k * stride_k, mask=k_valid, other=0.0), 1 - ROW)
     else:
         offset = tl.expand_dims(n * stride_n, ROW) + tl.expand_dims(k * stride_k, 1 - ROW)
         mask = tl.expand_dims(n_valid, ROW) & tl.expand_dims(k_valid, 1 - ROW)
         values = tl.load(factor + offset, mask=mask, other=0.0)
-    return values.to(tl.float32)
+    return values.to(sum_type(factor.dtype.element_ty))
 
 
 @triton.jit

@@ -15,13 +15,13 @@ from torch import Tensor
 from ...problem import Problem
 from . import launch as host
 from .finish import finish
-from .tiles import index, lower_branch
+from .tiles import index, lower_branch, sum_type
 
 _CHUNKS = 512  # programs aimed at where there are few samples and channels
 
 
 @triton.jit
-def on_branch(value, v, lower_slope, ACTIVATION: tl.constexpr):
+def on_branch(value, v, lower_slope: tl.constexpr, ACTIVATION: tl.constexpr):
     """value * act'(v), which is act(v) for the value v; !(v <= 0) keeps NaN on the upper branch."""
     if ACTIVATION != "none":
         value = tl.where(v <= 0.0, lower_branch(value, lower_slope, ACTIVATION), value)
@@ -29,11 +29,11 @@ def on_branch(value, v, lower_slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def channel_values(factor, offset, k_valid, default, ROW: tl.constexpr):
-    """bias, gamma or beta of a tile's channels in float32, or `default` where there is none."""
-    values = tl.full(k_valid.shape, 0.0, tl.float32) + default
+def channel_values(factor, offset, k_valid, default, ROW: tl.constexpr, ACC: tl.constexpr):
+    """bias, gamma or beta of a tile's channels in the type of sums, or `default` where there is none."""
+    values = tl.full(k_valid.shape, 0.0, ACC) + default
     if factor is not None:
-        values = tl.load(factor + offset, mask=k_valid, other=0.0).to(tl.float32)
+        values = tl.load(factor + offset, mask=k_valid, other=0.0).to(ACC)
     return tl.expand_dims(values, 1 - ROW)
 
 
@@ -41,26 +41,27 @@ def channel_values(factor, offset, k_valid, default, ROW: tl.constexpr):
 def finish_forward_kernel(
     raw, bias, gamma, beta, y,
     K, P, chunks, chunk_blocks, y_sn, y_sk, y_sp, gamma_sn, gamma_sk, beta_sn, beta_sk, bias_sk,
-    lower_slope, gamma_offset,
+    lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     ACTIVATION: tl.constexpr, POST: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     ROW: tl.constexpr = 1 if LAST else 0
+    ACC: tl.constexpr = sum_type(raw.dtype.element_ty)
     pid = tl.program_id(0)
     k_blocks = tl.cdiv(K, BLOCK_K)
     unit = pid // k_blocks
     k = index(pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K), WIDE)
     k_valid = k < K
     n = index(unit // chunks, WIDE)
-    bias_row = channel_values(bias, k * bias_sk, k_valid, 0.0, ROW)
-    scale = channel_values(gamma, n * gamma_sn + k * gamma_sk, k_valid, 1.0, ROW) + gamma_offset
-    shift = channel_values(beta, n * beta_sn + k * beta_sk, k_valid, 0.0, ROW)
+    bias_row = channel_values(bias, k * bias_sk, k_valid, 0.0, ROW, ACC)
+    scale = channel_values(gamma, n * gamma_sn + k * gamma_sk, k_valid, 1.0, ROW, ACC) + gamma_offset
+    shift = channel_values(beta, n * beta_sn + k * beta_sk, k_valid, 0.0, ROW, ACC)
 
     for block in range(0, chunk_blocks):
         q = index(((unit % chunks) * chunk_blocks + block) * BLOCK_P + tl.arange(0, BLOCK_P), WIDE)
         offset = n * y_sn + tl.expand_dims(q * y_sp, ROW) + tl.expand_dims(k * y_sk, 1 - ROW)
         mask = tl.expand_dims(q < P, ROW) & tl.expand_dims(k_valid, 1 - ROW)
-        z = tl.load(raw + offset, mask=mask, other=0.0).to(tl.float32) + bias_row
+        z = tl.load(raw + offset, mask=mask, other=0.0).to(ACC) + bias_row
         if POST:
             value = scale * on_branch(z, z, lower_slope, ACTIVATION) + shift
         else:
@@ -74,11 +75,12 @@ def start_backward_kernel(
     g, raw, bias, gamma, beta, dz, partial_gamma, sums_u, sums_g,
     K, P, OW, chunks, chunk_blocks, g_sn, g_sc, g_sh, g_sw, y_sn, y_sk, y_sp,
     gamma_sn, gamma_sk, beta_sn, beta_sk, bias_sk,
-    lower_slope, gamma_offset,
+    lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     ACTIVATION: tl.constexpr, POST: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     ROW: tl.constexpr = 1 if LAST else 0
+    ACC: tl.constexpr = sum_type(raw.dtype.element_ty)
     P_AXIS: tl.constexpr = 0 if LAST else 1
     pid = tl.program_id(0)
     k_blocks = tl.cdiv(K, BLOCK_K)
@@ -86,10 +88,10 @@ def start_backward_kernel(
     k = index(pid % k_blocks * BLOCK_K + tl.arange(0, BLOCK_K), WIDE)
     k_valid = k < K
     n = index(unit // chunks, WIDE)
-    bias_row = channel_values(bias, k * bias_sk, k_valid, 0.0, ROW)
-    scale = channel_values(gamma, n * gamma_sn + k * gamma_sk, k_valid, 1.0, ROW) + gamma_offset
-    shift = channel_values(beta, n * beta_sn + k * beta_sk, k_valid, 0.0, ROW)
-    products = tl.zeros((BLOCK_P, BLOCK_K) if LAST else (BLOCK_K, BLOCK_P), tl.float32)
+    bias_row = channel_values(bias, k * bias_sk, k_valid, 0.0, ROW, ACC)
+    scale = channel_values(gamma, n * gamma_sn + k * gamma_sk, k_valid, 1.0, ROW, ACC) + gamma_offset
+    shift = channel_values(beta, n * beta_sn + k * beta_sk, k_valid, 0.0, ROW, ACC)
+    products = tl.zeros((BLOCK_P, BLOCK_K) if LAST else (BLOCK_K, BLOCK_P), ACC)
     sum_u = products
     sum_g = products
 
@@ -99,9 +101,9 @@ def start_backward_kernel(
         oh = index(q // OW, WIDE)
         ow = index(q % OW, WIDE)
         g_offset = n * g_sn + tl.expand_dims(oh * g_sh + ow * g_sw, ROW) + tl.expand_dims(k * g_sc, 1 - ROW)
-        g_tile = tl.load(g + g_offset, mask=mask, other=0.0).to(tl.float32)
+        g_tile = tl.load(g + g_offset, mask=mask, other=0.0).to(ACC)
         offset = n * y_sn + tl.expand_dims(index(q, WIDE) * y_sp, ROW) + tl.expand_dims(k * y_sk, 1 - ROW)
-        z = tl.load(raw + offset, mask=mask, other=0.0).to(tl.float32) + bias_row
+        z = tl.load(raw + offset, mask=mask, other=0.0).to(ACC) + bias_row
         v = z if POST else scale * z + shift
         u = on_branch(g_tile, v, lower_slope, ACTIVATION)
         if dz is not None:
@@ -161,7 +163,7 @@ def start_backward(
 
     def partial(asked: bool) -> Tensor | None:
         shape = (sizes.N, blocks["chunks"], sizes.K)
-        return torch.empty(shape, dtype=torch.float32, device=problem.device) if asked else None
+        return torch.empty(shape, dtype=host.sum_dtype(problem), device=problem.device) if asked else None
 
     partial_gamma, sums_u = partial(want_gamma), partial(want_bias or (want_beta and not post))
     sums_g = partial(want_beta and post)

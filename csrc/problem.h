@@ -44,4 +44,24 @@ struct Matrix {
   int64_t n = 0, k = 0;
 };
 
+// What each of the three kernels reads and writes.
+struct ForwardArgs {
+  View input, weight, output;
+  Matrix bias, gamma, beta;
+  uint8_t* bits;  // (N * positions, ceil(K / 8)), or null where no gradient will be asked for
+};
+
+struct GradInputArgs {
+  View grad, weight, grad_input;
+  Matrix gamma;
+  const uint8_t* bits;
+};
+
+struct GradWeightArgs {
+  View grad, input, weight, grad_weight;  // grad_weight.data is null where it is not wanted
+  Matrix bias, gamma;
+  const uint8_t* bits;
+  void *grad_bias, *grad_gamma, *grad_beta;  // contiguous, or null where not wanted
+};
+
 }  // namespace film

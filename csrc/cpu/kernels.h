@@ -5,25 +5,6 @@
 
 namespace film {
 
-struct ForwardArgs {
-  View input, weight, output;
-  Matrix bias, gamma, beta;
-  uint8_t* bits;  // (N * positions, ceil(K / 8)), or null where no gradient will be asked for
-};
-
-struct GradInputArgs {
-  View grad, weight, grad_input;
-  Matrix gamma;
-  const uint8_t* bits;
-};
-
-struct GradWeightArgs {
-  View grad, input, weight, grad_weight;  // grad_weight.data is null where it is not wanted
-  Matrix bias, gamma;
-  const uint8_t* bits;
-  void *grad_bias, *grad_gamma, *grad_beta;  // contiguous, or null where not wanted
-};
-
 struct Kernels {
   const char* name;
   void (*forward)(const Problem&, const ForwardArgs&);

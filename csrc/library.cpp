@@ -1,8 +1,6 @@
 // The operators of the CPU library: tensors in, the Problem made, the kernels of the best instruction set called.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "tensors.h"
 
 namespace film {
 
@@ -38,8 +37,6 @@ void parallel_for(int64_t count, void (*run)(int64_t, int64_t, void*), void* con
 int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 namespace {
-
-using torch::stable::Tensor;
 
 struct Candidate {
   const Kernels& kernels;
@@ -72,95 +69,6 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// (N, C, [H,] W) of a tensor; 1d has a height of 1.
-View view_of(const Tensor& t) {
-  const bool flat = t.dim() == 3;
-  return {t.data_ptr(), t.stride(0), t.stride(1), flat ? 0 : t.stride(2), t.stride(flat ? 2 : 3)};
-}
-
-Matrix matrix_of(const std::optional<Tensor>& t) {
-  if (!t.has_value()) return {};
-  return t->dim() == 1 ? Matrix{t->data_ptr(), 0, t->stride(0)} : Matrix{t->data_ptr(), t->stride(0), t->stride(1)};
-}
-
-DType dtype_of(const Tensor& t) {
-  using torch::headeronly::ScalarType;
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return DType::f32;
-    case ScalarType::Double:
-      return DType::f64;
-    case ScalarType::BFloat16:
-      return DType::bf16;
-    case ScalarType::Half:
-      return DType::f16;
-    default:
-      STD_TORCH_CHECK(false, "film_kernels: a dtype that the CPU kernels do not serve");
-  }
-}
-
-// A new tensor of `like`'s dtype on the CPU; channels_last where asked for.
-Tensor allocate(const std::vector<int64_t>& sizes, bool channels_last, int32_t dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t step = 1;
-  if (channels_last) step = sizes[1];
-  for (size_t d = sizes.size(); d-- > 0;) {
-    if (channels_last && d == 1) {
-      strides[d] = 1;
-      continue;
-    }
-    strides[d] = step;
-    step *= sizes[d] > 0 ? sizes[d] : 1;
-  }
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
-  return Tensor(handle);
-}
-
-int32_t dtype_code(const Tensor& t) {
-  int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  return dtype;
-}
-
-std::vector<int64_t> sizes_of(const Tensor& t) {
-  const auto sizes = t.sizes();
-  return {sizes.begin(), sizes.end()};
-}
-
-bool is_channels_last(const Tensor& t) {  // of a 4d tensor; a contiguous one is not
-  if (t.dim() != 4 || t.is_contiguous()) return false;
-  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  return t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == c * w && t.stride(0) == c * w * h;
-}
-
-// geometry: stride, dilation, padding before and output size of the height, the same of the width, then groups,
-// activation, position (film_kernels/backends/cpu.py writes them).
-Problem problem_of(const std::vector<int64_t>& input, const Tensor& weight, DType dtype,
-                   const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset) {
-  STD_TORCH_CHECK(geometry.size() == 11, "film_kernels: geometry must hold 11 integers");
-  const bool flat = input.size() == 3;
-  Problem p;
-  p.batch = input[0];
-  p.in_channels = input[1];
-  p.out_channels = weight.size(0);
-  p.groups = geometry[8];
-  p.h = {flat ? 1 : input[2], flat ? 1 : weight.size(2), geometry[0], geometry[1], geometry[2], geometry[3]};
-  p.w = {input[flat ? 2 : 3], weight.size(flat ? 2 : 3), geometry[4], geometry[5], geometry[6], geometry[7]};
-  p.dtype = dtype;
-  p.activation = static_cast<Activation>(geometry[9]);
-  p.position = static_cast<Position>(geometry[10]);
-  p.lower_slope = lower_slope;
-  p.gamma_offset = gamma_offset;
-  return p;
-}
-
-const uint8_t* bits_of(const Problem& p, const Tensor& bits) {
-  return p.activation == Activation::none ? nullptr : static_cast<const uint8_t*>(bits.data_ptr());
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
                                    const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset,
@@ -169,9 +77,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
   std::vector<int64_t> out{p.batch, p.out_channels};
   if (input.dim() == 4) out.push_back(p.h.out);
   out.push_back(p.w.out);
-  const Tensor output = allocate(out, is_channels_last(input), dtype_code(input));
+  const Tensor output = allocate(out, is_channels_last(input), input);
   keep = keep && p.activation != Activation::none;
-  const Tensor bits = allocate({keep ? p.positions() : 0, p.bit_row()}, false, aoti_torch_dtype_uint8());
+  const Tensor bits = allocate({keep ? p.positions() : 0, p.bit_row()}, false, input, aoti_torch_dtype_uint8());
   if (p.positions() > 0)
     kernels().forward(p, {view_of(input), view_of(weight), view_of(output), matrix_of(bias), matrix_of(gamma),
                           matrix_of(beta), keep ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr});
@@ -182,7 +90,7 @@ Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, 
                   const std::vector<int64_t>& input_size, bool channels_last, const std::vector<int64_t>& geometry,
                   double lower_slope, double gamma_offset) {
   const Problem p = problem_of(input_size, weight, dtype_of(grad), geometry, lower_slope, gamma_offset);
-  Tensor result = allocate(input_size, channels_last, dtype_code(grad));
+  Tensor result = allocate(input_size, channels_last, grad);
   if (p.positions() == 0) return torch::stable::zero_(result);
   kernels().grad_input(p, {view_of(grad), view_of(weight), view_of(result), matrix_of(gamma), bits_of(p, bits)});
   return result;
@@ -196,11 +104,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        const std::vector<int64_t>& geometry, double lower_slope,
                                                        double gamma_offset) {
   const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
-  const int32_t dtype = dtype_code(input);
-  const auto per_sample = [&](bool wanted) { return allocate({wanted ? p.batch : 0, p.out_channels}, false, dtype); };
+  const auto per_sample = [&](bool wanted) { return allocate({wanted ? p.batch : 0, p.out_channels}, false, input); };
   Tensor grad_weight =
-      weight_wanted ? allocate(sizes_of(weight), is_channels_last(weight), dtype) : allocate({0}, false, dtype);
-  Tensor grad_bias = allocate({bias_wanted ? p.out_channels : 0}, false, dtype);
+      weight_wanted ? allocate(sizes_of(weight), is_channels_last(weight), input) : allocate({0}, false, input);
+  Tensor grad_bias = allocate({bias_wanted ? p.out_channels : 0}, false, input);
   Tensor grad_gamma = per_sample(gamma_wanted), grad_beta = per_sample(beta_wanted);
   if (p.positions() == 0) {
     for (Tensor* t : {&grad_weight, &grad_bias, &grad_gamma, &grad_beta}) torch::stable::zero_(*t);

@@ -12,10 +12,16 @@ DIRECTORY = Path(__file__).parent
 
 @functools.cache
 def load(name: str) -> str | None:
-    """Load the library `name` ("_cpu") beside this file: None, or why it is not here."""
+    """Load the library `name` ("_cpu", "_cuda") beside this file: None, or why it is not here."""
     path = find(name)
     if path is None:
         return f"the compiled library film_kernels.{name} was not built: pip install --no-build-isolation film_kernels"
+    return load_file(path)
+
+
+@functools.cache
+def load_file(path: Path) -> str | None:
+    """Load the library `path`: None, or why it does not load."""
     try:
         torch.ops.load_library(path)
     except OSError as error:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from ..problem import Problem
 from .base import Backend
 from .cpu import Cpu
+from .cuda import Cuda
 from .plain import Plain
 from .triton import Triton
 from .vendor import Vendor
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Triton(), Vendor(), Plain())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Cuda(), Triton(), Vendor(), Plain())}
 
 
 class _Used(threading.local):

@@ -9,30 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ..activations import ACTIVATIONS, FILM_POSITIONS
 from ..problem import Problem, is_channels_last
 from .base import Backend
+from .compiled import bits_like, options_of
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def _options(problem: Problem) -> tuple[list[int], float, float]:
-    """What the operators take beside tensors: the geometry (a row of stride, dilation, padding before and output size
-    for the height and one for the width, then groups and the codes of activation and position), the slope of the
-    activation's lower branch, and gamma_offset."""
-    rows = list(zip(problem.stride, problem.dilation, problem.padding, problem.out_size, strict=True))
-    if problem.spatial_rank == 1:
-        rows.insert(0, (1, 1, (0, 0), 1))
-    flat = [value for stride, dilation, (before, _), out in rows for value in (stride, dilation, before, out)]
-    activation = ACTIVATIONS[problem.activation]
-    return (
-        [*flat, problem.groups, activation.code, FILM_POSITIONS.index(problem.film_position)],
-        activation.lower_slope(problem.negative_slope),
-        problem.gamma_offset,
-    )
-
-
-_options_of = functools.lru_cache(maxsize=4096)(_options)
 
 
 @functools.cache
@@ -75,26 +56,20 @@ class Cpu(Backend):
         return problem.dtype == torch.bfloat16 and products >= 256 and _multiplies_bfloat16()
 
     def kept_like(self, problem: Problem) -> Tensor:
-        """The bits of all channels of a position, in whole bytes: (N * positions, ceil(K / 8)); none without an
-        activation."""
-        positions = 0
-        if problem.activation != "none":
-            positions = problem.batch
-            for size in problem.out_size:
-                positions *= size
-        return torch.empty(positions, (problem.out_channels + 7) // 8, dtype=torch.uint8, device=problem.device)
+        """As bits_like has them."""
+        return bits_like(problem)
 
     def forward(self, problem, input, weight, bias, gamma, beta, keep):
-        return torch.ops.film_kernels_cpu.forward(input, weight, bias, gamma, beta, *_options_of(problem), keep)
+        return torch.ops.film_kernels_cpu.forward(input, weight, bias, gamma, beta, *options_of(problem), keep)
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         return torch.ops.film_kernels_cpu.grad_input(
-            grad, kept, weight, gamma, problem.input_shape, problem.channels_last, *_options_of(problem)
+            grad, kept, weight, gamma, problem.input_shape, problem.channels_last, *options_of(problem)
         )
 
     def grad_weight(self, problem, grad, kept, input, weight, bias, gamma, wanted):
         results = torch.ops.film_kernels_cpu.grad_weight(
-            grad, kept, input, weight, bias, gamma, *wanted, *_options_of(problem)
+            grad, kept, input, weight, bias, gamma, *wanted, *options_of(problem)
         )
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
 

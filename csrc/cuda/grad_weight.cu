@@ -1,0 +1,327 @@
+// dW, db, dgamma and dbeta as partial sums (kernels.h), which `finish` adds up. With u = g * slope(bits):
+//   U[n, k, r] = sum_p u[n, k, p] * patch(x)[n, p, r]      r = (kh, kw, c), a product
+//   dgamma[n, k] = <W[k], U[n, k]> + b[k] * sum_p u        dW[k, r] = sum_n gamma[n, k] * U[n, k, r]
+// A block walks the units of a split with a tile of U in registers, the product of u and patch over positions on tensor
+// cores; after every unit the tile is dotted with the tile of W and added, times gamma, to a tile of dW, in registers
+// too. Beside the blocks of the products there is one for each 64 channels that sums u and g.
+//
+// Both operands lie in shared memory as they come, a position a row: their rows are the summed axis, and so 16-bit
+// fragments are read transposed, and 32-bit ones an element at a time.
+#include "kernels.h"
+#include "modulate.cuh"
+#include "tile.cuh"
+
+namespace film::cuda::matrix {
+namespace {
+
+constexpr int kThreads = 128, kSide = 64;  // a block has four warps and a tile of 64 channels x 64 products
+constexpr int64_t kBlocks = 512;           // aimed at, so that a large GPU has work
+constexpr int64_t kPartialElements = int64_t{1} << 24;  // of all partial dW together, at most (unless one is larger)
+
+template <class T>
+constexpr int kBlockPositions = 128 / sizeof(T);  // summed in one stage: 64, or 32 of float32
+template <class T>
+constexpr int kPieces = kSide / kPiece<T>;  // in a row of a tile: 8, or 16 of float32
+template <class T>
+constexpr int kTileBytes = kBlockPositions<T> * kSide * sizeof(T);
+
+template <class T>
+struct Params {
+  Sizes s;
+  const T *g, *x, *w;
+  const uint8_t* bits;
+  Factor<T> gamma;
+  float gamma_offset;
+  Branch branch;
+  Partials partials;
+  Cut cut;
+  int tap_pieces, pieces;  // of one kernel tap, and of all products
+  int r_blocks, r_programs, k_blocks;
+  int chunk_positions;
+};
+
+// Where a piece of a tile lies: a row of 64 elements is 128 bytes, or of float32 two panels of so many. Rows meet
+// different banks by their last three bits where eight of them are read at once, and by the last two of float32, of
+// which four rows of eight neighbours are read.
+template <class T>
+__device__ __forceinline__ int place(int row, int piece) {
+  if constexpr (sizeof(T) == 2) {
+    return piece_at(row, piece);
+  } else {
+    return (piece / kRowPieces * kBlockPositions<T> + row) * kRowBytes + ((piece % kRowPieces ^ (row % 4 * 2)) << 4);
+  }
+}
+
+// The operand of rows `first` to `first` + 15 (A) or + 15 as two operands (B) of the tile's columns, summed over the
+// positions of one step: 16, or 8 of float32.
+template <class T>
+__device__ __forceinline__ void read_operand(uint32_t (&r)[4], const unsigned char* tile, int step, int first,
+                                             bool columns) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(T) == 2) {
+    // Matrices in the order of the operand: A's second is 8 rows further, B's 8 positions further.
+    const int matrix = lane / 8, along = columns ? matrix / 2 : matrix % 2, deep = columns ? matrix % 2 : matrix / 2;
+    ptx::ldmatrix_x4_trans(r, tile + place<T>(step * 16 + deep * 8 + lane % 8, first / 8 + along));
+  } else {
+#pragma unroll
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const int along = columns ? matrix / 2 : matrix % 2, deep = columns ? matrix % 2 : matrix / 2;
+      const int row = step * 8 + deep * 4 + lane % 4, column = first + along * 8 + lane / 4;
+      const float value = *reinterpret_cast<const float*>(tile + place<T>(row, column / 4) + column % 4 * 4);
+      r[matrix] = ptx::to_tf32(value);
+    }
+  }
+}
+
+// Sums of u and g of 64 channels over the units of a split; a thread takes one piece of every few positions.
+template <class T>
+__device__ void sum_gradients(const Params<T>& p, int k0, int64_t first_unit, int64_t last_unit) {
+  constexpr int V = kPiece<T>, kRows = kThreads / kPieces<T>;
+  const Sizes& s = p.s;
+  float* shared = ptx::shared_memory<float>();  // [2][kRows][kSide]
+  const int piece = threadIdx.x % kPieces<T>, row = threadIdx.x / kPieces<T>, k = k0 + piece * V;
+  const int out_positions = s.oh * s.ow;
+  const int64_t bit_row = (s.k + 7) / 8;
+  for (int64_t unit = first_unit; unit < last_unit; ++unit) {
+    const int64_t n = unit / p.cut.chunks;
+    const int begin = static_cast<int>(unit % p.cut.chunks) * p.chunk_positions;
+    const int end = min(begin + p.chunk_positions, out_positions);
+    float sum_u[V] = {}, sum_g[V] = {};
+    // Runs of 16 are added apart, for digits.
+    for (int run = begin + row; run < end; run += 16 * kRows) {
+      float run_u[V] = {}, run_g[V] = {};
+      for (int q = run; q < min(run + 16 * kRows, end); q += kRows) {
+        const int64_t position = n * out_positions + q;
+        float g[V];
+        unpack<T>(read_piece(p.g + position * s.k + k, k < s.k), g);
+        const unsigned bits = p.bits != nullptr && k < s.k ? __ldg(p.bits + position * bit_row + k / 8) : 0xffu;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          run_g[v] += g[v];
+          run_u[v] += p.branch(g[v], bits >> ((k + v) & 7) & 1);
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum_u[v] += run_u[v], sum_g[v] += run_g[v];
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      shared[row * kSide + piece * V + v] = sum_u[v];
+      shared[(kRows + row) * kSide + piece * V + v] = sum_g[v];
+    }
+    __syncthreads();
+    float* out = threadIdx.x < kSide ? p.partials.sum_u : p.partials.sum_g;
+    const int column = threadIdx.x % kSide;
+    if (out != nullptr && k0 + column < s.k) {
+      float total = 0.f;
+      for (int i = 0; i < kRows; ++i) total += shared[(threadIdx.x / kSide * kRows + i) * kSide + column];
+      out[unit * s.k + k0 + column] = total;
+    }
+    __syncthreads();
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T> p) {
+  constexpr int V = kPiece<T>;
+  constexpr int kLoads = kBlockPositions<T> * kPieces<T> / kThreads;  // pieces of a tile that a thread moves: 4
+  constexpr int kLoadRows = kThreads / kPieces<T>;
+  constexpr int kSteps = kBlockPositions<T> * sizeof(T) / 32;  // 16 or 8 positions each
+  const Sizes& s = p.s;
+
+  // Indices: blocks that share a tile of u are neighbours.
+  const int r_block = static_cast<int>(blockIdx.x) % p.r_programs;
+  const int k0 = static_cast<int>(blockIdx.x) / p.r_programs % p.k_blocks * kSide;
+  const int64_t split = blockIdx.x / p.r_programs / p.k_blocks;
+  const int64_t units = s.n * p.cut.chunks, first_unit = split * p.cut.split_units;
+  const int64_t last_unit = min(first_unit + p.cut.split_units, units);
+  if (r_block == p.r_blocks) return sum_gradients(p, k0, first_unit, last_unit);
+
+  unsigned char* stages = ptx::shared_memory<unsigned char>();         // two of: a tile of u, a tile of patches
+  float* dots = reinterpret_cast<float*>(stages + 4 * kTileBytes<T>);  // [2][kSide]
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warp_k = warp / 2 * 32, warp_r = warp % 2 * 32;
+  const int out_positions = s.oh * s.ow;
+  const int64_t bit_row = (s.k + 7) / 8;
+
+  // This thread moves the same piece of every row: one product piece, at one kernel tap.
+  const int piece = threadIdx.x % kPieces<T>, load_row = threadIdx.x / kPieces<T>;
+  const int j = r_block * kPieces<T> + piece, k = k0 + piece * V;
+  const int tap = j / p.tap_pieces, c = (j - tap * p.tap_pieces) * V;
+  const int dh = tap / s.kw * s.dh - s.ph, dw = tap % s.kw * s.dw - s.pw;
+  uint4 g[kLoads];
+  uint8_t bits[kLoads];
+
+  const int chunk_blocks = static_cast<int>(ceil_div(p.chunk_positions, kBlockPositions<T>));
+  const auto load_stage = [&](int64_t unit, int block, int stage) {
+    const int64_t n = unit / p.cut.chunks;
+    const int begin = static_cast<int>(unit % p.cut.chunks) * p.chunk_positions;
+    const int end = min(begin + p.chunk_positions, out_positions);
+    unsigned char* patches = stages + (2 * stage + 1) * kTileBytes<T>;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int row = load_row + i * kLoadRows;
+      const int q = begin + block * kBlockPositions<T> + row;
+      const int64_t position = n * out_positions + q;
+      const bool valid = q < end && k < s.k;
+      g[i] = read_piece(p.g + (valid ? position * s.k + k : 0), valid);
+      bits[i] = valid && p.bits != nullptr ? __ldg(p.bits + position * bit_row + k / 8) : 0xff;
+      const int h = q / s.ow * s.sh + dh, w = q % s.ow * s.sw + dw;
+      const bool inside = q < end && j < p.pieces && static_cast<unsigned>(h) < static_cast<unsigned>(s.h) &&
+                          static_cast<unsigned>(w) < static_cast<unsigned>(s.w);
+      const int64_t offset = inside ? ((n * s.h + h) * s.w + w) * s.c + c : 0;
+      ptx::cp_async_16(patches + place<T>(row, piece), p.x + offset, inside);
+    }
+    ptx::cp_async_commit();
+  };
+  const auto store_stage = [&](int stage) {
+    unsigned char* tile = stages + 2 * stage * kTileBytes<T>;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      float values[V];
+      unpack<T>(g[i], values);
+#pragma unroll
+      for (int v = 0; v < V; ++v) values[v] = p.branch(values[v], bits[i] >> ((k + v) & 7) & 1);
+      ptx::store_shared_16(tile + place<T>(load_row + i * kLoadRows, piece), pack<T>(values));
+    }
+  };
+
+  float U[2][4][4] = {}, dW[2][4][4] = {};
+  int stage = 0;
+  load_stage(first_unit, 0, 0);
+  store_stage(0);
+  for (int64_t unit = first_unit; unit < last_unit; ++unit) {
+    for (int block = 0; block < chunk_blocks; ++block, stage ^= 1) {
+      ptx::cp_async_wait<0>();
+      __syncthreads();  // this stage has landed for all, and the other one has been read by all
+      const bool same = block + 1 < chunk_blocks, more = same || unit + 1 < last_unit;
+      if (more) load_stage(same ? unit : unit + 1, same ? block + 1 : 0, stage ^ 1);
+      const unsigned char *u_tile = stages + 2 * stage * kTileBytes<T>, *patches = u_tile + kTileBytes<T>;
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t a[2][4], b[2][4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          read_operand<T>(a[i], u_tile, step, warp_k + i * 16, false);
+          read_operand<T>(b[i], patches, step, warp_r + i * 16, true);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            const uint32_t pair[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
+            multiply(T(), U[i][n], a[i], pair);
+          }
+        }
+      }
+      if (more) store_stage(stage ^ 1);
+    }
+
+    // The unit is done: both uses of its U. Of a 16 x 8 product this thread has rows lane / 4 and 8 further, columns
+    // lane % 4 * 2 and the next.
+    const int64_t n = unit / p.cut.chunks;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp_k + i * 16 + half * 8 + lane / 4;
+        const bool k_valid = k0 + row < s.k;
+        const float scale = k_valid ? p.gamma.at(n, k0 + row) + p.gamma_offset : 0.f;
+        float dot = 0.f;
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          const int r = r_block * kSide + warp_r + m * 8 + lane % 4 * 2;
+          const bool valid = k_valid && r < p.pieces * V;
+          if (p.partials.dot != nullptr && valid) {
+            const T* w = p.w + static_cast<int64_t>(k0 + row) * p.pieces * V + r;
+            dot += to_float(w[0]) * U[i][m][half * 2] + to_float(w[1]) * U[i][m][half * 2 + 1];
+          }
+          dW[i][m][half * 2] += scale * U[i][m][half * 2];
+          dW[i][m][half * 2 + 1] += scale * U[i][m][half * 2 + 1];
+          U[i][m][half * 2] = U[i][m][half * 2 + 1] = 0.f;
+        }
+        dot += __shfl_xor_sync(0xffffffffu, dot, 1);
+        dot += __shfl_xor_sync(0xffffffffu, dot, 2);
+        if (lane % 4 == 0) dots[warp % 2 * kSide + row] = dot;
+      }
+    }
+    __syncthreads();
+    if (p.partials.dot != nullptr && threadIdx.x < kSide && k0 + threadIdx.x < s.k) {
+      const int64_t at = (unit * p.r_blocks + r_block) * s.k + k0 + threadIdx.x;
+      p.partials.dot[at] = dots[threadIdx.x] + dots[kSide + threadIdx.x];
+    }
+  }
+
+  if (p.partials.weight == nullptr) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = k0 + warp_k + i * 16 + half * 8 + lane / 4;
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const int r = r_block * kSide + warp_r + m * 8 + lane % 4 * 2;
+        if (row >= s.k || r >= p.pieces * V) continue;
+        float* at = p.partials.weight + (split * s.k + row) * p.pieces * V + r;
+        *reinterpret_cast<float2*>(at) = make_float2(dW[i][m][half * 2], dW[i][m][half * 2 + 1]);
+      }
+    }
+  }
+}
+
+int64_t r_blocks_of(const Problem& p) { return ceil_div(p.h.kernel * p.w.kernel * p.in_channels, kSide); }
+int64_t k_blocks_of(const Problem& p) { return ceil_div(p.out_channels, kSide); }
+int64_t chunk_positions_of(const Problem& p, int64_t chunks) {
+  constexpr int64_t kAtOnce = 64;  // a chunk is a whole number of stages of any type
+  return ceil_div(ceil_div(p.h.out * p.w.out, chunks), kAtOnce) * kAtOnce;
+}
+
+}  // namespace
+
+Cut cut_of(const Problem& p) {
+  const int64_t positions = p.h.out * p.w.out, products = p.h.kernel * p.w.kernel * p.in_channels;
+  const int64_t tiles = (r_blocks_of(p) + 1) * k_blocks_of(p);
+  const int64_t wanted =
+      std::max<int64_t>(1, std::min(kBlocks / tiles, kPartialElements / (p.out_channels * products)));  // splits
+  Cut cut;
+  cut.chunks = std::min(ceil_div(wanted, p.batch), ceil_div(positions, 64));
+  cut.chunks = ceil_div(positions, chunk_positions_of(p, cut.chunks));
+  cut.split_units = ceil_div(p.batch * cut.chunks, wanted);
+  cut.splits = ceil_div(p.batch * cut.chunks, cut.split_units);
+  cut.dots = cut.chunks * r_blocks_of(p);
+  return cut;
+}
+
+cudaError_t grad_weight(const Problem& p, const GradWeightArgs& args, const Cut& cut, const Partials& partials,
+                        cudaStream_t stream) {
+  return with_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    Params<T> params;
+    params.s = sizes_of(p);
+    params.g = static_cast<const T*>(args.grad.data);
+    params.x = static_cast<const T*>(args.input.data);
+    params.w = static_cast<const T*>(args.weight.data);
+    params.bits = args.bits;
+    params.gamma = factor_of<T>(args.gamma, 1.f);
+    params.gamma_offset = static_cast<float>(p.gamma_offset);
+    params.branch = branch_of(p);
+    params.partials = partials;
+    params.cut = cut;
+    params.tap_pieces = params.s.c / kPiece<T>;
+    params.pieces = params.s.kh * params.s.kw * params.tap_pieces;
+    params.r_blocks = static_cast<int>(r_blocks_of(p));
+    params.k_blocks = static_cast<int>(k_blocks_of(p));
+    params.chunk_positions = static_cast<int>(chunk_positions_of(p, cut.chunks));
+    // Blocks without a task are not started: those of products, or those of the sums.
+    const bool products = partials.weight != nullptr || partials.dot != nullptr;
+    const bool sums = partials.sum_u != nullptr || partials.sum_g != nullptr;
+    if (!products) params.r_blocks = 0;
+    params.r_programs = params.r_blocks + (sums ? 1 : 0);
+    if (params.r_programs == 0) return cudaSuccess;
+    const int64_t blocks = cut.splits * params.k_blocks * params.r_programs;
+    const size_t shared = 4 * kTileBytes<T> + 2 * kSide * sizeof(float);
+    return launch(grad_weight_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, params);
+  });
+}
+
+}  // namespace film::cuda::matrix

@@ -1,0 +1,155 @@
+"""The hand-written CUDA kernels (csrc/cuda) for NVIDIA GPUs: tensor cores for channels_last tensors of many channels,
+ordinary float32 products for few input channels.
+
+Without a GPU the same sources run on the CPU, slowly, for tests: FILM_KERNELS_CUDA_EMULATOR names the library that
+tests/emulator was built into.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import _library
+from ..problem import Problem, is_channels_last
+from .base import Backend
+from .compiled import bits_like, options_of
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PIECE = 16  # bytes that a thread moves at once: tensor-core kernels take channels in whole pieces
+_DIRECT = 16  # input channels, at most, of the kernels without tensor cores
+_FEWEST = 4  # input channels, at most, that go to them though tensor cores could serve
+
+
+def emulator() -> str | None:
+    """The library in which the kernels run on the CPU, if one is named."""
+    return os.environ.get("FILM_KERNELS_CUDA_EMULATOR") or None
+
+
+def _why_no_tensor_cores(problem: Problem) -> str | None:
+    """Why the tensor-core kernels cannot serve the shapes and layout of `problem`, or None."""
+    piece = _PIECE // problem.dtype.itemsize
+    if not problem.channels_last:
+        return (
+            "it serves more than 16 input channels in channels_last only (input.to(memory_format=torch.channels_last))"
+        )
+    channels = {"input": problem.input_shape[1], "output": problem.out_channels}
+    for name, count in channels.items():
+        if count % piece:
+            return f"it serves {name} channels that are a multiple of {piece} in {problem.dtype}, not {count}"
+    return None
+
+
+def _is_exact(problem: Problem) -> bool:
+    """Whether PyTorch's setting for float32 convolutions asks for exact products."""
+    return problem.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"  # type: ignore[attr-defined]
+
+
+def _uses_tensor_cores(problem: Problem) -> bool:
+    """Which family of kernels serves, where one does."""
+    channels = problem.input_shape[1]
+    if channels > _DIRECT:
+        return True
+    return channels > _FEWEST and _why_no_tensor_cores(problem) is None and not _is_exact(problem)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.data_ptr() % _PIECE == 0 else tensor.clone(memory_format=torch.preserve_format)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return _aligned(tensor.contiguous(memory_format=torch.channels_last))
+
+
+def _in_pieces(gamma: Tensor | None) -> Tensor | None:
+    """`gamma` (N, K) with neighbouring channels beside each other, each row at a multiple of 16 bytes."""
+    if gamma is None:
+        return None
+    row = gamma.stride(0) * gamma.element_size()
+    return _aligned(gamma if gamma.stride(1) == 1 and row % _PIECE == 0 else gamma.contiguous())
+
+
+@functools.cache
+def _too_old(device: torch.device) -> str | None:
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"it serves GPUs of compute capability 8.0 and above, not {major}.{minor}"
+
+
+class Cuda(Backend):
+    name = "cuda"
+
+    @functools.cached_property
+    def _not_loaded(self) -> str | None:
+        return _library.load("_cuda")
+
+    def unavailable(self) -> str | None:
+        if (path := emulator()) is not None:
+            return _library.load_file(Path(path))
+        if torch.version.cuda is None:
+            return "this PyTorch was built without CUDA"
+        return self._not_loaded if torch.cuda.is_available() else "PyTorch sees no NVIDIA GPU"
+
+    def why_not(self, problem: Problem) -> str | None:
+        device = "cpu" if emulator() else "cuda"
+        if problem.device.type != device:
+            return f"it serves tensors on {device}, not on {problem.device.type}"
+        if device == "cuda" and (reason := _too_old(problem.device)) is not None:
+            return reason
+        if problem.dtype not in _DTYPES:
+            return f"it serves float32, bfloat16 and float16, not {problem.dtype}"
+        if problem.spatial_rank == 3:
+            return "it serves 1d and 2d convolutions, not 3d"
+        if problem.groups != 1:
+            return f"it serves convolutions of one group, not {problem.groups}"
+        channels = problem.input_shape[1]
+        if channels == 0:
+            return "it serves inputs of at least one channel"
+        if channels <= _DIRECT:
+            return None
+        if (reason := _why_no_tensor_cores(problem)) is not None:
+            return reason
+        if _is_exact(problem):
+            return (
+                "it serves exact float32 products up to 16 input channels only; tensor cores take tf32 "
+                "(torch.backends.cudnn.conv.fp32_precision = 'tf32')"
+            )
+        return None
+
+    def is_slow(self, problem: Problem) -> bool:
+        # No measurement on a card stands behind these kernels yet: they serve where they are pinned.
+        return True
+
+    def kept_like(self, problem: Problem) -> Tensor:
+        """As bits_like has them."""
+        return bits_like(problem)
+
+    def forward(self, problem, input, weight, bias, gamma, beta, keep):
+        matrix = _uses_tensor_cores(problem)
+        if matrix:
+            input, weight = _channels_last(input), _channels_last(weight)
+        y, bits = torch.ops.film_kernels_cuda.forward(
+            input, weight, bias, gamma, beta, *options_of(problem), problem.channels_last, matrix, keep
+        )
+        return y, (bits if keep else None)
+
+    def grad_input(self, problem, grad, kept, weight, gamma):
+        matrix = _uses_tensor_cores(problem)
+        if matrix:
+            grad, gamma = _channels_last(grad), _in_pieces(gamma)
+            weight = weight.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+        return torch.ops.film_kernels_cuda.grad_input(
+            grad, kept, weight, gamma, problem.input_shape, *options_of(problem), problem.channels_last, matrix
+        )
+
+    def grad_weight(self, problem, grad, kept, input, weight, bias, gamma, wanted):
+        matrix, channels_last = _uses_tensor_cores(problem), is_channels_last(weight)
+        if matrix:
+            grad, input, weight = _channels_last(grad), _channels_last(input), _channels_last(weight)
+        results = torch.ops.film_kernels_cuda.grad_weight(
+            grad, kept, input, weight, bias, gamma, *wanted, *options_of(problem), channels_last, matrix
+        )
+        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))

@@ -53,10 +53,8 @@ void Counts::publish() {
   Total& all = total();
   const std::lock_guard lock(all.mutex);
   for (const Count& c : counts_) {
-    const auto same = [&](const Count& t) {
-      return t.kind == c.kind && t.site.line == c.site.line && std::strcmp(t.site.file, c.site.file) == 0;
-    };
-    const auto found = std::find_if(all.counts.begin(), all.counts.end(), same);
+    const auto is = [&](const Count& total) { return total.is(c.kind, c.site); };
+    const auto found = std::find_if(all.counts.begin(), all.counts.end(), is);
     if (found == all.counts.end()) {
       all.counts.push_back(c);
     } else {
@@ -157,6 +155,7 @@ void film_emulator_report() {
   auto& all = film::emulator::total();
   const std::lock_guard lock(all.mutex);
   for (const auto& c : all.counts)
-    std::fprintf(stderr, "film emulator: %s:%d: %s, %" PRIu64 " wavefronts, %" PRIu64 " of them bank conflicts\n",
-                 c.site.file, c.site.line, film::emulator::kNames[static_cast<int>(c.kind)], c.wavefronts, c.conflicts);
+    std::fprintf(stderr, "film emulator: %s: %s, %" PRIu64 " wavefronts, %" PRIu64 " of them bank conflicts\n",
+                 film::emulator::text(c.site).c_str(), film::emulator::kNames[static_cast<int>(c.kind)], c.wavefronts,
+                 c.conflicts);
 }

@@ -16,7 +16,7 @@ struct Count {
   uint64_t wavefronts = 0;
   uint64_t conflicts = 0;  // wavefronts above one for each phase
 
-  bool is(Access k, Site s) const { return kind == k && site.line == s.line && site.file == s.file; }
+  bool is(Access k, Site s) const { return kind == k && same(site, s); }
 };
 
 // By site, for one host thread.

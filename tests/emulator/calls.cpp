@@ -6,8 +6,6 @@
 
 namespace film::emulator {
 
-int lane() { return running->lane().number; }
-
 void* shared_memory() { return running->shared_memory(); }
 
 void barrier(Site site) { running->barrier(site); }

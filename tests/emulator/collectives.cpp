@@ -1,8 +1,6 @@
 // The instructions of a warp, each computed for all its lanes at once. Fragment layouts: the PTX manual.
 #include <cstring>
 
-#include "cuda_bf16.h"
-#include "cuda_fp16.h"
 #include "intrinsics.h"
 #include "ptx.cuh"
 
@@ -13,6 +11,7 @@ namespace {
 void nothing(const Gathered&) {}
 
 void want_all(unsigned mask, const char* name, Site site) {
+  if (mask == ~0u) return;
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
   const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   const unsigned after = threads - thread / kWarp * kWarp;
@@ -86,56 +85,55 @@ void load_matrices(const Gathered& g, const char* name) {
 
 // ---- mma ----
 
-using Row = float __attribute__((vector_size(32)));  // of the 8 columns of b and d
+// Eight words are a row of a along the sum, or the eight columns of b: of one element each, or of two of 16 bits.
+using Words = uint32_t __attribute__((vector_size(32)));
+using Floats = float __attribute__((vector_size(32)));
 
+// Vectors go by reference: how they go by value depends on what the code is compiled for.
 struct F16 {
-  static constexpr int k = 16;
-  static float value(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+  static constexpr int kElements = 2;
+  static void element(const Words& words, int i, Floats& to) {
+    const Words half = i == 0 ? words & 0xffffu : words >> 16;
+    const Words magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
+    const Words finite = reinterpret_cast<Words>(reinterpret_cast<Floats>(magnitude) * 0x1p112f);  // see __half2float
+    to = reinterpret_cast<Floats>((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite) | sign);
+  }
 };
 
 struct Bf16 {
-  static constexpr int k = 16;
-  static float value(uint16_t bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
+  static constexpr int kElements = 2;
+  static void element(const Words& words, int i, Floats& to) {
+    to = reinterpret_cast<Floats>(i == 0 ? words << 16 : words & 0xffff0000u);
+  }
 };
 
 struct Tf32 {
-  static constexpr int k = 8;
+  static constexpr int kElements = 1;
+  static void element(const Words& words, int, Floats& to) { to = reinterpret_cast<Floats>(words & ~0x1fffu); }
 };
-
-// One element of a for each register in tf32, two in the 16-bit types. k is the element's place along the sum.
-template <class T>
-void unpack(uint32_t bits, int k, int step, float* to) {
-  if constexpr (T::k == 8) {
-    to[k * step] = __uint_as_float(bits & ~0x1fffu);
-  } else {
-    to[2 * k * step] = T::value(static_cast<uint16_t>(bits));
-    to[(2 * k + 1) * step] = T::value(static_cast<uint16_t>(bits >> 16));
-  }
-}
 
 // Products of two such numbers are exact in float32; they are added in float32, in order.
 template <class T>
 void multiply(const Gathered& g, const char* name) {
   want_whole_warp(g, name);
-  float a[16][T::k];
-  alignas(32) float b[T::k][8];
-  alignas(32) float d[16][8];
+  Words a_words[16], b_words[8];
+  Floats d[16];
   for (int i = 0; i < kWarp; ++i) {
     const Multiply& lane = *static_cast<const Multiply*>(g.slots[i]);
-    const int row = i / 4, t = i % 4;
-    for (int r = 0; r < 4; ++r) unpack<T>(lane.a[r], t + r / 2 * 4, 1, a[row + r % 2 * 8]);
-    for (int r = 0; r < 2; ++r) unpack<T>(lane.b[r], t + r * 4, 8, &b[0][row]);
-    for (int r = 0; r < 4; ++r) d[row + r / 2 * 8][2 * t + r % 2] = lane.d[r];
+    const int group = i / 4, t = i % 4;
+    for (int r = 0; r < 4; ++r) a_words[group + r % 2 * 8][t + r / 2 * 4] = lane.a[r];
+    for (int r = 0; r < 2; ++r) b_words[t + r * 4][group] = lane.b[r];
+    for (int r = 0; r < 4; ++r) d[group + r / 2 * 8][2 * t + r % 2] = lane.d[r];
   }
+  Floats b[8][T::kElements];
+  for (int w = 0; w < 8; ++w)
+    for (int e = 0; e < T::kElements; ++e) T::element(b_words[w], e, b[w][e]);
   for (int row = 0; row < 16; ++row) {
-    Row sum;
-    std::memcpy(&sum, d[row], sizeof(sum));
-    for (int k = 0; k < T::k; ++k) {
-      Row columns;
-      std::memcpy(&columns, b[k], sizeof(columns));
-      sum += a[row][k] * columns;
-    }
-    std::memcpy(d[row], &sum, sizeof(sum));
+    Floats a[T::kElements], sum = d[row];
+    for (int e = 0; e < T::kElements; ++e) T::element(a_words[row], e, a[e]);
+    for (int w = 0; w < 8; ++w)
+      for (int e = 0; e < T::kElements; ++e) sum += a[e][w] * b[w][e];
+    d[row] = sum;
   }
   for (int i = 0; i < kWarp; ++i) {
     const Multiply& lane = *static_cast<const Multiply*>(g.slots[i]);

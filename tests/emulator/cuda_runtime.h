@@ -12,8 +12,6 @@
 #include "intrinsics.h"
 #include "vectors.h"
 
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // #pragma unroll
-
 #define __global__
 #define __device__
 #define __host__

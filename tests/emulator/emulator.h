@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <string>
 #include <typeinfo>
 
 #include "vectors.h"
@@ -16,11 +18,13 @@ struct Site {
   static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 };
 
+std::string text(Site site);  // "forward.cu:88"
+
+inline bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0); }
+
 constexpr int kWarp = 32;
 
-// The running thread.
-int lane();
-void* shared_memory();
+void* shared_memory();  // of the running block
 
 // Ends the launch with an error.
 [[noreturn]] void fault(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));

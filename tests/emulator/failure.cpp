@@ -12,10 +12,12 @@ std::string text(Site site) {
   return std::string(name != nullptr ? name + 1 : site.file) + ":" + std::to_string(site.line);
 }
 
-void Processor::fault(Site site, const char* what) { fail(where() + " at " + text(site) + ": " + what); }
+void Processor::fault(Site site, const char* what) {
+  message_ = where() + " at " + text(site) + ": " + what;
+  abandon();
+}
 
-void Processor::fail(std::string message) {
-  message_ = std::move(message);
+void Processor::abandon() {
   failed_ = true;
   lane_->fibre.switch_to(host_);
   std::abort();
@@ -30,9 +32,9 @@ std::string Processor::where() const {
 
 // Every lane of every warp: where it waits, or that it has ended.
 std::string Processor::why_nobody_runs() const {
-  char text_[80];
-  std::snprintf(text_, sizeof(text_), "block (%u, %u, %u): nobody can go on", block_.x, block_.y, block_.z);
-  std::string all = text_;
+  char block[80];
+  std::snprintf(block, sizeof(block), "block (%u, %u, %u): nobody can go on", block_.x, block_.y, block_.z);
+  std::string all = block;
   for (int w = 0; w < warp_count_; ++w) {
     const Warp& warp = warps_[w];
     const auto state = [&](int i) {

@@ -30,7 +30,15 @@ constexpr size_t kGuard = 4096;
 }  // namespace
 
 Fibre::~Fibre() {
+  forget_frames();
   if (mapping_ != nullptr) munmap(mapping_, kGuard + kStack);
+}
+
+// Of frames that were left without returning, AddressSanitizer still has it that their surroundings are out of bounds.
+void Fibre::forget_frames() {
+#ifdef __SANITIZE_ADDRESS__
+  if (mapping_ != nullptr) __asan_unpoison_memory_region(mapping_ + kGuard, kStack);
+#endif
 }
 
 void Fibre::adopt_host() {
@@ -53,9 +61,7 @@ void Fibre::reset(void (*entry)(), size_t number) {
   const size_t skipped = number % 29 * 576;
   stack_ = mapping_ + kGuard;
   stack_size_ = kStack - skipped;
-#ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(mapping_ + kGuard, kStack);  // of frames that were left without returning
-#endif
+  forget_frames();
   entry_ = entry;
   started_ = false;
   getcontext(&context_);

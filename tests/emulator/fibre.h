@@ -26,6 +26,7 @@ class Fibre {
 
  private:
   static void trampoline(unsigned high, unsigned low);
+  void forget_frames();
 
   jmp_buf place_;
   ucontext_t context_;

@@ -51,7 +51,7 @@ std::string name_of(const Launch& launch) {
 }
 
 cudaError_t fail(cudaError_t error, const Launch& launch, const std::string& what) {
-  const std::string message = "kernel " + name_of(launch) + ": " + what;
+  const std::string message = "kernel " + name_of(launch) + " (seed " + std::to_string(seed) + "): " + what;
   std::fprintf(stderr, "film emulator: %s\n", message.c_str());
   const std::lock_guard lock(message_mutex);
   last_message = message;
@@ -71,7 +71,8 @@ std::string limits(const Launch& launch) {
   return "";
 }
 
-// Blocks are taken in order by whoever is free. Their seeds do not depend on who.
+// Blocks are taken in turn by whoever is free, last to first where the seed is odd. What a block does depends on the
+// seed and its index alone.
 class Run {
  public:
   explicit Run(const Launch& launch)
@@ -102,8 +103,9 @@ class Run {
   }
 
   bool one(Processor& processor) {
-    const uint64_t block = next_++;
-    if (block >= blocks_ || failed_) return false;
+    const uint64_t nth = next_++;
+    if (nth >= blocks_ || failed_) return false;
+    const uint64_t block = seed_ % 2 == 0 ? nth : blocks_ - 1 - nth;
     const dim3 g = launch_.grid;
     const uint3 index{static_cast<unsigned>(block % g.x), static_cast<unsigned>(block / g.x % g.y),
                       static_cast<unsigned>(block / (uint64_t{g.x} * g.y))};

@@ -14,14 +14,13 @@ namespace film::emulator {
 __thread Processor* running;
 
 Processor& Processor::of_this_thread() {
-  static thread_local Processor processor;
+  static thread_local Processor processor;  // its host fibre is this thread's stack
   return processor;
 }
 
 bool Processor::run(const Launch& launch, uint3 block, uint64_t seed) {
   running = this;
   prepare(launch, block, seed);
-  host_.adopt_host();
   lane_ = choose();
   threadIdx = lane_->index;
   host_.switch_to(lane_->fibre);
@@ -87,7 +86,10 @@ void Processor::run_lanes() {
 void Processor::end_lane() {
   Lane& lane = *lane_;
   Warp& warp = *lane.warp;
-  if (lane.copies.pending() > 0) fail(where() + ": ends with copies (cp.async) that it never waited for");
+  if (lane.copies.pending() > 0) {
+    message_ = where() + ": ends with copies (cp.async) that it never waited for";
+    abandon();
+  }
   warp.ended |= 1u << lane.number;
   lane.waits_at = nullptr;
   if (__builtin_popcount(warp.ended) == warp.count && !warp.log.empty()) warp.log.count(counts_);
@@ -132,7 +134,10 @@ Lane* Processor::choose() {
 void Processor::stop() {
   Lane& self = *lane_;
   Lane* next = choose();
-  if (next == nullptr) fail(why_nobody_runs());
+  if (next == nullptr) {
+    message_ = why_nobody_runs();
+    abandon();
+  }
   if (next == &self) return;
   lane_ = next;
   threadIdx = next->index;
@@ -146,8 +151,10 @@ void Processor::barrier(Site site) {
   lane.site = site;
   if (at_barrier_ == 0) {
     barrier_site_ = site;
-  } else if (barrier_site_.line != site.line || std::strcmp(barrier_site_.file, site.file) != 0) {
-    fail(where() + ": __syncthreads at " + text(site) + ", while others wait in the one at " + text(barrier_site_));
+  } else if (!same(barrier_site_, site)) {
+    message_ =
+        where() + ": __syncthreads at " + text(site) + ", while others wait in the one at " + text(barrier_site_);
+    abandon();
   }
   warp.at_barrier |= 1u << lane.number;
   if (__builtin_popcount(warp.at_barrier) == warp.count && !warp.log.empty()) warp.log.count(counts_);
@@ -171,11 +178,11 @@ void Processor::collective(const char* name, Site site, Perform perform, void* s
   if (warp.arrived == 0) {
     warp.perform = perform;
     warp.gathered.site = site;
-  } else if (warp.perform != perform || warp.gathered.site.line != site.line ||
-             std::strcmp(warp.gathered.site.file, site.file) != 0) {
+  } else if (warp.perform != perform || !same(warp.gathered.site, site)) {
     const Lane& other = *warp.lanes[__builtin_ctz(warp.at_collective)];
-    fail(where() + ": the warp is divided: " + name + " at " + text(site) + ", while others wait in " + other.waits_at +
-         " at " + text(other.site));
+    message_ = where() + ": the warp is divided: " + name + " at " + text(site) + ", while others wait in " +
+               other.waits_at + " at " + text(other.site);
+    abandon();
   }
   warp.at_collective |= 1u << lane.number;
   warp.gathered.slots[lane.number] = slot;

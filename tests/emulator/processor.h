@@ -29,8 +29,6 @@ class Random {
   uint64_t state_;
 };
 
-std::string text(Site site);
-
 struct Warp;
 
 struct Lane {
@@ -73,6 +71,8 @@ class Processor {
   [[noreturn]] void fault(Site site, const char* what);
 
  private:
+  Processor() { host_.adopt_host(); }
+
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
@@ -83,8 +83,8 @@ class Processor {
   void begin(Warp& warp);  // all its lanes can run
   void mix();
   Lane* choose();
-  void stop();  // the running lane cannot go on; returns when it can
-  [[noreturn]] void fail(std::string message);
+  void stop();                  // the running lane cannot go on; returns when it can
+  [[noreturn]] void abandon();  // the block, for the reason in message_; nothing that owns memory may be on the stack
   std::string where() const;
   std::string why_nobody_runs() const;
 

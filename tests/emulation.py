@@ -1,0 +1,83 @@
+"""Compiles CUDA sources for the CPU, on the emulator in tests/emulator."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EMULATOR = ROOT / "tests" / "emulator"
+KERNELS = ROOT / "csrc" / "cuda"
+BUILD = ROOT / "build" / "emulator"
+
+# A kernel reads the same memory as bytes, words and vectors, which C++ compilers may assume that nobody does; a
+# register that it never wrote to holds no convenient zero.
+FLAGS = ("-std=c++17", "-fPIC", "-fno-strict-aliasing", "-ftrivial-auto-var-init=pattern", "-pthread")
+WARNINGS = ("-Wall", "-Wextra", "-Wno-unknown-pragmas")
+FAST = ("-O2",)
+SANITIZED = (
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+)
+
+
+def run(command: Sequence[str | Path]) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+
+
+def _compile(source: Path, target: Path, flags: Sequence[str], newest_header: float) -> None:
+    if target.exists() and target.stat().st_mtime > max(source.stat().st_mtime, newest_header):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(f".{os.getpid()}.o")
+    run(["g++", *flags, "-x", "c++", "-c", source, "-o", unfinished])
+    unfinished.replace(target)
+
+
+def build(
+    name: str,
+    sources: Sequence[Path],
+    *,
+    sanitize: bool = False,
+    shared: bool = False,
+    flags: Sequence[str] = (),
+    link: Sequence[str] = (),
+) -> Path:
+    """A program (or a shared library) of `sources` and the emulator. What is up to date is not built again.
+
+    Args:
+        name: of the result, in build/emulator.
+        sources: .cu and .cpp files, all compiled as C++.
+        sanitize: with AddressSanitizer and UBSan.
+        shared: a shared library; else a program that exports its functions' names, so that messages can give them.
+        flags: added when compiling the sources.
+        link: added when linking.
+    """
+    kind = SANITIZED if sanitize else FAST
+    common = [*FLAGS, *kind, *WARNINGS, f"-I{EMULATOR}", f"-I{KERNELS}"]
+    headers = [path for folder in (EMULATOR, ROOT / "csrc") for path in folder.rglob("*.*h")]
+    newest = max(path.stat().st_mtime for path in [*headers, Path(__file__)])
+    jobs = []
+    for source in [*sorted(EMULATOR.glob("*.cpp")), *sources]:
+        mine = common if source.parent == EMULATOR else [*common, *flags]
+        key = hashlib.sha256(" ".join([*mine, str(source)]).encode()).hexdigest()[:12]
+        jobs.append((source, BUILD / "objects" / f"{source.stem}-{key}.o", mine, newest))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda job: _compile(*job), jobs):
+            pass
+    objects = [target for _, target, _, _ in jobs]
+    key = hashlib.sha256(" ".join([*map(str, objects), *link, str(shared)]).encode()).hexdigest()[:12]
+    result = BUILD / f"{name}-{key}{'.so' if shared else ''}"
+    if not result.exists() or result.stat().st_mtime < max(path.stat().st_mtime for path in objects):
+        unfinished = result.with_suffix(f".{os.getpid()}")
+        run(["g++", *FLAGS, *kind, "-shared" if shared else "-rdynamic", *objects, *link, "-ldl", "-o", unfinished])
+        unfinished.replace(result)
+    return result

@@ -1,0 +1,109 @@
+// The order in which warps and lanes run differs from seed to seed, so that a missing barrier shows.
+#include <set>
+
+#include "check.h"
+
+using namespace film::check;
+namespace ptx = film::ptx;
+
+namespace {
+
+constexpr int kThreads = 128;
+
+enum class Without { nothing, barrier, warp_barrier, second_barrier };
+
+// The sum of a block: shuffles in each warp, then the warps' sums through shared memory, twice over the same place.
+template <Without without>
+__global__ void sums(const float* values, float* out) {
+  float* const shared = ptx::shared_memory<float>();
+  for (int round = 0; round < 2; ++round) {
+    float sum = values[round * kThreads + threadIdx.x];
+    for (int i = 16; i > 0; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = sum;
+    if (without != Without::barrier) __syncthreads();
+    if (threadIdx.x < 32) {
+      sum = threadIdx.x < kThreads / 32 ? shared[threadIdx.x] : 0;
+      for (int i = 2; i > 0; i /= 2) sum += __shfl_xor_sync(~0u, sum, i);
+      if (threadIdx.x == 0) out[round] = sum;
+    }
+    if (without != Without::second_barrier) __syncthreads();
+  }
+}
+
+// Each lane takes what its neighbour put down.
+template <Without without>
+__global__ void neighbours(float* out) {
+  float* const shared = ptx::shared_memory<float>();
+  shared[threadIdx.x] = threadIdx.x;
+  if (without != Without::warp_barrier) __syncwarp();
+  out[threadIdx.x] = shared[threadIdx.x ^ 1];
+}
+
+template <Without without>
+bool sums_are_right() {
+  std::vector<float> values(2 * kThreads), out(2, -1);
+  for (int i = 0; i < 2 * kThreads; ++i) values[i] = static_cast<float>(i);
+  const auto error = film::cuda::launch(sums<without>, dim3(1), dim3(kThreads), 16, nullptr, values.data(), out.data());
+  expect(error == cudaSuccess, "launch: %d", error);
+  return out[0] == 8128 && out[1] == 8128 + 128 * 128;
+}
+
+template <Without without>
+bool neighbours_are_right() {
+  std::vector<float> out(kThreads);
+  const auto error =
+      film::cuda::launch(neighbours<without>, dim3(1), dim3(kThreads), kThreads * 4, nullptr, out.data());
+  expect(error == cudaSuccess, "launch: %d", error);
+  for (int i = 0; i < kThreads; ++i)
+    if (out[i] != static_cast<float>(i ^ 1)) return false;
+  return true;
+}
+
+__global__ void poison(unsigned* out, unsigned words) {
+  unsigned* const shared = ptx::shared_memory<unsigned>();
+  for (unsigned i = threadIdx.x; i < words; i += blockDim.x) out[blockIdx.x * words + i] = shared[i];
+  __syncthreads();
+  for (unsigned i = threadIdx.x; i < words; i += blockDim.x) shared[i] = 5;
+}
+
+// Where each thread stands in the order of all.
+__global__ void places(unsigned* next, unsigned* out) {
+  for (int round = 0; round < 3; ++round) {
+    out[threadIdx.x] = (*next)++;
+    __syncwarp();
+  }
+}
+
+}  // namespace
+
+CHECK(missing_barrier) {
+  expect(seeds_where(sums_are_right<Without::nothing>) == 5, "the right kernel fails");
+  expect(seeds_where(sums_are_right<Without::barrier>) < 5, "no seed shows that a barrier is missing");
+  expect(seeds_where(sums_are_right<Without::second_barrier>) < 5, "no seed shows that the second is missing");
+  expect(seeds_where(neighbours_are_right<Without::nothing>) == 5, "the right neighbours fail");
+  expect(seeds_where(neighbours_are_right<Without::warp_barrier>) == 0, "a seed hides that __syncwarp is missing");
+}
+
+CHECK(poisoned_memory) {
+  constexpr unsigned kWords = 1000;
+  std::vector<unsigned> out(8 * kWords);
+  const auto error = film::cuda::launch(poison, dim3(8), dim3(64), kWords * 4, nullptr, out.data(), kWords);
+  expect(error == cudaSuccess, "launch: %d", error);
+  for (const unsigned word : out) expect(word == ~0u, "shared memory begins with %08x", word);
+}
+
+CHECK(order_follows_seed) {
+  std::set<std::vector<unsigned>> orders;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    film_emulator_set_seed(seed);
+    std::vector<unsigned> first(kThreads), second(kThreads);
+    for (auto* out : {&first, &second}) {
+      unsigned next = 0;
+      const auto error = film::cuda::launch(places, dim3(1), dim3(kThreads), 0, nullptr, &next, out->data());
+      expect(error == cudaSuccess && next == 3 * kThreads, "launch: %d", error);
+    }
+    expect(first == second, "seed %d gives two orders", static_cast<int>(seed));
+    orders.insert(first);
+  }
+  expect(orders.size() == 20, "%zu orders of 20", orders.size());
+}

@@ -7,13 +7,15 @@ decides which branch is taken, so where the pre-activation is within rounding of
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+import emulation
 import exact
 from film_kernels import arguments, conv_film, reference
 from film_kernels.activations import ACTIVATIONS
@@ -21,6 +23,8 @@ from film_kernels.activations import ACTIVATIONS
 EXPECTED = ("cpu", "vendor", "reference")  # backends that must be available wherever the tests run
 _triton = importlib.util.find_spec("triton")  # optional; a folder of that name is found too
 INTERPRETED = ("triton", "vendor_one_pass") if _triton is not None and _triton.origin is not None else ()
+# The CUDA kernels' sources run on the CPU, warps in an order that the number seeds. A wheel's tests have no sources.
+EMULATED = ("cuda_0", "cuda_1", "cuda_2") if emulation.KERNELS.is_dir() else ()
 NAMES = ("output", "grad_input", "grad_weight", "grad_bias", "grad_gamma", "grad_beta")
 
 
@@ -100,6 +104,28 @@ def run(
     return [y.detach(), *(None if t is None else t.grad for t in leaves)]
 
 
+def finest(backend: str) -> torch.dtype:
+    """The dtype in which results can be told apart best: float64, where `backend` serves it."""
+    return torch.float32 if backend == "cuda" else torch.float64
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    """Equal but for the rounding of sums."""
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if expected.dtype == torch.float32 else {}
+    torch.testing.assert_close(found, expected, **tolerance)
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """PyTorch's setting for float32 convolutions on GPUs: "tf32" or "ieee"."""
+    setting = torch.backends.cudnn.conv
+    before, setting.fp32_precision = setting.fp32_precision, precision
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
 def has_one_pass(problem) -> bool:
     """Stands in for the function of backends/vendor.py where Triton runs in its interpreter."""
     return problem.spatial_rank < 3
@@ -117,11 +143,20 @@ def pre_activation(case: Case, tensors: list[Tensor | None], dtype: torch.dtype)
     return z if case.film_position == "post" else reference.film(z, *cast[3:], case.gamma_offset)
 
 
-def incoming_gradient(case: Case, tensors: list[Tensor | None], seed: int = 1) -> Tensor:
+def as_they_are(*tensors: Tensor) -> list[Tensor]:
+    """What plain PyTorch makes of the tensors that are multiplied, before it does: nothing."""
+    return list(tensors)
+
+
+Seen = Callable[..., list[Tensor]]
+
+
+def incoming_gradient(case: Case, tensors: list[Tensor | None], seed: int = 1, seen: Seen = as_they_are) -> Tensor:
     """A random gradient that is 0 where a rounding could move v over the kink."""
     dtype = tensors[0].dtype
     v = pre_activation(case, tensors, torch.float64)
-    rounding = (pre_activation(case, tensors, torch.float32 if dtype == torch.float64 else dtype).double() - v).abs()
+    plain = [*seen(*tensors[:2]), *tensors[2:]]
+    rounding = (pre_activation(case, plain, torch.float32 if dtype == torch.float64 else dtype).double() - v).abs()
     generator = torch.Generator().manual_seed(seed)
     grad = torch.randn(v.shape, generator=generator, dtype=torch.float64).to(dtype)
     grad[v.abs() <= 4 * rounding.max()] = 0
@@ -148,15 +183,17 @@ def hold_to_the_rule(
     ours: Callable[[list[Tensor | None], Tensor], list[Tensor | None]],
     draws: int,
     change_grad: Callable[[Tensor], Tensor],
+    seen: Seen = as_they_are,
 ) -> None:
     """Hold `ours(tensors, grad)`, [y, and the five gradients], to the rule over several draws together: of a gradient
-    with a few elements one draw says little."""
+    with a few elements one draw says little. Plain PyTorch gets what `seen` makes of input, weight and gradient, the
+    factors of products, where it would round them on a GPU."""
     squares = {name: torch.zeros(3, dtype=torch.float64) for name in NAMES}  # of our error, plain's error, the size
     for seed in range(draws):
         tensors = draw(seed)
         dtype = tensors[0].dtype
-        grad = change_grad(incoming_gradient(case, tensors, seed))
-        plain = run(case, tensors, grad, "reference", dtype)
+        grad = change_grad(incoming_gradient(case, tensors, seed, seen))
+        plain = run(case, [*seen(*tensors[:2]), *tensors[2:]], *seen(grad), "reference", dtype)
         results = ours(tensors, grad)
         for name, better, theirs, result in zip(NAMES, more_exact(case, tensors, grad), plain, results, strict=True):
             if better is None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import numpy as np
 import pytest
 import torch
 
+import emulation
 import film_kernels
-from cases import EXPECTED, INTERPRETED, has_one_pass
+from cases import EMULATED, EXPECTED, INTERPRETED, float32_products, has_one_pass
 from film_kernels.backends import vendor
 
 if not torch.cuda.is_available():
@@ -32,18 +34,31 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
-@pytest.fixture(params=(*EXPECTED, *INTERPRETED))
+@pytest.fixture(params=(*EXPECTED, *INTERPRETED, *EMULATED))
 def backend(request, monkeypatch):
-    """The name of a backend. "vendor_one_pass" is `vendor` with Triton's passes, which it has on GPUs."""
+    """The name of a backend. "vendor_one_pass" is `vendor` with Triton's passes, which it has on GPUs; "cuda_0" and so
+    on is `cuda` in the emulator with that seed."""
     name = request.param
     if name in INTERPRETED:
         request.getfixturevalue("interpreter")
     if name == "vendor_one_pass":
         monkeypatch.setattr(vendor, "has_one_pass", has_one_pass)
         name = "vendor"
+    if name in EMULATED:
+        request.getfixturevalue("emulator")(int(name.removeprefix("cuda_")))
+        name = "cuda"
     reason = film_kernels.available_backends()[name]
     assert reason is None, f"{name} is not available: {reason}"
     return name
+
+
+@pytest.fixture
+def emulator(monkeypatch):
+    """Makes the backend `cuda` serve on the CPU, by its kernels' sources; gives what sets the seed."""
+    path = emulation.cuda_library(sanitize="FILM_KERNELS_SANITIZED" in os.environ)
+    monkeypatch.setenv("FILM_KERNELS_CUDA_EMULATOR", str(path))
+    with float32_products("ieee"):  # as on the CPU, where the tests' expectations come from
+        yield ctypes.CDLL(str(path)).film_emulator_set_seed
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EMULATOR = ROOT / "tests" / "emulator"
 KERNELS = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "emulator"
+TORCH_TARGET_VERSION = "0x020a000000000000"  # as in setup.py
 
 # A kernel reads the same memory as bytes, words and vectors, which C++ compilers may assume that nobody does; a
 # register that it never wrote to holds no convenient zero.
@@ -81,3 +83,29 @@ def build(
         run(["g++", *FLAGS, *kind, "-shared" if shared else "-rdynamic", *objects, *link, "-ldl", "-o", unfinished])
         unfinished.replace(result)
     return result
+
+
+@functools.cache
+def cuda_library(sanitize: bool = False, changed: Path | None = None) -> Path:
+    """The package's CUDA library, whose kernels then run on the CPU: what FILM_KERNELS_CUDA_EMULATOR names.
+
+    Args:
+        sanitize: as `build` has it; Python has to be started with the sanitizers' libraries loaded.
+        changed: a folder with other versions of some of the sources, and of headers that these include.
+    """
+    from torch.utils import cpp_extension
+
+    flags = ["-DFILM_EMULATED", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-fvisibility=hidden"]
+    includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    libraries = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
+    sources = {path.name: path for path in sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cpp")])}
+    if changed is not None:
+        sources |= {path.name: path for path in changed.glob("*.cu")}
+    return build(
+        "film_kernels_cuda",
+        list(sources.values()),
+        sanitize=sanitize,
+        shared=True,
+        flags=[*flags, *includes],
+        link=libraries,
+    )

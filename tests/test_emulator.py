@@ -22,7 +22,7 @@ NAMES = [
     name for path in sorted(CHECKS.glob("*.cu")) for name in re.findall(r"^CHECK\((\w+)\)", path.read_text(), re.M)
 ]
 BEYOND = [name for name in NAMES if name.startswith("beyond_")]
-PLAIN = [name for name in NAMES if name not in BEYOND and name != "convert"]
+PLAIN = [name for name in NAMES if name not in [*BEYOND, "convert"]]
 
 pytestmark = pytest.mark.skipif(not emulation.KERNELS.is_dir(), reason="the sources are not here, only the tests")
 

@@ -38,6 +38,7 @@ void Processor::prepare(const Launch& launch, uint3 block, uint64_t seed) {
   threads_ = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
   warp_count_ = (threads_ + kWarp - 1) / kWarp;
   ended_ = at_barrier_ = 0;
+  runnable_ = 0;
   failed_ = false;
   if (shared_ == nullptr || shared_bytes_ != launch.shared_bytes) {
     void* memory;

@@ -14,8 +14,9 @@ namespace film::emulator {
 __thread Processor* running;
 
 Processor& Processor::of_this_thread() {
-  static thread_local Processor processor;  // its host fibre is this thread's stack
-  return processor;
+  // Elsewhere in memory: a library that is loaded late finds little room for a thread's own variables.
+  static thread_local const std::unique_ptr<Processor> processor(new Processor);
+  return *processor;
 }
 
 bool Processor::run(const Launch& launch, uint3 block, uint64_t seed) {

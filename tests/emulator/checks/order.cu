@@ -146,3 +146,11 @@ CHECK(host_threads) {
   expect_failure(film::cuda::launch(slow, dim3(kBlocks), dim3(64), 64 * 16, nullptr, ids.data(), nullptr, true),
                  cudaErrorLaunchFailure, "warp 1, lanes 0-31: in __syncthreads");
 }
+
+// For the test that loads these checks as a library: one value for each of 256 threads, and their two sums.
+extern "C" int film_check_sums(const float* values, float* out, bool right) {
+  const auto launch = [&](auto kernel) {
+    return film::cuda::launch(kernel, dim3(1), dim3(kThreads), 16, nullptr, values, out);
+  };
+  return right ? launch(sums<Without::nothing>) : launch(sums<Without::barrier>);
+}

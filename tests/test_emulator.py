@@ -6,6 +6,7 @@ PTX that the emulator stands in for goes through nvcc, and each instruction is i
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ NAMES = [
     name for path in sorted(CHECKS.glob("*.cu")) for name in re.findall(r"^CHECK\((\w+)\)", path.read_text(), re.M)
 ]
 BEYOND = [name for name in NAMES if name.startswith("beyond_")]
-PLAIN = [name for name in NAMES if name not in BEYOND and name != "convert"]
+PLAIN = [name for name in NAMES if name not in [*BEYOND, "convert"]]
 
 pytestmark = pytest.mark.skipif(not emulation.KERNELS.is_dir(), reason="the sources are not here, only the tests")
 
@@ -98,6 +99,21 @@ def test_bank_conflicts_are_reported_by_line(program):
     assert re.search(r"banks\.cu:\d+: cp\.async, 32 wavefronts, 0 of them bank conflicts", report), report
     at_exit = run(program, "product_f16", FILM_EMULATOR_REPORT="1").stderr.decode()
     assert re.search(r"matrices\.cu:\d+: ldmatrix, \d+ wavefronts", at_exit), at_exit
+
+
+def test_library_in_python():
+    library = ctypes.CDLL(str(emulation.build("checks", sources(), shared=True)))
+    values, out = torch.arange(256.0), torch.empty(2)
+    expected = torch.tensor([8128.0, 24512.0])
+    results = {True: [], False: []}
+    for right, found in results.items():
+        for seed in range(5):
+            library.film_emulator_set_seed(ctypes.c_uint64(seed))
+            pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (values, out)]
+            assert library.film_check_sums(*pointers, right) == 0
+            found.append(torch.equal(out, expected))
+    assert results[True] == [True] * 5
+    assert not all(results[False])
 
 
 # ---- the real headers ----

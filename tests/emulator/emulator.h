@@ -1,4 +1,10 @@
 // What the headers that stand in for CUDA's ask of the emulator, and what a test can ask of it.
+//
+// A kernel's own source is compiled as C++, and its threads run as fibres: one goes on until it has to wait for others,
+// at a barrier or an instruction of the whole warp. Which warp and which lane comes next is shuffled by a seed, so that
+// a missing barrier gives a wrong result in some seeds; shared memory begins as NaN in every block; a copy by cp.async
+// lands when it is waited for, and what it overwrites is NaN until then. Threads that wait for others which never come,
+// and addresses that the card would refuse, end the launch with cudaErrorLaunchFailure and a message.
 #pragma once
 
 #include <cstddef>

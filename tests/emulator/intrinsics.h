@@ -8,10 +8,9 @@
 #include "emulator.h"
 #include "vectors.h"
 
-// __thread, unlike thread_local, is read without a call that might initialise it.
-#define FILM_EMULATOR_TLS extern __thread __attribute__((tls_model("initial-exec")))
-FILM_EMULATOR_TLS uint3 threadIdx, blockIdx;
-FILM_EMULATOR_TLS dim3 blockDim, gridDim;
+// __thread, unlike thread_local, is read without asking whether it has been initialised.
+extern __thread uint3 threadIdx, blockIdx;
+extern __thread dim3 blockDim, gridDim;
 constexpr int warpSize = film::emulator::kWarp;
 
 namespace film::emulator {

@@ -109,7 +109,7 @@ class Run {
     const dim3 g = launch_.grid;
     const uint3 index{static_cast<unsigned>(block % g.x), static_cast<unsigned>(block / g.x % g.y),
                       static_cast<unsigned>(block / (uint64_t{g.x} * g.y))};
-    if (processor.run(launch_, index, seed_ * 0x9e3779b97f4a7c15u + block)) return true;
+    if (processor.run(launch_, index, Random(seed_).next() + block)) return true;
     if (!failed_.exchange(true)) message_ = processor.message();
     return false;
   }

@@ -14,8 +14,9 @@ namespace film::emulator {
 __thread Processor* running;
 
 Processor& Processor::of_this_thread() {
-  static thread_local Processor processor;  // its host fibre is this thread's stack
-  return processor;
+  // Elsewhere in memory: a library that is loaded late finds little room for a thread's own variables.
+  static thread_local const std::unique_ptr<Processor> processor(new Processor);
+  return *processor;
 }
 
 bool Processor::run(const Launch& launch, uint3 block, uint64_t seed) {
@@ -38,6 +39,7 @@ void Processor::prepare(const Launch& launch, uint3 block, uint64_t seed) {
   threads_ = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
   warp_count_ = (threads_ + kWarp - 1) / kWarp;
   ended_ = at_barrier_ = 0;
+  runnable_ = 0;
   failed_ = false;
   if (shared_ == nullptr || shared_bytes_ != launch.shared_bytes) {
     void* memory;

@@ -71,7 +71,7 @@ class Processor {
   [[noreturn]] void fault(Site site, const char* what);
 
  private:
-  Processor() { host_.adopt_host(); }
+  Processor() { host_.adopt_host(); }  // the stack of the thread that makes it
 
   struct Free {
     void operator()(void* p) const { std::free(p); }
@@ -109,6 +109,6 @@ class Processor {
 };
 
 // The processor of this host thread, while it runs a block.
-extern __thread __attribute__((tls_model("initial-exec"))) Processor* running;
+extern __thread Processor* running;
 
 }  // namespace film::emulator

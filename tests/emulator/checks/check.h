@@ -43,7 +43,6 @@ int seeds_where(F holds) {
     film_emulator_set_seed(seed);
     count += holds();
   }
-  film_emulator_set_seed(0);
   return count;
 }
 

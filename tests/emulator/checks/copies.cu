@@ -83,8 +83,9 @@ cudaError_t make() {
   return film::cuda::launch(mistaken<mistake>, dim3(1), dim3(32), 32 * 16, nullptr, static_cast<unsigned char*>(from));
 }
 
-// A pipeline of three stages that sums tiles: `left` groups may still be on their way when a tile is read.
-template <int left>
+// A pipeline of three stages that sums tiles. `left` groups may still be on their way when a tile is read, and a tile
+// is fetched `ahead` tiles before it is read.
+template <int left, int ahead, bool barrier>
 __global__ void pipeline(const float* from, float* out, int tiles) {
   constexpr int kStages = 3;
   float* const shared = ptx::shared_memory<float>();
@@ -95,24 +96,24 @@ __global__ void pipeline(const float* from, float* out, int tiles) {
     ptx::cp_async_commit();
   };
   float sum = 0;
-  for (int tile = 0; tile < kStages - 1; ++tile) fetch(tile);
+  for (int tile = 0; tile < ahead; ++tile) fetch(tile);
   for (int tile = 0; tile < tiles; ++tile) {
     ptx::cp_async_wait<left>();
-    __syncthreads();
+    if (barrier) __syncthreads();
     sum += shared[tile % kStages * kThreads + (thread + 1) % kThreads];
-    fetch(tile + kStages - 1);
+    fetch(tile + ahead);
   }
   ptx::cp_async_wait<0>();
   out[thread] = sum;
 }
 
-template <int left>
+template <int left, int ahead, bool barrier>
 bool pipeline_is_right() {
   constexpr int kTiles = 9;
   std::vector<float> from(kTiles * kThreads), out(kThreads);
   for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<float>(i % 37);
-  const auto error = film::cuda::launch(pipeline<left>, dim3(1), dim3(kThreads), 3 * kThreads * 4, nullptr, from.data(),
-                                        out.data(), kTiles);
+  const auto error = film::cuda::launch(pipeline<left, ahead, barrier>, dim3(1), dim3(kThreads), 3 * kThreads * 4,
+                                        nullptr, from.data(), out.data(), kTiles);
   expect(error == cudaSuccess, "launch: %d", error);
   for (int i = 0; i < kThreads; ++i) {
     float sum = 0;
@@ -169,7 +170,9 @@ CHECK(copy_mistakes) {
   expect(make<Mistake::none>() == cudaSuccess, "no mistake, afterwards");
 }
 
-CHECK(wait_one_group_short) {
-  expect(seeds_where(pipeline_is_right<1>) == 5, "the right pipeline fails");
-  expect(seeds_where(pipeline_is_right<2>) == 0, "one that waits for a group too few passes");
+CHECK(pipeline_mistakes) {
+  expect(seeds_where(pipeline_is_right<1, 2, true>) == 5, "the right pipeline fails");
+  expect(seeds_where(pipeline_is_right<2, 2, true>) == 0, "one that waits for a group too few passes");
+  expect(seeds_where(pipeline_is_right<2, 3, true>) < 5, "one that fetches over what others still read passes");
+  expect(seeds_where(pipeline_is_right<1, 2, false>) < 5, "one without its barrier passes");
 }

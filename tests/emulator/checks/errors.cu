@@ -57,7 +57,11 @@ cudaError_t make(unsigned threads = 64) {
   return film::cuda::launch(mistaken<mistake>, dim3(2), dim3(threads), 1000, nullptr, nullptr);
 }
 
-void expect_fine() { expect(make<Mistake::none>() == cudaSuccess, "a launch after one that failed"); }
+void expect_fine() {
+  expect_failure(make<Mistake::some_lanes>(256), cudaErrorLaunchFailure,
+                 "warp 7");  // of warps that are gone afterwards
+  expect(make<Mistake::none>() == cudaSuccess, "a launch after one that failed");
+}
 
 }  // namespace
 

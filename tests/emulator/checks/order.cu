@@ -1,5 +1,7 @@
 // The order in which warps and lanes run differs from seed to seed, so that a missing barrier shows.
+#include <chrono>
 #include <set>
+#include <thread>
 
 #include "check.h"
 
@@ -74,6 +76,17 @@ __global__ void places(unsigned* next, unsigned* out) {
   }
 }
 
+__global__ void slow(std::thread::id* ids, unsigned* out, bool fail) {
+  uint4* const shared = ptx::shared_memory<uint4>();
+  if (threadIdx.x == 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    ids[blockIdx.x] = std::this_thread::get_id();
+  }
+  ptx::store_shared_16(shared + threadIdx.x, make_uint4(0, 0, 0, 0));
+  if (!fail || blockIdx.x < 20 || threadIdx.x >= 32) __syncthreads();
+  if (out != nullptr) out[blockIdx.x * 64 + threadIdx.x] = shared[0].x++;  // the order of the threads, by a race
+}
+
 }  // namespace
 
 CHECK(missing_barrier) {
@@ -93,17 +106,51 @@ CHECK(poisoned_memory) {
 }
 
 CHECK(order_follows_seed) {
-  std::set<std::vector<unsigned>> orders;
-  for (uint64_t seed = 0; seed < 20; ++seed) {
-    film_emulator_set_seed(seed);
-    std::vector<unsigned> first(kThreads), second(kThreads);
-    for (auto* out : {&first, &second}) {
-      unsigned next = 0;
-      const auto error = film::cuda::launch(places, dim3(1), dim3(kThreads), 0, nullptr, &next, out->data());
-      expect(error == cudaSuccess && next == 3 * kThreads, "launch: %d", error);
+  for (const unsigned threads : {32u, 128u}) {
+    std::set<std::vector<unsigned>> orders;
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      film_emulator_set_seed(seed);
+      std::vector<unsigned> first(threads), second(threads);
+      for (auto* out : {&first, &second}) {
+        unsigned next = 0;
+        const auto error = film::cuda::launch(places, dim3(1), dim3(threads), 0, nullptr, &next, out->data());
+        expect(error == cudaSuccess && next == 3 * threads, "launch: %d", error);
+      }
+      expect(first == second, "seed %d gives two orders", static_cast<int>(seed));
+      orders.insert(first);
     }
-    expect(first == second, "seed %d gives two orders", static_cast<int>(seed));
-    orders.insert(first);
+    expect(orders.size() >= 18, "%zu orders of 20", orders.size());
   }
-  expect(orders.size() == 20, "%zu orders of 20", orders.size());
+}
+
+// Blocks shared out over host threads give the same results, orders and counts.
+CHECK(host_threads) {
+  constexpr unsigned kBlocks = 40;
+  std::vector<std::vector<unsigned>> orders;
+  std::set<std::thread::id> seen;
+  for (const int threads : {1, 3}) {
+    film_emulator_set_threads(threads);
+    film_emulator_reset_counters();
+    std::vector<std::thread::id> ids(kBlocks);
+    std::vector<unsigned> out(kBlocks * 64, ~0u);
+    const auto error =
+        film::cuda::launch(slow, dim3(kBlocks), dim3(64), 64 * 16, nullptr, ids.data(), out.data(), false);
+    expect(error == cudaSuccess, "launch: %d", error);
+    expect(film_emulator_wavefronts("store") == 8 * kBlocks, "wavefronts");
+    orders.push_back(out);
+    seen.insert(ids.begin(), ids.end());
+  }
+  expect(orders[0] == orders[1], "the order depends on the host's threads");
+  expect(seen.size() > 1, "all blocks ran on one thread");
+  std::vector<std::thread::id> ids(kBlocks);
+  expect_failure(film::cuda::launch(slow, dim3(kBlocks), dim3(64), 64 * 16, nullptr, ids.data(), nullptr, true),
+                 cudaErrorLaunchFailure, "warp 1, lanes 0-31: in __syncthreads");
+}
+
+// For the test that loads these checks as a library: one value for each of 256 threads, and their two sums.
+extern "C" int film_check_sums(const float* values, float* out, bool right) {
+  const auto launch = [&](auto kernel) {
+    return film::cuda::launch(kernel, dim3(1), dim3(kThreads), 16, nullptr, values, out);
+  };
+  return right ? launch(sums<Without::nothing>) : launch(sums<Without::barrier>);
 }

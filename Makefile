@@ -5,9 +5,10 @@ BASE_PYTHON ?= python3
 VENV ?= .venv
 PYTHON ?= $(VENV)/bin/python
 STAMP := build/.installed$(subst /,-,$(PYTHON))
-SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.h' -o -name '*.cpp')
+CPP := '*.h' '*.cpp' '*.cu' '*.cuh'
+SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
-.PHONY: demo test-kernels test test-slow check format sanitize wheel clean
+.PHONY: demo test-kernels test test-slow check format sanitize wheel cuda-report clean
 
 demo: $(STAMP)
 	$(PYTHON) -m examples.tutorial
@@ -25,12 +26,12 @@ check: $(STAMP)  ## format, lint and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy film_kernels
-	git ls-files '*.h' '*.cpp' | xargs $(dir $(PYTHON))clang-format --dry-run --Werror
+	git ls-files $(CPP) | xargs $(dir $(PYTHON))clang-format --dry-run --Werror
 
 format: $(STAMP)
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
-	git ls-files '*.h' '*.cpp' | xargs $(dir $(PYTHON))clang-format -i
+	git ls-files $(CPP) | xargs $(dir $(PYTHON))clang-format -i
 
 # The kernels built with AddressSanitizer and UBSan, and the tests that reach them. Python itself is not built so: its
 # leaks are not looked for, and the sanitizers' libraries are loaded before it.
@@ -41,6 +42,9 @@ sanitize: $(STAMP)
 # The wheel, installed away from the checkout, passes the same tests.
 wheel: $(STAMP)
 	PYTHON=$(PYTHON) .ci/wheel-tests
+
+cuda-report: $(STAMP)  ## every CUDA kernel for every architecture: registers, spills, instructions; no GPU needed
+	$(PYTHON) csrc/cuda/report.py
 
 clean:
 	rm -rf build dist *.egg-info film_kernels/*.so

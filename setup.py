@@ -1,10 +1,17 @@
 """Builds the compiled libraries. Everything else about the package is in pyproject.toml.
 
 film_kernels._cpu   always: C++ kernels, compiled once for each instruction set and chosen from at run time.
+film_kernels._cuda  where nvcc is found (CUDA_HOME, CUDA_PATH or PATH), whether or not there is a GPU, and whatever this
+                    PyTorch was built for; FILM_KERNELS_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX")
+                    says for which GPUs.
 """
 
 import os
 import platform
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -19,6 +26,7 @@ except ImportError:
     ) from None
 
 CSRC = Path("csrc")
+HEADERS = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])
 TARGET_VERSION = "0x020a000000000000"  # the oldest torch whose stable ABI the libraries need: 2.10
 KERNELS = ["cpu/forward.cpp", "cpu/grad_input.cpp", "cpu/grad_weight.cpp", "cpu/table.cpp"]
 COMPILE = [
@@ -30,18 +38,61 @@ COMPILE = [
     "-Wextra",
     "-Wno-psabi",
     "-Wno-maybe-uninitialized",
+    f"-DTORCH_TARGET_VERSION={TARGET_VERSION}",
 ]
 # Baseline first: the linker keeps the first copy of an inline function that several files hold: it must run anywhere.
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # those of them that nvcc knows, unless TORCH_CUDA_ARCH_LIST is set
+
+
+def find_nvcc() -> str | None:
+    """CUDA_HOME's, CUDA_PATH's, or the one on PATH."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    path = os.pathsep.join([str(Path(home) / "bin") for home in homes] or [os.environ.get("PATH", os.defpath)])
+    return shutil.which("nvcc", path=path)
+
+
+def nvcc_folders(nvcc: str, what: str) -> list[str]:
+    """Where this nvcc looks for headers ("-I") or libraries ("-L")."""
+    command = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return re.findall(rf'"{what}([^"]+)"', said.split("cudafe")[0])
+
+
+def nvcc_flags(nvcc: str) -> list[str]:
+    """-gencode for each architecture: machine code, and PTX of the newest or where "+PTX" asks for it."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    known = subprocess.run([nvcc, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
+    names = [name for name in re.split(r"[;,\s]+", asked or ARCHITECTURES) if name]
+    flags = []
+    for name in names:
+        match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
+        if match is None:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: {name!r} is not of the form 9.0, 9.0a or 9.0+PTX")
+        major, minor, variant, ptx = match.groups()
+        number = f"{major}{minor}{variant}"
+        if asked is None and f"compute_{number}" not in known:
+            continue
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if ptx:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Compiles the kernel files of an extension once for each instruction set, with that set's flags."""
+    """Compiles the CPU kernels once for each instruction set, and the CUDA kernels with nvcc."""
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name.endswith("_cpu"):
+            self._compile_for_each_isa(ext)
+        else:
+            self._compile_with_nvcc(ext)
+        super().build_extension(ext)
+
+    def _compile_for_each_isa(self, ext: Extension) -> None:
         for isa, flags in ISA_FLAGS.items():
             ext.extra_objects += self.compiler.compile(
                 [str(CSRC / source) for source in KERNELS],
@@ -50,23 +101,72 @@ class BuildExtension(cpp_extension.BuildExtension):
                 extra_postargs=[*ext.extra_compile_args, *flags, f"-DFILM_ISA={isa}"],
                 depends=ext.depends,
             )
-        super().build_extension(ext)
+
+    def _compile_with_nvcc(self, ext: Extension) -> None:
+        folder = Path(self.build_temp) / "cuda"
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = [
+            "-std=c++17",
+            "-O3",
+            "-Xcompiler",
+            "-fPIC,-fvisibility=hidden",
+            f"-I{CSRC / 'cuda'}",
+            *nvcc_flags(NVCC),
+        ]
+        sources = sorted((CSRC / "cuda").glob("*.cu"))
+        newest = max(path.stat().st_mtime for path in HEADERS)
+        done_for = folder / "flags"  # objects made with other flags are made again
+        keep = done_for.exists() and done_for.read_text() == " ".join(flags)
+
+        def compiled(source: Path) -> str:
+            target = folder / f"{source.stem}.o"
+            made = target.stat().st_mtime if keep and target.exists() else 0
+            if made < max(newest, source.stat().st_mtime):
+                subprocess.run([NVCC, *flags, "-c", source, "-o", target], check=True)
+            return str(target)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            ext.extra_objects += pool.map(compiled, sources)
+        done_for.write_text(" ".join(flags))
+
+
+def extension(name: str, source: Path, compile_args: list[str], **options) -> Extension:
+    return cpp_extension.CppExtension(
+        name,
+        [str(source)],
+        depends=list(map(str, HEADERS)),
+        extra_compile_args=[*COMPILE, *compile_args],
+        py_limited_api=True,
+        **options,
+    )
 
 
 sanitize = os.environ.get("FILM_KERNELS_SANITIZE")  # "address,undefined", for the tests
 sanitizer = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"] if sanitize else []
-cpu = cpp_extension.CppExtension(
-    "film_kernels._cpu",
-    [str(CSRC / "library.cpp")],
-    depends=[str(path) for path in sorted(CSRC.rglob("*.h"))],
-    extra_compile_args=[*COMPILE, f"-DTORCH_TARGET_VERSION={TARGET_VERSION}", *sanitizer],
-    extra_link_args=sanitizer,
-    py_limited_api=True,
-)
+extensions = [extension("film_kernels._cpu", CSRC / "library.cpp", sanitizer, extra_link_args=sanitizer)]
 print(f"film_kernels._cpu: built for {', '.join(ISA_FLAGS)} against torch {torch.__version__}")
 
+NVCC = find_nvcc()
+if sanitize or os.environ.get("FILM_KERNELS_CUDA") == "0":
+    print("film_kernels._cuda: not built: FILM_KERNELS_CUDA=0" if not sanitize else "film_kernels._cuda: not sanitized")
+elif NVCC is None:
+    print("film_kernels._cuda: not built: nvcc was not found (set CUDA_HOME to the CUDA toolkit's folder)")
+else:
+    print(f"film_kernels._cuda: built with {NVCC} for {' '.join(nvcc_flags(NVCC))}")
+    extensions.append(
+        extension(
+            "film_kernels._cuda",
+            CSRC / "cuda" / "library.cpp",
+            ["-DUSE_CUDA"],  # or the stable ABI does not name the current stream
+            include_dirs=[*nvcc_folders(NVCC, "-I"), str(CSRC / "cuda")],
+            # its own copy of CUDA's runtime, so that it does not matter which one PyTorch brings
+            library_dirs=nvcc_folders(NVCC, "-L"),
+            libraries=["cudart_static", "dl", "rt", "pthread"],
+        )
+    )
+
 setup(
-    ext_modules=[cpu],
+    ext_modules=extensions,
     cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

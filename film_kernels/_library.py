@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def load(name: str) -> str | None:
     path = find(name)
     if path is None:
         return f"the compiled library film_kernels.{name} was not built: pip install --no-build-isolation film_kernels"
+    if name == "_cuda":  # it takes the current stream from there, but is built without it
+        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL)
     return load_file(path)
 
 

@@ -41,7 +41,7 @@ __device__ __forceinline__ double add(const float* partial, int64_t count, int64
 
 // A thread for each (k, r); neighbours in r read neighbours.
 template <class T>
-__global__ void __launch_bounds__(kThreads) finish_weight_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kThreads, 1) finish_weight_kernel(const Params<T> p) {
   const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   const int64_t elements = static_cast<int64_t>(p.k) * p.products;
   if (i >= elements) return;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) finish_weight_kernel(const Params<T>
 
 // A thread for each (n, k).
 template <class T>
-__global__ void __launch_bounds__(kThreads) finish_film_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kThreads, 1) finish_film_kernel(const Params<T> p) {
   const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (i >= p.n * p.k) return;
   const int64_t n = i / p.k;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) finish_film_kernel(const Params<T> p
 
 // A block for each k: threads take samples and chunks in turn, and are added up by halves.
 template <class T>
-__global__ void __launch_bounds__(kThreads) finish_bias_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kThreads, 1) finish_bias_kernel(const Params<T> p) {
   double* shared = ptx::shared_memory<double>();
   const int k = static_cast<int>(blockIdx.x);
   double total = 0;

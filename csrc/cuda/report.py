@@ -1,0 +1,112 @@
+"""`python csrc/cuda/report.py [ARCHITECTURE ...]`: what the compiler made of the CUDA kernels, a line each.
+
+Registers, stack frame and spills (bytes a thread) are the assembler's own figures, instructions are read off the
+machine code; shared memory is asked for at launch. Architectures are numbers such as 80, or else those of setup.py.
+Needs nvcc, and cuobjdump of the CUDA toolkit or as Triton brings it, and no GPU. The exit status is 1 where a kernel
+spills or uses local memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+MATRIX = ("HMMA", "HGMMA", "UTCHMMA")  # tensor cores' instructions
+INSTRUCTIONS = {"matrix": MATRIX, "ldmatrix": ("LDSM",), "cp.async": ("LDGSTS",), "local": ("LDL", "STL")}
+
+
+class Row(NamedTuple):
+    """One kernel on one architecture; `stack` and `spills` are bytes a thread, `instructions` some of INSTRUCTIONS."""
+
+    file: str
+    kernel: str
+    architecture: str
+    registers: int
+    stack: int
+    spills: int
+    instructions: tuple[str, ...]
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether registers did not suffice."""
+        return self.stack > 0 or self.spills > 0 or "local" in self.instructions
+
+
+def cuobjdump() -> str:
+    """The tool's path. Raises FileNotFoundError where there is none."""
+    found = shutil.which("cuobjdump")
+    spec = importlib.util.find_spec("triton")
+    if found is None and spec is not None and spec.origin is not None:
+        beside = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        found = str(beside) if beside.exists() else None
+    if found is None:
+        raise FileNotFoundError("cuobjdump was found neither on PATH nor in Triton")
+    return found
+
+
+def rows_of(source: Path, architecture: str) -> list[Row]:
+    """Compile one file for one architecture. Raises CalledProcessError, with nvcc's own words, where it does not."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "kernels.o"
+        gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+        command = ["nvcc", "-std=c++17", "-O3", "-Xptxas", "-v", gencode, f"-I{HERE}", "-c", source, "-o", target]
+        said = subprocess.run(command, capture_output=True, text=True)
+        if said.returncode:
+            raise subprocess.CalledProcessError(said.returncode, command, said.stdout, said.stderr)
+        code = subprocess.run([cuobjdump(), "--dump-sass", target], check=True, capture_output=True, text=True).stdout
+    assembly = dict(re.findall(r"Function : (\w+)\n(.*?)(?=Function : |\Z)", code, re.S))
+    found = []
+    for name, properties in re.findall(
+        r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", said.stderr, re.S
+    ):
+        stack, stores, loads = map(int, re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", properties))
+        registers = int(re.search(r"Used (\d+) registers", properties)[1])
+        words = set(re.findall(r"\b([A-Z]+)\b", assembly[name]))
+        instructions = tuple(kind for kind, some in INSTRUCTIONS.items() if words & set(some))
+        found.append(Row(source.stem, readable(name), architecture, registers, stack, stores + loads, instructions))
+    return sorted(found)
+
+
+def readable(mangled: str) -> str:
+    """A kernel's name and template arguments."""
+    name = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout.strip()
+    name = re.sub(r"\((?:anonymous namespace|int|bool)\)(?:::)?|film::cuda::|matrix::|direct::|^void ", "", name)
+    return re.sub(r"\(.*\)$", "", name)
+
+
+def rows(architectures: Sequence[str]) -> list[Row]:
+    """All kernels, on each architecture."""
+    jobs = [(source, architecture) for source in sorted(HERE.glob("*.cu")) for architecture in architectures]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [row for found in pool.map(lambda job: rows_of(*job), jobs) for row in found]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python csrc/cuda/report.py", description=__doc__)
+    parser.add_argument("architecture", nargs="*", default=ARCHITECTURES)
+    found = rows(parser.parse_args().architecture)
+    width = max(len(row.kernel) for row in found)
+    layout = f"{{:20}} {{:{width}}} {{:>4}} {{:>9}} {{:>5}} {{:>6}}  {{}}"
+    print(layout.format("file", "kernel", "sm", "registers", "stack", "spills", "instructions"))
+    for row in found:
+        print(layout.format(*row[:-1], ", ".join(row.instructions)))
+    bad = sum(row.is_bad for row in found)
+    if bad:
+        print(f"{bad} of these have too few registers", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,7 +32,7 @@ bench-gpu: $(STAMP)
 # The one command for a machine with a GPU: build, whole test suite, benchmarks. It installs nothing, for such a machine
 # may have no network: what is there is used, from the environment or else from python3.
 check-gpu:
-	$(if $(wildcard $(PYTHON)),$(PYTHON),$(BASE_PYTHON)) -m bench check-gpu
+	$(or $(shell command -v $(PYTHON)),$(BASE_PYTHON)) -m bench check-gpu
 
 check: $(STAMP)  ## format, lint and types
 	$(PYTHON) -m ruff format --check .

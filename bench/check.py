@@ -13,7 +13,7 @@ from torch import Tensor
 
 from film_kernels import reference
 
-from .work import STEPS, Work, plain
+from .work import STEPS, Work, plain, without_search
 
 _NAMES = ("output", "grad_input", "grad_weight", "grad_bias", "grad_gamma", "grad_beta")
 _MARGIN = 10.0
@@ -36,9 +36,8 @@ def expect(work: Work, kind: str) -> Expected:
             input, weight, bias, gamma, beta, case.stride, case.padding, case.dilation, activation=case.activation
         )
 
-    tries, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # no search for a single float64 call
-    results = STEPS[kind](reference_call, exact)()
-    torch.backends.cudnn.benchmark = tries
+    with without_search():
+        results = STEPS[kind](reference_call, exact)()
     found = STEPS[kind](lambda input: plain(case, input, *work.leaves[1:]), work)()
     rounding = torch.finfo(work.input.dtype).eps / 2
     allowed = [

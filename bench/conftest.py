@@ -20,6 +20,7 @@ from bench import limits, machine, memory
 from bench.recorded import play
 from bench.runner import Budget, Outcome, Runner
 from bench.shapes import ROWS, TINY, Row
+from bench.timing import ROUNDS, Rounds
 
 _ALL_ROWS = {**ROWS, TINY.name: TINY, memory.NETWORK.name: memory.NETWORK}
 
@@ -28,7 +29,9 @@ def pytest_addoption(parser):
     group = parser.getgroup("film_kernels benchmarks")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
     group.addoption("--seconds", type=float, default=240.0, help="rows that would begin later are left out")
-    group.addoption("--tiny", action="store_true", help="a few positions and rounds, to try the suite itself")
+    group.addoption(
+        "--tiny", action="store_true", help="a few positions and rounds, nothing compiled: to try the suite itself"
+    )
 
 
 class Suite:
@@ -38,7 +41,7 @@ class Suite:
         self.device = torch.device(config.getoption("--device"))
         self.seconds: float = config.getoption("--seconds")
         self.tiny: bool = config.getoption("--tiny")
-        self.least_rounds = 2 if self.tiny else 5
+        self.rounds = Rounds(least=2, most=3) if self.tiny else ROUNDS
         self.unserved: list[dict[str, Any]] = []
         self.kept: list[dict[str, Any]] = []  # bytes that autograd keeps, by test_memory.py
         self.rows: list[tuple[str, ...]] = []  # (kind, row) of everything collected
@@ -50,7 +53,7 @@ class Suite:
     def runner(self) -> Runner:
         """Its budget runs from the first use."""
         if self._runner is None:
-            self._runner = Runner(self.device, Budget(self.seconds, len(self.rows)), self.least_rounds)
+            self._runner = Runner(self.device, Budget(self.seconds, len(self.rows)), self.rounds, not self.tiny)
         return self._runner
 
     def row(self, name: str) -> Row:
@@ -82,9 +85,7 @@ class Suite:
 
     def _measure(self, kind: str, row: str, names: tuple[str, ...]) -> dict[str, Outcome]:
         if kind == "network":
-            return memory.measure_networks(
-                self.row(row), names, self.device, self.runner.budget.left(), self.least_rounds
-            )
+            return memory.measure_networks(self.row(row), names, self.device, self.runner.budget.left(), self.rounds)
         return self.runner.measure(self.row(row), kind, names)
 
     def close(self) -> None:

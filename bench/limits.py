@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .shapes import Row
-from .timing import interleaved
+from .timing import ROUNDS, interleaved
 
 _SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
 _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
@@ -60,7 +60,7 @@ def _measure(device: torch.device, dtype: torch.dtype) -> Peaks:
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     with _products_as_in_convolutions():
-        times = interleaved({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, device, _SECONDS, 5)
+        times = interleaved({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, device, _SECONDS, ROUNDS)
     product, copy = (statistics.median(times[name]) for name in ("product", "copy"))
     return Peaks(2 * side**3 / product, 2 * size / copy)
 

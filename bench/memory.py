@@ -11,7 +11,7 @@ from .check import expect
 from .peers import PEERS, Peer, call_of
 from .runner import Outcome, checked
 from .shapes import Case, Row
-from .timing import interleaved
+from .timing import Rounds, interleaved
 from .work import Work, make
 
 LAYERS = 16
@@ -73,7 +73,7 @@ class Network:
 
 
 def measure_networks(
-    row: Row, names: tuple[str, ...], device: torch.device, seconds: float, least_rounds: int
+    row: Row, names: tuple[str, ...], device: torch.device, seconds: float, rounds: Rounds
 ) -> dict[str, Outcome]:
     """An Outcome for each peer: the seconds of a training step of its network, and the bytes as `about`."""
     works = [make(row, device, seed) for seed in range(LAYERS)]
@@ -82,7 +82,7 @@ def measure_networks(
     networks = {name: Network(PEERS[name], works) for name, one in found.items() if not isinstance(one, Outcome)}
     about = {name: {"kept_bytes": n.kept_bytes(), "peak_bytes": n.peak_bytes()} for name, n in networks.items()}
     steps: dict[str, Callable[[], object]] = {name: network.step for name, network in networks.items()}
-    times = interleaved(steps, device, seconds, least_rounds)
+    times = interleaved(steps, device, seconds, rounds._replace(least=2))  # long steps: the memory matters more here
     return {
         name: one if isinstance(one, Outcome) else Outcome(times[name], about=about[name])
         for name, one in found.items()

@@ -179,13 +179,17 @@ def _peaks(results: Results) -> str:
 
 
 def _reasons(results: Results) -> str:
-    rows: dict[tuple[str, str, bool], list[str]] = {}
+    """A line for each reason, with the peers that it holds for in the same rows."""
+    places: dict[tuple[str, str, bool], list[str]] = {}
     for kind, row, peer, reason, failed in results.reasons:
-        rows.setdefault((peer, reason, failed), []).append(f"{row} {kind}")
+        places.setdefault((peer, reason, failed), []).append(f"{row} {kind}")
+    peers: dict[tuple[str, bool, tuple[str, ...]], list[str]] = {}
+    for (peer, reason, failed), where in places.items():
+        peers.setdefault((reason, failed, tuple(where)), []).append(peer)
     lines = []
-    for (peer, reason, failed), places in rows.items():
-        where = ", ".join(places) if failed or len(places) <= 4 else f"{len(places)} rows"
-        lines.append(f"- {'**FAILED** ' if failed else ''}{peer}: {reason} ({where})")
+    for (reason, failed, rows), names in peers.items():
+        said = ", ".join(rows) if failed or len(rows) <= 4 or len(names) > 2 else f"{len(rows)} rows"
+        lines.append(f"- {'**FAILED** ' if failed else ''}{', '.join(names)}: {reason} ({said})")
     return "\n".join(lines)
 
 

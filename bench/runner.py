@@ -12,7 +12,7 @@ from .check import Expected, complaint, expect
 from .limits import cost, peaks, share
 from .peers import AUTOMATIC, PEERS, PLAIN, Peer, Unserved, call_of, chosen_backend
 from .shapes import TINY, Row
-from .timing import call_overhead, interleaved, synchronize
+from .timing import ROUNDS, Rounds, call_overhead, interleaved, synchronize
 from .work import STEPS, Step, Work, make
 
 _DROPPED = "the time budget was spent before this row"
@@ -70,12 +70,20 @@ class Budget:
 
 
 class Runner:
-    """`budget` covers all rows: what is too late is left out, and says so. Each row has at least `least_rounds`."""
+    """`budget` covers all rows: what is too late is left out, and says so. `compiles`: whether there is time at all for
+    the peers that torch.compile makes."""
 
-    def __init__(self, device: torch.device, budget: Budget, least_rounds: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        budget: Budget,
+        rounds: Rounds = ROUNDS,
+        compiles: bool = True,
+    ) -> None:
         self.device = device
         self.budget = budget
-        self.least_rounds = least_rounds
+        self.rounds = rounds
+        self.compiles = compiles
         self._compiling = dict(_FIRST_GUESS[device.type])
         self._compiler_is_warm = False
         if device.type == "cuda":
@@ -90,6 +98,8 @@ class Runner:
             return {name: Outcome([], _DROPPED) for name in names}
         until = self.budget.next_row_until()
         torch.compiler.reset()  # every row is a new shape of the same code
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         work = make(row, self.device)
         expected = expect(work, kind)
         outcomes: dict[str, Outcome] = {}
@@ -101,7 +111,7 @@ class Runner:
             else:
                 steps[name] = prepared
         timed = call_overhead if row.case is TINY.case else interleaved
-        for name, times in timed(steps, self.device, until - time.monotonic(), self.least_rounds).items():
+        for name, times in timed(steps, self.device, until - time.monotonic(), self.rounds).items():
             outcomes[name] = Outcome(times, about=self._about(work, kind, name, times))
         return {name: outcomes[name] for name in names}
 
@@ -109,6 +119,8 @@ class Runner:
         """`checked`, unless there is no time to compile."""
         begin = time.monotonic()
         if peer.compiled:
+            if not self.compiles:
+                return Outcome([], "this run does not compile")
             if until - begin < self._compiling[peer.name]:
                 guess = self._compiling[peer.name]
                 return Outcome([], f"compiling takes about {guess:.0f} s, more than was left of this row's time")

@@ -12,14 +12,6 @@ from bench.work import make
 _KEEPERS = ("plain", *(name for name, peer in PEERS.items() if peer.ours))
 
 
-@pytest.mark.benchmark(timer=CLOCK)
-@pytest.mark.parametrize("peer", _KEEPERS)
-@pytest.mark.parametrize("kind", ["network"])
-@pytest.mark.parametrize("row", [NETWORK.name])
-def test_network(measured, kind, row, peer):
-    measured(kind, row, peer, _KEEPERS)
-
-
 @pytest.mark.parametrize("row", [name for name, row in ROWS.items() if not row.channels_last])
 def test_layer(suite, row):
     work = make(suite.row(row), suite.device)
@@ -34,3 +26,11 @@ def test_layer(suite, row):
     suite.advance(row)
     if suite.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.parametrize("peer", _KEEPERS)
+@pytest.mark.parametrize("kind", ["network"])
+@pytest.mark.parametrize("row", [NETWORK.name])
+def test_network(measured, kind, row, peer):
+    measured(kind, row, peer, _KEEPERS)

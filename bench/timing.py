@@ -7,10 +7,21 @@ import gc
 import random
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 
-MOST_ROUNDS = 30
+
+class Rounds(NamedTuple):
+    """How many rounds a row has: `least` whatever time is left, `most` whatever time there is."""
+
+    least: int = 5
+    most: int = 30
+
+
+ROUNDS = Rounds()
+
+
 _FLUSH_BYTES = 1 << 30  # more than any L2, and long enough to write that the CPU gets ahead of the GPU meanwhile
 _CALLS_A_ROUND = 100  # of a call that costs microseconds
 
@@ -22,19 +33,19 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleaved(
-    steps: dict[str, Callable[[], object]], device: torch.device, seconds: float, least_rounds: int
+    steps: dict[str, Callable[[], object]], device: torch.device, seconds: float, rounds: Rounds
 ) -> dict[str, list[float]]:
     """Seconds that each step took, a list of rounds for each name; the same number for all.
 
-    As many rounds as fit into `seconds`, from `least_rounds` to MOST_ROUNDS, each in another order. The CPU's times are
-    the clock's; a GPU's lie between two events, with the L2 cache written over before each.
+    As many rounds as fit into `seconds` within `rounds`, each in another order. The CPU's times are the clock's; a
+    GPU's lie between two events, with the L2 cache written over before each.
     """
     measure = _on_cpu if device.type == "cpu" else _OnGpu(device)
-    return _rounds(steps, measure, seconds, least_rounds)
+    return _rounds(steps, measure, seconds, rounds)
 
 
 def call_overhead(
-    steps: dict[str, Callable[[], object]], device: torch.device, seconds: float, least_rounds: int
+    steps: dict[str, Callable[[], object]], device: torch.device, seconds: float, rounds: Rounds
 ) -> dict[str, list[float]]:
     """The same for the time that the CPU spends in a call, on either device: nothing waits for the GPU meanwhile."""
 
@@ -45,14 +56,14 @@ def call_overhead(
             step()
         return (time.perf_counter() - begin) / _CALLS_A_ROUND
 
-    return _rounds(steps, measure, seconds, least_rounds)
+    return _rounds(steps, measure, seconds, rounds)
 
 
 def _rounds(
     steps: dict[str, Callable[[], object]],
     measure: Callable[[Callable[[], object]], float],
     seconds: float,
-    least_rounds: int,
+    rounds: Rounds,
 ) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in steps}
     order, shuffle = list(steps), random.Random(0).shuffle
@@ -60,8 +71,8 @@ def _rounds(
     with _no_collection():
         for name in order:  # a warm-up
             measure(steps[name])
-        for done in range(MOST_ROUNDS):
-            if done >= least_rounds and time.perf_counter() - begin > seconds:
+        for done in range(rounds.most):
+            if done >= rounds.least and time.perf_counter() - begin > seconds:
                 break
             shuffle(order)
             for name in order:

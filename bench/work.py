@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,6 +52,16 @@ class Work:
         )  # fmt: skip
 
 
+@contextlib.contextmanager
+def without_search() -> Iterator[None]:
+    """cuDNN does not look for its fastest algorithm: for a call that is made once, in float64."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def plain(case: Case, input: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """What everybody writes: a convolution, an activation, a product and a sum."""
     y = _CONV[input.dim()](input, weight, bias, case.stride, case.padding, case.dilation)
@@ -63,19 +74,20 @@ def make(row: Row, device: torch.device, seed: int = 0) -> Work:
     At relu's kink a rounding decides which branch is taken, so where the pre-activation is within rounding of 0 the
     incoming gradient is 0: then results can be compared by size alone.
     """
-    case, generator = row.case, torch.Generator().manual_seed(seed)
+    case, generator = row.case, torch.Generator(device).manual_seed(seed)
     shape, channels = row.input_shape(device), case.weight[0]
     film = (shape[0], channels, *(1,) * (len(shape) - 2))
     products = math.prod(case.weight[1:])
 
     def normal(size: tuple[int, ...], scale: float = 1.0) -> Tensor:
-        return (torch.randn(size, generator=generator) * scale).to(device, case.dtype(device))
+        return (torch.randn(size, generator=generator, device=device) * scale).to(case.dtype(device))
 
     input, bias, gamma, beta = normal(shape), normal((channels,)), normal(film), normal(film)
     weight = normal(case.weight, products**-0.5)
     convolve = _CONV[len(shape)]
     z = convolve(input, weight, bias, case.stride, case.padding, case.dilation)
-    exact = convolve(input.double(), weight.double(), bias.double(), case.stride, case.padding, case.dilation)
+    with without_search():
+        exact = convolve(input.double(), weight.double(), bias.double(), case.stride, case.padding, case.dilation)
     grad = normal(tuple(z.shape))
     if case.activation != "none":
         grad[exact.abs() <= 8 * (exact - z).abs().max()] = 0

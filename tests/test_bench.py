@@ -25,8 +25,9 @@ from bench.work import make, plain
 
 CHECKOUT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-BUDGET = 45  # seconds
+BUDGET = 100  # seconds, of which a machine with nothing else to do needs a third
 TINY_ROW = Row(CASES[0], tiny=True)
+SHORT = timing.Rounds(2, 3)
 
 
 def start(*words, **variables):
@@ -92,7 +93,8 @@ def test_the_table_has_a_row_for_each_layer_and_says_where_we_lose(dry):
         for row in found.rows(kind):
             assert ("**LOSES**" in lines[row]) == (found.best_alternative(kind, row)[1] < 1)
     for reason in found.reasons:
-        assert f"{reason.peer}: {reason.reason}" in text
+        lines = [line for line in text.splitlines() if f": {reason.reason} (" in line]
+        assert any(reason.peer in line.split(": ")[0] for line in lines), reason
 
 
 def test_the_chart_is_a_picture(dry):
@@ -116,6 +118,12 @@ def test_without_pytest_benchmark_a_stand_in_writes_what_the_report_reads(tmp_pa
     found = report.write(tmp_path)
     assert {"plain", "cpu"} <= set(found.rows("network")[memory.NETWORK.name])
     assert "## What autograd keeps" in (tmp_path / "report.md").read_text()
+
+
+@pytest.fixture
+def known_peaks(monkeypatch):
+    """Peaks that need not be measured."""
+    monkeypatch.setitem(limits.MEASURED, torch.float32, limits.Peaks(1e11, 1e10))
 
 
 class WrongGradient(torch.autograd.Function):
@@ -160,10 +168,10 @@ def one_corner(y):
     ],
 )
 @pytest.mark.parametrize("row", [TINY_ROW, Row(CASES[-1], tiny=True)], ids=lambda row: row.name)
-def test_a_wrong_peer_is_caught_and_never_timed(monkeypatch, row, kind, change, said):
+def test_a_wrong_peer_is_caught_and_never_timed(monkeypatch, known_peaks, row, kind, change, said):
     peer, calls = altered(change)
     monkeypatch.setitem(PEERS, "altered", peer)
-    outcomes = Runner(CPU, Budget(5, 1), 2).measure(row, kind, ("plain", "altered"))
+    outcomes = Runner(CPU, Budget(5, 1), SHORT).measure(row, kind, ("plain", "altered"))
     assert outcomes["plain"].times
     assert outcomes["altered"].times == [] and outcomes["altered"].failed
     assert said in outcomes["altered"].reason
@@ -177,34 +185,40 @@ def test_plain_pytorch_passes_its_own_check(name):
     assert callable(checked(PLAIN, work, "training", check.expect(work, "training")))
 
 
-def test_an_error_is_a_reason_and_the_other_peers_are_timed(monkeypatch):
+def test_an_error_is_a_reason_and_the_other_peers_are_timed(monkeypatch, known_peaks):
     def build(work):
         raise RuntimeError("no such engine\nand more")
 
     monkeypatch.setitem(PEERS, "broken", Peer("broken", build))
     monkeypatch.setitem(PEERS, "ours", Peer("ours", build, ours=True))
-    outcomes = Runner(CPU, Budget(5, 1), 2).measure(TINY_ROW, "forward", ("plain", "broken", "ours"))
+    outcomes = Runner(CPU, Budget(5, 1), SHORT).measure(TINY_ROW, "forward", ("plain", "broken", "ours"))
     assert outcomes["broken"] == Outcome([], "RuntimeError: no such engine")
     assert outcomes["ours"] == Outcome([], "RuntimeError: no such engine", failed=True)
     assert outcomes["plain"].times
 
 
-def test_compiled_peers_are_right_and_timed():
-    runner = Runner(CPU, Budget(600, 1), 2)
+def test_compiled_peers_are_right_and_timed(known_peaks):
+    runner = Runner(CPU, Budget(600, 1), SHORT)
     outcomes = runner.measure(TINY_ROW, "forward", ("plain", "torch.compile", "max-autotune"))
     assert all(outcome.times for outcome in outcomes.values()), outcomes
     assert len({len(outcome.times) for outcome in outcomes.values()}) == 1
 
 
 def test_rows_that_come_too_late_are_left_out_and_say_so():
-    outcomes = Runner(CPU, Budget(0, 3), 2).measure(TINY, "call", ("plain", "automatic"))
-    assert all(not outcome.times and "budget" in outcome.reason for outcome in outcomes.values())
+    begin, seconds = time.monotonic(), 1.0
+    runner = Runner(CPU, Budget(seconds, 99), SHORT)
+    outcomes = [runner.measure(TINY, "call", ("plain", "automatic")) for _ in range(99)]
+    late = [one["plain"].reason for one in outcomes if not one["plain"].times]
+    assert outcomes[0]["plain"].times and outcomes[0]["automatic"].times
+    assert late and all("budget" in reason for reason in late)
+    assert not any(outcome.times for outcome in outcomes[-1].values())
+    assert time.monotonic() - begin < 2 * seconds
 
 
 def test_rounds_are_interleaved():
     calls: list[str] = []
     steps = {name: (lambda name=name: calls.append(name)) for name in "abc"}
-    times = timing.interleaved(steps, CPU, seconds=0, least_rounds=4)
+    times = timing.interleaved(steps, CPU, seconds=0, rounds=timing.Rounds(4, 9))
     assert all(len(one) == 4 for one in times.values())
     rounds = [calls[i : i + 3] for i in range(3, len(calls), 3)]  # after the warm-up
     assert len(rounds) == 4 and all(sorted(one) == ["a", "b", "c"] for one in rounds)

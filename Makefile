@@ -8,7 +8,7 @@ STAMP := build/.installed$(subst /,-,$(PYTHON))
 CPP := '*.h' '*.cpp' '*.cu' '*.cuh'
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
-.PHONY: demo test-kernels test test-slow check format sanitize wheel cuda-report clean
+.PHONY: demo test-kernels test test-slow bench bench-gpu check-gpu check format sanitize wheel cuda-report clean
 
 demo: $(STAMP)
 	$(PYTHON) -m examples.tutorial
@@ -22,10 +22,23 @@ test-kernels: $(STAMP)  ## what reaches the CPU kernels; FILM_KERNELS_CPU_ISA ch
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest --slow -m slow
 
+# The performance suite (bench/): forward, training and memory, side by side with what a user would pick instead.
+# OUT, BUDGET_S and DRY=1 are explained in bench/__main__.py.
+bench: $(STAMP)
+	$(PYTHON) -m bench cpu
+
+bench-gpu: $(STAMP)
+	$(PYTHON) -m bench gpu
+
+# The one command for a machine with a GPU: build, whole test suite, benchmarks. It installs nothing, for such a machine
+# may have no network: what is there is used, from the environment or else from python3.
+check-gpu:
+	$(or $(shell command -v $(PYTHON)),$(BASE_PYTHON)) -m bench check-gpu
+
 check: $(STAMP)  ## format, lint and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy film_kernels
+	$(PYTHON) -m mypy film_kernels bench
 	git ls-files $(CPP) | xargs $(dir $(PYTHON))clang-format --dry-run --Werror
 
 format: $(STAMP)

@@ -1,0 +1,101 @@
+"""`python -m bench cpu`, `gpu` or `check-gpu`: what `make bench`, `make bench-gpu` and `make check-gpu` run.
+
+`cpu` and `gpu` run the benchmarks: forward, training, memory. `check-gpu` is the one command for a machine with a GPU,
+without a network: it builds the libraries, runs the whole test suite, and then the benchmarks.
+
+Environment variables:
+    OUT       the folder for everything that is written (default: bench/results/<device>)
+    BUDGET_S  seconds for everything (default: 540; gpu: 3600); rows that come too late are left out
+    DRY       1: the same parts in small, on the CPU (default folder: build/dry-run)
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import machine, report
+from .parts import Done, Part, run
+
+_DEFAULT_BUDGET = {"cpu": 540.0, "gpu": 3600.0, "check-gpu": 540.0}
+_START = 12.0  # seconds of a benchmark part before its first row and after its last; less on the CPU
+_FOR_REPORT = 6.0
+_LOG, _SUMMARY = "log.txt", "summary.txt"
+
+
+def build_part(dry: bool) -> Part:
+    """The compiled libraries, in place; in a dry run only what setup.py says that it would build."""
+    words = ["--version"] if dry else ["build_ext", "--inplace"]
+    return Part("build", lambda seconds: [sys.executable, "setup.py", *words], 0.4)
+
+
+def tests_part(dry: bool) -> Part:
+    """The test suite but for the test of this very command; in a dry run a single file of it."""
+    which = ["tests/test_arguments.py"] if dry else ["tests", "--ignore=tests/test_bench.py"]
+    return Part("tests", lambda seconds: [sys.executable, "-m", "pytest", "-q", "--tb=short", *which], 0.5)
+
+
+def benchmark_parts(device: str, dry: bool, out: Path) -> list[Part]:
+    """Forward, training and memory, each with a JSON file in `out`."""
+
+    def part(name: str, share: float) -> Part:
+        def command(seconds: float) -> list[str]:
+            # Where pytest-benchmark is missing, a stand-in writes the part of its JSON that the report reads.
+            plugin = [] if importlib.util.find_spec("pytest_benchmark") else ["-p", "bench.stand_in"]
+            rest = max(seconds - (_START / 2 if device == "cpu" else _START), 1)
+            words = [f"--device={device}", f"--seconds={rest:.0f}", *(["--tiny"] if dry else [])]
+            return [
+                sys.executable, "-m", "pytest", "-q", "--tb=short", "--capture=sys", "-p", "no:cacheprovider", *plugin,
+                f"bench/test_{name}.py", "--benchmark-quiet", f"--benchmark-json={out / f'{name}.json'}", *words,
+            ]  # fmt: skip
+
+        return Part(name, command, share)
+
+    return [part("forward", 0.35), part("training", 0.7), part("memory", 1.0)]
+
+
+def finish(out: Path, done: Sequence[Done]) -> str:
+    """Write the report and the summary into `out`; returns the summary."""
+    lines = [f"{one.name}: {one.line}" for one in done]
+    try:
+        lines += report.summary(report.write(out))
+    except FileNotFoundError as error:
+        lines.append(f"no report: {error}")
+    lines.append(f"everything is in {out}")
+    summary = "\n".join(lines)
+    (out / _SUMMARY).write_text(summary + "\n")
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, 1 where a part failed, or 2 without a GPU where one is needed."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Runs the performance suite.")
+    parser.add_argument("command", choices=tuple(_DEFAULT_BUDGET))
+    command = parser.parse_args(argv).command
+    dry = os.environ.get("DRY", "0") not in ("", "0")
+    if command != "cpu" and not dry and not torch.cuda.is_available():
+        print("PyTorch sees no GPU here (DRY=1 tries the same parts in small on the CPU)", file=sys.stderr)
+        return 2
+    device = "cpu" if dry or command == "cpu" else "cuda"
+    budget = float(os.environ.get("BUDGET_S") or _DEFAULT_BUDGET[command])
+    default = Path("build/dry-run") if dry else Path("bench/results") / machine.folder_name(torch.device(device))
+    out = Path(os.environ.get("OUT") or default)
+    out.mkdir(parents=True, exist_ok=True)
+    for old in (*report.FILES, report.REPORT, report.CHART, _LOG, _SUMMARY):  # nothing of an earlier run is reported
+        (out / old).unlink(missing_ok=True)
+    parts = benchmark_parts(device, dry, out)
+    if command == "check-gpu":
+        parts = [build_part(dry), tests_part(dry), *parts]
+    done = run(parts, budget - _FOR_REPORT, out / _LOG)
+    print(f"\n== summary\n{finish(out, done)}")
+    return int(any(one.failed for one in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

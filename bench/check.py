@@ -1,0 +1,63 @@
+"""Whether a peer computes what it should, before it is timed.
+
+Measured against float64, a peer may be ten times as far off as plain PyTorch is in the same dtype: enough to tell a
+wrong kernel from another order of summation. How accurate a backend is, the package's own tests say.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from film_kernels import reference
+
+from .work import STEPS, Work, plain, without_search
+
+_NAMES = ("output", "grad_input", "grad_weight", "grad_bias", "grad_gamma", "grad_beta")
+_MARGIN = 10.0
+
+
+class Expected(NamedTuple):
+    """Results in float64, and the largest error that each may have."""
+
+    results: list[Tensor]
+    allowed: list[float]
+
+
+def expect(work: Work, kind: str) -> Expected:
+    """What the step `kind` gives on `work`, by the reference in float64, and how far off plain PyTorch is."""
+    case, exact = work.row.case, work.cast(torch.float64)
+
+    def reference_call(input: Tensor) -> Tensor:
+        _, weight, bias, gamma, beta = exact.leaves
+        return reference.conv_film(
+            input, weight, bias, gamma, beta, case.stride, case.padding, case.dilation, activation=case.activation
+        )
+
+    with without_search():
+        results = STEPS[kind](reference_call, exact)()
+    found = STEPS[kind](lambda input: plain(case, input, *work.leaves[1:]), work)()
+    rounding = torch.finfo(work.input.dtype).eps / 2
+    allowed = [
+        _MARGIN * max(_error(f, r), rounding * float(r.detach().abs().max()))
+        for f, r in zip(found, results, strict=True)
+    ]
+    return Expected([r.detach() for r in results], allowed)
+
+
+def complaint(results: list[Tensor], expected: Expected) -> str | None:
+    """What is wrong with `results`, or None."""
+    for name, result, exact, allowed in zip(_NAMES, results, expected.results, expected.allowed, strict=False):
+        if result.shape != exact.shape:
+            return f"{name} has shape {tuple(result.shape)}, not {tuple(exact.shape)}"
+        error = _error(result, exact)
+        if not error <= allowed:  # NaN too
+            return f"{name} is wrong: {error:.3g} off, where {allowed:.3g} is allowed"
+    return None
+
+
+def _error(result: Tensor, exact: Tensor) -> float:
+    """The largest difference. NaN counts."""
+    return float((result.detach().double() - exact.detach()).abs().max())

@@ -1,0 +1,123 @@
+"""Who is measured: what a user would pick instead, each of this package's backends, and its automatic choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from film_kernels import conv_film
+from film_kernels.backends import BACKENDS, choose
+
+from . import cudnn_graph
+from .shapes import Case
+from .work import Call, Work, plain
+
+
+class Unserved(Exception):
+    """A peer cannot serve a row; the message says why."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`build(work)` gives the layer of `work` as a function of its input, or raises Unserved."""
+
+    name: str
+    build: Callable[[Work], Call]
+    ours: bool = False
+    compiled: bool = False  # by torch.compile, which takes seconds
+    channels_last: bool = False  # converts a contiguous row's tensors, as a user would convert the network
+    inference_only: bool = False
+
+
+def _plain(work: Work) -> Call:
+    return lambda input: plain(work.row.case, input, *work.leaves[1:])
+
+
+class _Layer(nn.Module):
+    """The plain layer as a module: torch.compile takes parameters to stay where they are."""
+
+    def __init__(self, case: Case, weight: nn.Parameter, bias: nn.Parameter) -> None:
+        super().__init__()
+        self.case, self.weight, self.bias = case, weight, bias
+
+    def forward(self, input: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return plain(self.case, input, self.weight, self.bias, gamma, beta)
+
+
+def _compiled(mode: str | None) -> Callable[[Work], Call]:
+    def build(work: Work) -> Call:
+        layer = torch.compile(_Layer(work.row.case, work.weight, work.bias), mode=mode, dynamic=False)
+
+        def call(input: Tensor) -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last call returned may be written over
+            return layer(input, work.gamma, work.beta)
+
+        return call
+
+    return build
+
+
+def _ours(backend: str | None) -> Callable[[Work], Call]:
+    def build(work: Work) -> Call:
+        case = work.row.case
+        if backend is not None and (reason := BACKENDS[backend].unavailable()) is not None:
+            raise Unserved(reason)
+        try:
+            choose(work.row.problem(work.input.device), backend)
+        except ValueError as error:
+            raise Unserved(str(error)) from error
+
+        def call(input: Tensor) -> Tensor:
+            return conv_film(
+                input, work.weight, work.bias, work.gamma, work.beta, case.stride, case.padding, case.dilation,
+                activation=case.activation, backend=backend,
+            )  # fmt: skip
+
+        return call
+
+    return build
+
+
+def _cudnn(work: Work) -> Call:
+    reason = cudnn_graph.why_not(work)
+    if reason is not None:
+        raise Unserved(reason)
+    return cudnn_graph.build(work)
+
+
+PLAIN = Peer("plain", _plain)
+AUTOMATIC = Peer("automatic", _ours(None), ours=True)
+PEERS = {
+    peer.name: peer
+    for peer in (
+        PLAIN,
+        AUTOMATIC,
+        *(Peer(name, _ours(name), ours=True) for name in BACKENDS),
+        Peer("plain channels_last", _plain, channels_last=True),
+        Peer("cuDNN graph", _cudnn, inference_only=True),
+        Peer("torch.compile", _compiled(None), compiled=True),
+        Peer("max-autotune", _compiled("max-autotune"), compiled=True),
+    )
+}
+EAGER = tuple(name for name, peer in PEERS.items() if not peer.compiled)
+
+
+def chosen_backend(work: Work) -> str:
+    """The name of the backend that the automatic choice takes."""
+    return choose(work.row.problem(work.input.device), None).name
+
+
+def call_of(peer: Peer, work: Work, training: bool) -> tuple[Call, Work]:
+    """The peer's call and the tensors that it works on. Raises Unserved with the reason."""
+    if training and peer.inference_only:
+        raise Unserved("it is for inference: it has no backward")
+    if peer.channels_last:
+        if work.row.channels_last:
+            raise Unserved("this row is channels_last: it is the same as plain")
+        if work.input.dim() != 4:
+            raise Unserved("channels_last is for 2d convolutions")
+        work = work.cast(channels_last=True)
+    return peer.build(work), work

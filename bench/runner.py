@@ -1,0 +1,157 @@
+"""Measures a row: peers are built, checked, and timed in turn, within the row's share of the time budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+from .check import Expected, complaint, expect
+from .limits import cost, peaks, share
+from .peers import AUTOMATIC, PEERS, PLAIN, Peer, Unserved, call_of, chosen_backend
+from .shapes import TINY, Row
+from .timing import ROUNDS, Rounds, call_overhead, interleaved, synchronize
+from .work import STEPS, Step, Work, make
+
+_DROPPED = "the time budget was spent before this row"
+# Seconds that compiling takes, by device, until the first one has been timed.
+_FIRST_GUESS = {
+    "cpu": {"torch.compile": 5.0, "max-autotune": 5.0},
+    "cuda": {"torch.compile": 5.0, "max-autotune": 30.0},
+}
+
+
+class Outcome(NamedTuple):
+    """The seconds of each round, or why there are none."""
+
+    times: list[float]
+    reason: str = ""
+    failed: bool = False  # a wrong result, or an error where none was announced
+    about: Mapping[str, object] | None = None  # what the report says besides
+
+
+def checked(peer: Peer, work: Work, kind: str, expected: Expected) -> Step | Outcome:
+    """The step to be timed, after one run of it whose results were right; or why there is none.
+
+    Raises what plain PyTorch raises."""
+    try:
+        call, own = call_of(peer, work, kind == "training")
+        step = STEPS[kind](call, own)
+        wrong = complaint(step(), expected)
+    except Unserved as reason:
+        return Outcome([], str(reason))
+    except Exception as error:
+        if peer is PLAIN:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        # An error of other people's software is a reason; of this package's it is a failure.
+        return Outcome([], f"{type(error).__name__}: {lines[0]}", failed=peer.ours)
+    return step if wrong is None else Outcome([], wrong, failed=True)
+
+
+class Budget:
+    """Seconds until `end`, shared out evenly among the rows still to come."""
+
+    def __init__(self, seconds: float, rows: int) -> None:
+        self.end = time.monotonic() + seconds
+        self.rows = rows
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def next_row_until(self) -> float:
+        """When the row that begins now should be done, on the monotonic clock."""
+        now = time.monotonic()
+        until = now + (self.end - now) / max(self.rows, 1)
+        self.rows -= 1
+        return until
+
+
+class Runner:
+    """`budget` covers all rows: what is too late is left out, and says so. `compiles`: whether there is time at all for
+    the peers that torch.compile makes."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        budget: Budget,
+        rounds: Rounds = ROUNDS,
+        compiles: bool = True,
+    ) -> None:
+        self.device = device
+        self.budget = budget
+        self.rounds = rounds
+        self.compiles = compiles
+        self._compiling = dict(_FIRST_GUESS[device.type])
+        self._compiler_is_warm = False
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # the library at its best, for whoever uses it
+
+    def measure(self, row: Row, kind: str, names: tuple[str, ...] = tuple(PEERS)) -> dict[str, Outcome]:
+        """An Outcome for each peer in `names`. `kind` is one of work.STEPS.
+
+        Raises what plain PyTorch raises; what any other peer raises is its Outcome.
+        """
+        if self.budget.left() <= 0:
+            return {name: Outcome([], _DROPPED) for name in names}
+        until = self.budget.next_row_until()
+        torch.compiler.reset()  # every row is a new shape of the same code
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        work = make(row, self.device)
+        expected = expect(work, kind)
+        outcomes: dict[str, Outcome] = {}
+        steps: dict[str, Callable[[], object]] = {}
+        for name in names:
+            prepared = self._prepare(PEERS[name], work, kind, expected, until)
+            if isinstance(prepared, Outcome):
+                outcomes[name] = prepared
+            else:
+                steps[name] = prepared
+        timed = call_overhead if row.case is TINY.case else interleaved
+        for name, times in timed(steps, self.device, until - time.monotonic(), self.rounds).items():
+            outcomes[name] = Outcome(times, about=self._about(work, kind, name, times))
+        return {name: outcomes[name] for name in names}
+
+    def _prepare(self, peer: Peer, work: Work, kind: str, expected: Expected, until: float) -> Step | Outcome:
+        """`checked`, unless there is no time to compile."""
+        begin = time.monotonic()
+        if peer.compiled:
+            if not self.compiles:
+                return Outcome([], "this run does not compile")
+            if until - begin < self._compiling[peer.name]:
+                guess = self._compiling[peer.name]
+                return Outcome([], f"compiling takes about {guess:.0f} s, more than was left of this row's time")
+            begin = self._warm_the_compiler()
+        prepared = checked(peer, work, kind, expected)
+        if peer.compiled and not isinstance(prepared, Outcome):
+            self._compiling[peer.name] = time.monotonic() - begin
+        return prepared
+
+    def _warm_the_compiler(self) -> float:
+        """What torch.compile does once a process is no row's cost. Returns when the row's own compiling begins."""
+        if not self._compiler_is_warm:
+            self._compiler_is_warm = True
+            try:
+                torch.compile(torch.sin)(torch.ones(8, device=self.device))
+            except Exception as error:  # without a compiler, say: every compiled peer will report it
+                print(f"torch.compile does not work here: {error}")
+            synchronize(self.device)
+        return time.monotonic()
+
+    def _about(self, work: Work, kind: str, name: str, times: list[float]) -> dict[str, object]:
+        """What the report says of a timed peer beside its times."""
+        about: dict[str, object] = {
+            "dtype": str(work.input.dtype).removeprefix("torch."),
+            "shape": " -> ".join("x".join(map(str, t.shape)) for t in (work.input, work.weight)),
+        }
+        if name == AUTOMATIC.name:
+            about["backend"] = chosen_backend(work)
+        if work.row.case is not TINY.case:
+            median = sorted(times)[len(times) // 2]
+            about["share_of_limit"] = share(
+                cost(work.row, self.device, kind), peaks(self.device, work.input.dtype), median
+            )
+        return about

@@ -8,6 +8,8 @@ import os
 import threading
 from collections.abc import Iterator
 
+import torch
+
 from ..problem import Problem
 from .base import Backend
 from .cpu import Cpu
@@ -76,7 +78,22 @@ def choose(problem: Problem, pin: str | None) -> Backend:
     return next((b for b in able if not b.is_slow(problem)), able[0])
 
 
-remembered_choice = functools.lru_cache(maxsize=4096)(choose)
+@functools.lru_cache(maxsize=4096)
+def _remembered(problem: Problem, pin: str | None, precision: str | None) -> Backend:
+    return choose(problem, pin)
+
+
+def remembered_choice(problem: Problem, pin: str | None) -> Backend:
+    """`choose`, worked out once for what it depends on: PyTorch's setting for float32 convolutions on GPUs too."""
+    precision = None
+    if problem.dtype is torch.float32 and problem.device.type == "cuda":
+        precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return _remembered(problem, pin, precision)
+
+
+def forget_choices() -> None:
+    """What was remembered may not hold any more."""
+    _remembered.cache_clear()
 
 
 def _check_name(argument: str, name: object) -> None:

@@ -46,15 +46,15 @@ def autotune() -> Iterator[None]:
     GPU, package version and Problem, in `store.path()`. Timing waits for the GPU; a call that is being captured in a
     CUDA graph is not timed.
     """
-    from .. import remembered_choice
+    from .. import forget_choices
 
     before, _state.timing = _state.timing, True
-    remembered_choice.cache_clear()  # a choice may be another one inside
+    forget_choices()  # a choice may be another one inside
     try:
         yield
     finally:
         _state.timing = before
-        remembered_choice.cache_clear()
+        forget_choices()
 
 
 @contextlib.contextmanager
@@ -179,11 +179,11 @@ def _on_disk(file) -> dict[str, dict]:
 
 
 def _remember(problem: Problem, how: str, record: dict) -> None:
-    from .. import remembered_choice
+    from .. import forget_choices
 
     _records[problem, how] = record
     _chosen.clear()
-    remembered_choice.cache_clear()
+    forget_choices()
     store.save(store.path(), _name(problem, how), record)
 
 

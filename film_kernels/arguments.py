@@ -18,6 +18,8 @@ from .activations import ACTIVATIONS, FILM_POSITIONS
 from .problem import Problem, is_channels_last
 
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+Kind = tuple[torch.Size, torch.dtype, torch.device]
+Kinds = tuple[Kind, Kind, Kind | None, Kind | None, Kind | None]
 _NAMES = ("input", "weight", "bias", "gamma", "beta")
 
 
@@ -38,16 +40,26 @@ def prepare(
     beta expanded to (N, K) without a copy), and whether the caller's input had no batch dimension.
     Raises TypeError or ValueError naming the argument.
     """
-    input, weight, bias, gamma, beta = tensors = _same_kind(tensors)
+    if torch._C._is_any_autocast_enabled():
+        tensors = _autocast(tensors)
+    input, weight, bias, gamma, beta = tensors
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        _check_types(tensors)
     unbatched = input.dim() == weight.dim() - 1
     if unbatched:
         input = input.unsqueeze(0)
+    try:
+        kinds = (
+            (input.shape, input.dtype, input.device), (weight.shape, weight.dtype, weight.device),
+            None if bias is None else (bias.shape, bias.dtype, bias.device),
+            None if gamma is None else (gamma.shape, gamma.dtype, gamma.device),
+            None if beta is None else (beta.shape, beta.dtype, beta.device),
+        )  # fmt: skip
+    except AttributeError:
+        _check_types(tensors)
+        raise
     options = (
-        input.shape, weight.shape,
-        None if bias is None else bias.shape,
-        None if gamma is None else gamma.shape,
-        None if beta is None else beta.shape,
-        stride, padding, dilation, groups, input.dtype, input.device, is_channels_last(input),
+        kinds, stride, padding, dilation, groups, is_channels_last(input),
         activation, negative_slope, film_position, gamma_offset,
     )  # fmt: skip
     if torch.compiler.is_compiling():
@@ -61,63 +73,70 @@ def prepare(
     return problem, (input, weight, bias, _expanded(gamma, n_k), _expanded(beta, n_k)), unbatched
 
 
-def _same_kind(tensors: Tensors) -> Tensors:
-    """Check that all are floating tensors of one dtype and device, after autocast has had its say."""
-    input, weight = tensors[:2]
-    if not isinstance(input, Tensor):
-        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
-    device, dtype = input.device, input.dtype
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        target = torch.get_autocast_dtype(device.type)
+def _autocast(tensors: Tensors) -> Tensors:
+    """The tensors as autocast has them for a convolution, where it is on for their device."""
+    if not isinstance(tensors[0], Tensor):
+        return tensors
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    target = torch.get_autocast_dtype(device)
 
-        def cast(t: Any) -> Any:
-            return t.to(target) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+    def cast(t: Any) -> Any:
+        return t.to(target) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
 
-        tensors = (cast(input), cast(weight), cast(tensors[2]), cast(tensors[3]), cast(tensors[4]))
-        input, weight = tensors[:2]
-        dtype = input.dtype
+    input, weight, bias, gamma, beta = tensors
+    return cast(input), cast(weight), cast(bias), cast(gamma), cast(beta)
+
+
+def _check_types(tensors: Sequence[Any]) -> None:
+    for name, tensor in zip(_NAMES, tensors, strict=True):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("input", "weight")):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
+def _check_kinds(kinds: Kinds) -> None:
+    """Check that all are floating tensors of one dtype and device, and of the ranks of a convolution."""
+    shape, dtype, device = kinds[0]
     if not (dtype.is_floating_point or dtype.is_complex):
         raise TypeError(f"input must be a floating-point tensor, got {dtype}")
-    for name, tensor in zip(_NAMES[1:], tensors[1:], strict=True):
-        if tensor is None and name != "weight":
+    for name, kind in zip(_NAMES[1:], kinds[1:], strict=True):
+        if kind is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name} must have the dtype of input, {dtype}, got {tensor.dtype}")
-        if tensor.device != device:
-            raise ValueError(f"{name} must be on the device of input, {device}, got {tensor.device}")
-    if weight.dim() not in (3, 4, 5):
+        if not isinstance(kind[1], torch.dtype):  # of an array of another library, say
+            raise TypeError(f"{name} must be a torch.Tensor, got something with dtype {kind[1]!r}")
+        if kind[1] != dtype:
+            raise TypeError(f"{name} must have the dtype of input, {dtype}, got {kind[1]}")
+        if kind[2] != device:
+            raise ValueError(f"{name} must be on the device of input, {device}, got {kind[2]}")
+    weight_shape = kinds[1][0]
+    if len(weight_shape) not in (3, 4, 5):
         raise ValueError(
-            f"weight must have shape (K, C / groups, *kernel) with 1, 2 or 3 kernel sizes, got {_shape(weight.shape)}"
+            f"weight must have shape (K, C / groups, *kernel) with 1, 2 or 3 kernel sizes, got {_shape(weight_shape)}"
         )
-    if input.dim() not in (weight.dim(), weight.dim() - 1):
+    if len(shape) != len(weight_shape):  # a batch has been put in front of an input without one
         raise ValueError(
-            f"input must have {weight.dim()} dimensions (N, C, *in), or {weight.dim() - 1} without a batch, "
-            f"for a weight of shape {_shape(weight.shape)}; got {_shape(input.shape)}"
+            f"input must have {len(weight_shape)} dimensions (N, C, *in), or {len(weight_shape) - 1} without a batch, "
+            f"for a weight of shape {_shape(weight_shape)}; got {_shape(shape)}"
         )
-    return tensors
 
 
 def problem_of(
-    input_shape: torch.Size,
-    weight_shape: torch.Size,
-    bias_shape: torch.Size | None,
-    gamma_shape: torch.Size | None,
-    beta_shape: torch.Size | None,
+    kinds: Kinds,
     stride: Any,
     padding: Any,
     dilation: Any,
     groups: Any,
-    dtype: torch.dtype,
-    device: torch.device,
     channels_last: bool,
     activation: str,
     negative_slope: float,
     film_position: str,
     gamma_offset: float,
 ) -> Problem:
-    """The Problem of these shapes and options, or a TypeError or ValueError that names the argument."""
+    """The Problem of these tensors and options, or a TypeError or ValueError that names the argument."""
+    _check_kinds(kinds)
+    (input_shape, dtype, device), (weight_shape, _, _) = kinds[:2]
+    bias_shape, gamma_shape, beta_shape = (None if kind is None else kind[0] for kind in kinds[2:])
     rank = len(weight_shape) - 2
     strides = _per_dimension("stride", stride, rank, least=1)
     dilations = _per_dimension("dilation", dilation, rank, least=1)
@@ -216,8 +235,8 @@ def _expanded(factor: Tensor | None, n_k: tuple[int, int]) -> Tensor | None:
     if factor is None or factor.shape == n_k:
         return factor
     if factor.dim() > 2:
-        factor = factor.flatten(1)
-    return factor.expand(n_k)
+        factor = factor.view(factor.shape[0], n_k[1])  # the other sizes are 1
+    return factor if factor.shape == n_k else factor.expand(n_k)
 
 
 def film_factor(name: str, factor: Any, n_k: tuple[int, int], spatial_rank: int) -> Tensor | None:

@@ -22,9 +22,12 @@ struct GradInputPlan {
   int rows, columns;          // of the tile of dz
   Divisor column;
   int warps;
-  int grad, stage;  // in shared memory, in floats: after the weights
+  int grad, stage;  // in shared memory, in floats: after gamma and the weights
   size_t shared_bytes;
 };
+
+// Cells of a lane: a thread has twice as many sums as that, times the input channels.
+__host__ __device__ constexpr int cells_of(int channels) { return channels > 8 ? 2 : 4; }
 
 // Floats from one channel's row of W to the next.
 __host__ __device__ constexpr int pitch_of(int channels) { return channels == 3 ? 4 : channels; }
@@ -38,8 +41,8 @@ GradInputPlan plan_of(const Sizes& s, const GradInputArgs& args, int channels) {
   plan.step_w = s.sw / std::gcd(s.sw, s.dw);
   const auto cell_rows = static_cast<int>(ceil_div(s.h, s.sh)), cell_columns = static_cast<int>(ceil_div(s.w, s.sw));
   const auto fits = [&](int warps, int box_h, int box_w, int64_t limit) {  // warps of each class
-    plan.cells = tiles_of(cell_rows, cell_columns, warps * kWarp * kPositions);
-    warps = static_cast<int>(ceil_div(plan.cells.size(), kWarp * kPositions));
+    plan.cells = tiles_of(cell_rows, cell_columns, warps * kWarp * cells_of(channels));
+    warps = static_cast<int>(ceil_div(plan.cells.size(), kWarp * cells_of(channels)));
     plan.warps = plan.classes * warps;
     plan.box_h = box_h;
     plan.box_w = box_w;
@@ -49,7 +52,7 @@ GradInputPlan plan_of(const Sizes& s, const GradInputArgs& args, int channels) {
     plan.rows = static_cast<int>(rows);
     plan.columns = static_cast<int>(columns);
     plan.column = divisor_of(plan.columns);
-    const int64_t weights = int64_t{box_h} * box_w * kChannels * pitch_of(channels);
+    const int64_t weights = kChannels + int64_t{box_h} * box_w * kChannels * pitch_of(channels);
     const int64_t grad = kChannels * rows * columns;
     const int64_t staged = args.grad_input.c == 1 ? plan.warps * kWarp * (channels + 1) : 0;
     const int64_t bytes = 4 * (weights + grad + staged);
@@ -60,7 +63,7 @@ GradInputPlan plan_of(const Sizes& s, const GradInputArgs& args, int channels) {
   };
   int warps = std::max(1, kMostWarps / plan.classes);
   const auto blocks = [&] {
-    return s.n * plan.class_groups * tiles_of(cell_rows, cell_columns, warps * kWarp * kPositions).count();
+    return s.n * plan.class_groups * tiles_of(cell_rows, cell_columns, warps * kWarp * cells_of(channels)).count();
   };
   while (warps > 1 && blocks() < kManyBlocks) warps /= 2;
   const auto staged = [&](int64_t taps) { return taps * kChannels * pitch_of(channels) <= kStagedWeights; };
@@ -84,10 +87,10 @@ __device__ __forceinline__ int first_tap(int remainder, int taps, int stride, in
 }
 
 template <class T, int kIn>
-__global__ void __launch_bounds__(kMostClasses* kWarp)
+__global__ void __launch_bounds__(kMostClasses* kWarp, kIn == 3 || kIn == 4 ? 3 : 0)
     grad_input_kernel(GradInputPlan plan, Sizes s, Gradient gradient, View weight, View grad_input, Factor<T> gamma,
                       float gamma_offset) {
-  constexpr int kPitch = pitch_of(kIn);
+  constexpr int kPitch = pitch_of(kIn), kCells = cells_of(kIn);
   // The warp's class (a, b), and the cells (i, j) of its lanes; their positions are (i * sh + a, j * sw + b).
   const Tiles& cells = plan.cells;
   const auto count = static_cast<unsigned>(cells.count() * plan.class_groups);
@@ -101,24 +104,24 @@ __global__ void __launch_bounds__(kMostClasses* kWarp)
   const int first_cell = warp / plan.classes * kWarp + lane, cell_step = plan.warps / plan.classes * kWarp;
   const int first_h = first_tap(a + s.ph, s.kh, s.sh, s.dh, plan.step_h);
   const int first_w = first_tap(b + s.pw, s.kw, s.sw, s.dw, plan.step_w);
-  int position[kPositions];
+  int position[kCells];
 #pragma unroll
-  for (int m = 0; m < kPositions; ++m) {
+  for (int m = 0; m < kCells; ++m) {
     const int q = min(first_cell + m * cell_step, cells.size() - 1);
     const int row = cells.column.quotient(q);
     position[m] = row * plan.columns + q - row * cells.columns;
   }
-  auto* const weights = ptx::shared_memory<float>();  // [tap of the box][output channel][input channel]
-  float* const grad = weights + plan.grad;            // dz [output channel][row][column]
+  auto* const scales = ptx::shared_memory<float>();  // gamma [channel of the chunk]
+  float* const weights = scales + kChannels;         // [tap of the box][output channel][input channel]
+  float* const grad = scales + plan.grad;            // dz [output channel][row][column]
   const int plane = plan.rows * plan.columns;
 
   // dx[c, h, w] = sum_(kh, kw, k) dz[k, oh, ow] W[k, c, kh, kw]
-  float sum[kPositions][kIn] = {};
+  float sum[kCells][kIn] = {};
   for (int k0 = 0; k0 < s.k; k0 += kChannels) {
     const int channels = min(s.k - k0, kChannels);
-    float scale[kChannels];
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) scale[i] = gamma.at(n, min(k0 + i, s.k - 1)) + gamma_offset;
+    // read between the barriers below alone
+    if (threadIdx.x < channels) scales[threadIdx.x] = gamma.at(n, k0 + static_cast<int>(threadIdx.x)) + gamma_offset;
     for (int kh0 = 0; kh0 < s.kh; kh0 += plan.box_h)
       for (int kw0 = 0; kw0 < s.kw; kw0 += plan.box_w) {
         const int kh1 = min(kh0 + plan.box_h, s.kh), kw1 = min(kw0 + plan.box_w, s.kw);
@@ -140,37 +143,42 @@ __global__ void __launch_bounds__(kMostClasses* kWarp)
           if (inside) gradient.load<T>(n, oh, ow, k0, g, u);
 #pragma unroll
           for (int i = 0; i < kChannels; ++i)  // nothing outside the output, where gamma may be infinite
-            if (i < channels) grad[i * plane + q] = inside ? scale[i] * u[i] : 0.f;
+            if (i < channels) grad[i * plane + q] = inside ? scales[i] * u[i] : 0.f;
         }
         __syncthreads();
         const int from_h = first_h + max(0, static_cast<int>(ceil_div(kh0 - first_h, plan.step_h))) * plan.step_h;
         const int from_w = first_w + max(0, static_cast<int>(ceil_div(kw0 - first_w, plan.step_w))) * plan.step_w;
         for (int kh = from_h; kh < kh1; kh += plan.step_h) {
           const int row = ((a + s.ph - kh * s.dh) / s.sh - low_h) * plan.columns - low_w;
+          float part[kCells][kIn] = {};  // a chain of its own, short enough to keep digits
           int column = (b + s.pw - from_w * s.dw) / s.sw;
           for (int kw = from_w; kw < kw1; kw += plan.step_w, column -= plan.step_w * s.dw / s.sw) {
             const float* const w = weights + ((kh - kh0) * (kw1 - kw0) + kw - kw0) * kChannels * kPitch;
             const float* const dz = grad + row + column;
 #pragma unroll 4
             for (int i = 0; i < channels; ++i) {
-              float w_row[kPitch], x[kPositions];
+              float w_row[kPitch], x[kCells];
               load_row(w_row, w + i * kPitch);
 #pragma unroll
-              for (int m = 0; m < kPositions; ++m) x[m] = dz[i * plane + position[m]];
+              for (int m = 0; m < kCells; ++m) x[m] = dz[i * plane + position[m]];
 #pragma unroll
-              for (int m = 0; m < kPositions; ++m)
+              for (int m = 0; m < kCells; ++m)
 #pragma unroll
-                for (int c = 0; c < kIn; ++c) sum[m][c] += w_row[c] * x[m];
+                for (int c = 0; c < kIn; ++c) part[m][c] += w_row[c] * x[m];
             }
           }
+#pragma unroll
+          for (int m = 0; m < kCells; ++m)
+#pragma unroll
+            for (int c = 0; c < kIn; ++c) sum[m][c] += part[m][c];
         }
       }
   }
 
   // Every input position is written once.
-  float* const stage = weights + plan.stage + warp * kStoreStage<kIn>;
+  float* const stage = scales + plan.stage + warp * kStoreStage<kIn>;
 #pragma unroll
-  for (int m = 0; m < kPositions; ++m) {
+  for (int m = 0; m < kCells; ++m) {
     const int q = first_cell + m * cell_step, row = cells.column.quotient(q);
     const int h = (i0 + row) * s.sh + a, w = (j0 + q - row * cells.columns) * s.sw + b;
     const bool inside = place < s.sh * s.sw && q < cells.size() && h < s.h && w < s.w;

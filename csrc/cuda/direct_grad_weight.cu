@@ -10,8 +10,9 @@ namespace film::cuda::direct {
 namespace {
 
 constexpr int kProducts = 9;  // of a warp
-constexpr int kWarps = 8;     // of a block, at most
+constexpr int kWarps = 6;     // of a block, at most
 constexpr int kTile = kChannels * kProducts;
+constexpr int kWarpFloats = 176;       // of shared memory, of a warp alone: tiles of W and dW, offsets, sums
 constexpr int64_t kAllWarps = 4096;    // aimed at: some 500 full blocks
 constexpr int64_t kLongest = 8192;     // positions of a unit, about: a lane's sums are then of 256
 constexpr int64_t kPartial = 1 << 24;  // elements of all partial dW together, at most (unless one alone is larger)
@@ -19,11 +20,11 @@ constexpr int64_t kPartial = 1 << 24;  // elements of all partial dW together, a
 struct GradWeightPlan {
   Tiles tiles;
   Patch patch;
-  int k_warps, r_warps;    // of a block
-  int span;                // products of a block
-  int k_blocks, r_blocks;  // of all
-  int chunk_tiles;         // of a unit
-  int grad, input;         // in shared memory, in floats: after the tiles of W and dW
+  int k_warps, r_warps;                         // of a block
+  int span;                                     // products of a block
+  int k_blocks, r_blocks;                       // of all
+  int units, chunks, split_units, chunk_tiles;  // a chunk is a unit's part of a sample
+  int grad, input;                              // in shared memory, in floats: after the tiles of W and dW
   size_t shared_bytes;
 };
 
@@ -43,17 +44,19 @@ GradWeightPlan plan_of(const Sizes& s, const View& input) {
     const int rows = taps == 1 ? 1 : std::min(s.kh, (taps - 2) / s.kw + 2);
     int64_t elements;
     plan.patch = patch_of(s, input, plan.tiles, {0, 0, rows, rows > 1 ? s.kw : taps}, elements);
-    plan.grad = 2 * plan.k_warps * plan.r_warps * kTile;
-    // u, and then the sums of every warp
-    plan.input = plan.grad + plan.k_warps * kChannels * std::max(plan.tiles.size(), 2 * plan.r_warps);
+    plan.grad = plan.k_warps * plan.r_warps * kWarpFloats;
+    plan.input = plan.grad + plan.k_warps * kChannels * plan.tiles.size();
     plan.shared_bytes = static_cast<size_t>(4 * (plan.input + elements));
     return static_cast<int64_t>(plan.shared_bytes) <= limit;
   };
   const auto search = [&] {
     for (const int64_t limit : kSharedBytes)
       for (int positions = 256; positions >= 64; positions /= 2)
-        for (int warps = kWarps; warps >= 4; warps /= 2)
-          if (fits(positions, std::min(products, warps * kProducts), limit)) return;
+        for (int warps = kWarps; warps >= 2; --warps) {
+          const int64_t wanted = ceil_div(products, kProducts), blocks = ceil_div(wanted, warps);
+          const auto span = static_cast<int>(ceil_div(wanted, blocks) * kProducts);  // blocks of about the same size
+          if (fits(positions, std::min(products, span), limit)) return;
+        }
     for (int positions = 256; positions > 1; positions /= 2)
       if (fits(positions, s.c, kSharedBytes[1])) return;  // one tap
     fits(1, s.c, kSharedBytes[1]);
@@ -103,12 +106,12 @@ __device__ __forceinline__ void add_lanes(float (&values)[count]) {
 
 template <class T>
 __global__ void __launch_bounds__(kWarps* kWarp, 2)
-    grad_weight_kernel(GradWeightPlan plan, Cut cut, Sizes s, Gradient gradient, View input, View weight,
-                       Factor<T> gamma, float gamma_offset, Partials partials, int r_blocks) {
+    grad_weight_kernel(GradWeightPlan plan, Sizes s, Gradient gradient, View input, View weight, Factor<T> gamma,
+                       float gamma_offset, Partials partials, int r_blocks) {
   // The split, the warp's channels k0 .. and products r0 ..; blocks of the same split are neighbours.
   const Tiles& tiles = plan.tiles;
   const auto blocks = static_cast<unsigned>(plan.k_blocks * r_blocks);
-  const int64_t split = blockIdx.x / blocks;
+  const auto split = static_cast<int>(blockIdx.x / blocks);
   const auto block = static_cast<int>(blockIdx.x % blocks);
   const int k_block = block / r_blocks, r_block = block % r_blocks;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -119,16 +122,17 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
   const bool products_wanted = partials.weight != nullptr || partials.dot != nullptr;
   const bool sums_wanted = r_block == 0 && (partials.sum_u != nullptr || partials.sum_g != nullptr);
 
-  auto* const w_tile = ptx::shared_memory<float>() + 2 * warp * kTile;  // [channel][product]
+  auto* const w_tile = ptx::shared_memory<float>() + warp * kWarpFloats;  // [channel][product]
   float* const grad_w_tile = w_tile + kTile;
-  float* const grad = ptx::shared_memory<float>() + plan.grad;  // u [channel / 4][position][channel % 4]
+  float* const sums = grad_w_tile + kTile;  // of the unit's u and of its g [channel]
+  const float* const all_sums = sums - warp * kWarpFloats;
+  int* const offsets = reinterpret_cast<int*>(sums + 2 * kChannels);  // of each product in the patch
+  float* const grad = ptx::shared_memory<float>() + plan.grad;        // u [channel / 4][position][channel % 4]
   float* const patch = ptx::shared_memory<float>() + plan.input;
   const Box box = box_of(r_block * plan.span / s.c, (r_end - 1) / s.c, s.kw);
-  int offset[kProducts];
-#pragma unroll
-  for (int j = 0; j < kProducts; ++j) {
-    const int r = min(r0 + j, r_end - 1), tap = r / s.c;
-    offset[j] = plan.patch.tap(s, tap / s.kw - box.h, tap % s.kw - box.w, r % s.c);
+  if (lane < kProducts) {
+    const int r = min(r0 + lane, r_end - 1), tap = r / s.c;
+    offsets[lane] = plan.patch.tap(s, tap / s.kw - box.h, tap % s.kw - box.w, r % s.c);
   }
   for (int i = lane; i < kTile; i += kWarp) {
     const int k = k0 + i / kProducts, r = r0 + i % kProducts, tap = r / s.c;
@@ -139,12 +143,12 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
           weight.data)[k * weight.n + r % s.c * weight.c + tap / s.kw * weight.h + tap % s.kw * weight.w]);
   }
 
-  const int64_t first_unit = split * cut.split_units, last_unit = min(first_unit + cut.split_units, s.n * cut.chunks);
-  for (int64_t unit = first_unit; unit < last_unit; ++unit) {
-    const int64_t n = unit / cut.chunks, chunk = unit % cut.chunks;
-    const auto first_tile = static_cast<int>(chunk * plan.chunk_tiles);
-    const auto last_tile = static_cast<int>(min(first_tile + int64_t{plan.chunk_tiles}, tiles.count()));
-    float U[kTile] = {}, sum_u[kChannels] = {}, sum_g[kChannels] = {};
+  const int chunks = plan.chunks, last_unit = min((split + 1) * plan.split_units, plan.units);
+  for (int unit = split * plan.split_units; unit < last_unit; ++unit) {
+    const int n = unit / chunks, chunk = unit - n * chunks;
+    const int first_tile = chunk * plan.chunk_tiles;
+    const int last_tile = min(first_tile + plan.chunk_tiles, tiles.along_h * tiles.along_w);
+    float U[kTile] = {};
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const int oh0 = tile / tiles.along_w * tiles.rows, ow0 = tile % tiles.along_w * tiles.columns;
       const int rows = min(tiles.rows, s.oh - oh0), columns = min(tiles.columns, s.ow - ow0);
@@ -152,6 +156,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
       if (products_wanted)
         load_patch<T>(patch, plan.patch, s, input, n, oh0 * s.sh - s.ph + box.h * s.dh,
                       ow0 * s.sw - s.pw + box.w * s.dw);
+      float sum_u[kChannels] = {}, sum_g[kChannels] = {};
       for (int q = r_warp * kWarp + lane; q < rows * tiles.columns && k0 < s.k; q += plan.r_warps * kWarp) {
         const int row = tiles.column.quotient(q), column = q - row * tiles.columns;
         if (column >= columns) continue;
@@ -163,8 +168,19 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
         to[0] = {u[0], u[1], u[2], u[3]};
         to[tiles.size()] = {u[4], u[5], u[6], u[7]};
       }
+      if (sums_wanted) {
+        add_lanes(sum_u);
+        add_lanes(sum_g);
+        if (lane % 4 == 0) {
+          sums[lane / 4] = (tile == first_tile ? 0.f : sums[lane / 4]) + sum_u[0];
+          sums[kChannels + lane / 4] = (tile == first_tile ? 0.f : sums[kChannels + lane / 4]) + sum_g[0];
+        }
+      }
       __syncthreads();
       if (!products_wanted || k0 >= s.k || r0 >= r_end) continue;
+      int offset[kProducts];
+#pragma unroll
+      for (int j = 0; j < kProducts; ++j) offset[j] = offsets[j];
       for (int q = lane; q < rows * tiles.columns; q += kWarp) {
         const int row = tiles.column.quotient(q), column = q - row * tiles.columns;
         if (column >= columns) continue;  // never as a product with 0, of which x may make NaN
@@ -194,32 +210,21 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
           dot += w_tile[row + j] * U[j];
           grad_w_tile[row + j] += scale * U[j];
         }
-        const int64_t nth = (chunk * plan.r_blocks + r_block) * plan.r_warps + r_warp;
-        if (partials.dot != nullptr) partials.dot[(n * cut.dots + nth) * s.k + k] = dot;
+        const int64_t nth = (int64_t{unit} * plan.r_blocks + r_block) * plan.r_warps + r_warp;
+        if (partials.dot != nullptr) partials.dot[nth * s.k + k] = dot;
       }
     }
-    if (sums_wanted) {
-      float* const shared = grad;  // [product warp][channel of the block], of u and then of g
-      const int channels = plan.k_warps * kChannels;
-      add_lanes(sum_u);
-      add_lanes(sum_g);
-      __syncthreads();  // u has been read
-      if (lane % 4 == 0) {
-        const int at = r_warp * channels + k_warp * kChannels + lane / 4;
-        shared[at] = sum_u[0];
-        shared[plan.r_warps * channels + at] = sum_g[0];
+    const int nth_channel = static_cast<int>(threadIdx.x), k = k_block * plan.k_warps * kChannels + nth_channel;
+    if (sums_wanted && nth_channel < plan.k_warps * kChannels && k < s.k) {
+      // of the warps that read the same channels, in turn; all came past a barrier since they left their sums
+      const float* from = all_sums + nth_channel / kChannels * kWarpFloats + nth_channel % kChannels;
+      float total_u = 0.f, total_g = 0.f;
+      for (int w = 0; w < plan.r_warps; ++w, from += plan.k_warps * kWarpFloats) {
+        total_u += from[0];
+        total_g += from[kChannels];
       }
-      __syncthreads();
-      const int k = k_block * channels + static_cast<int>(threadIdx.x);
-      if (threadIdx.x < channels && k < s.k) {
-        float total_u = 0.f, total_g = 0.f;
-        for (int w = 0; w < plan.r_warps; ++w) {
-          total_u += shared[w * channels + threadIdx.x];
-          total_g += shared[(plan.r_warps + w) * channels + threadIdx.x];
-        }
-        if (partials.sum_u != nullptr) partials.sum_u[unit * s.k + k] = total_u;
-        if (partials.sum_g != nullptr) partials.sum_g[unit * s.k + k] = total_g;
-      }
+      if (partials.sum_u != nullptr) partials.sum_u[int64_t{unit} * s.k + k] = total_u;
+      if (partials.sum_g != nullptr) partials.sum_g[int64_t{unit} * s.k + k] = total_g;
     }
   }
 
@@ -227,7 +232,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
   __syncwarp();  // the tile of dW is the warp's own
   for (int i = lane; i < kTile; i += kWarp) {
     const int k = k0 + i / kProducts, r = r0 + i % kProducts;
-    if (k < s.k && r < r_end) partials.weight[(split * s.k + k) * products + r] = grad_w_tile[i];
+    if (k < s.k && r < r_end) partials.weight[(int64_t{split} * s.k + k) * products + r] = grad_w_tile[i];
   }
 }
 
@@ -242,12 +247,15 @@ cudaError_t grad_weight(const Problem& p, const GradWeightArgs& args, const Cut&
                         cudaStream_t stream) {
   const Sizes s = sizes_of(p);
   GradWeightPlan plan = plan_of(s, args.input);
+  plan.units = static_cast<int>(s.n * cut.chunks);
+  plan.chunks = static_cast<int>(cut.chunks);
+  plan.split_units = static_cast<int>(cut.split_units);
   plan.chunk_tiles = static_cast<int>(ceil_div(plan.tiles.count(), cut.chunks));
   const int r_blocks = partials.weight != nullptr || partials.dot != nullptr ? plan.r_blocks : 1;
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     return launch(grad_weight_kernel<T>, static_cast<unsigned>(cut.splits * plan.k_blocks * r_blocks),
-                  plan.k_warps * plan.r_warps * kWarp, plan.shared_bytes, stream, plan, cut, s,
+                  plan.k_warps * plan.r_warps * kWarp, plan.shared_bytes, stream, plan, s,
                   gradient_of<T>(p, args.grad, args.bits), args.input, args.weight, factor_of<T>(args.gamma, 1.f),
                   static_cast<float>(p.gamma_offset), partials, r_blocks);
   });

@@ -145,7 +145,7 @@ struct Gradient {
   template <class T>
   __device__ __forceinline__ void load(int64_t n, int h, int w, int k0, float (&g)[kChannels],
                                        float (&u)[kChannels]) const {
-    const T* const at = static_cast<const T*>(grad.data) + n * grad.n + h * grad.h + w * grad.w + k0 * grad.c;
+    const T* at = static_cast<const T*>(grad.data) + n * grad.n + h * grad.h + w * grad.w + k0 * grad.c;
     if (pieces) {
 #pragma unroll
       for (int i = 0; i < kChannels / kPiece<T>; ++i) {
@@ -156,7 +156,7 @@ struct Gradient {
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i) g[i] = k0 + i < k ? to_float(__ldg(at + i * grad.c)) : 0.f;
+      for (int i = 0; i < kChannels; ++i, at += grad.c) g[i] = k0 + i < k ? to_float(__ldg(at)) : 0.f;
     }
     const unsigned byte = bits == nullptr ? 0xffu : bits[((n * oh + h) * ow + w) * bit_row + k0 / kChannels];
 #pragma unroll
@@ -201,9 +201,10 @@ template <class T, int count>
 __device__ __forceinline__ void store_channels(T* data, int64_t stride, int64_t offset, const float (&values)[count],
                                                int channels, float* stage) {
   if (stride != 1) {
+    T* to = data + offset;
 #pragma unroll
-    for (int i = 0; i < count; ++i)
-      if (i < channels && offset >= 0) data[offset + i * stride] = from_float<T>(values[i]);
+    for (int i = 0; i < count; ++i, to += stride)
+      if (i < channels && offset >= 0) *to = from_float<T>(values[i]);
     return;
   }
   const int lane = threadIdx.x % kWarp;

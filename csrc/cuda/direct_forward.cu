@@ -80,7 +80,7 @@ __device__ __forceinline__ void add_products(float (&sum)[kPositions][kChannels]
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMostWarps* kWarp, 6)
+__global__ void __launch_bounds__(kMostWarps* kWarp, 5)
     forward_kernel(ForwardPlan plan, Sizes s, View input, View weight, View output, Modulation<T> film, uint8_t* bits) {
   // Positions q of the tile are shared out thread by thread.
   const Tiles& tiles = plan.tiles;

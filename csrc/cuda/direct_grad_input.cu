@@ -90,7 +90,7 @@ template <class T, int kIn>
 __global__ void __launch_bounds__(kMostClasses* kWarp, kIn == 3 || kIn == 4 ? 3 : 0)
     grad_input_kernel(GradInputPlan plan, Sizes s, Gradient gradient, View weight, View grad_input, Factor<T> gamma,
                       float gamma_offset) {
-  constexpr int kPitch = pitch_of(kIn), kCells = cells_of(kIn);
+  constexpr int kPitch = pitch_of(kIn), kCells = cells_of(kIn), kUnroll = kIn > 4 ? 2 : 4;
   // The warp's class (a, b), and the cells (i, j) of its lanes; their positions are (i * sh + a, j * sw + b).
   const Tiles& cells = plan.cells;
   const auto count = static_cast<unsigned>(cells.count() * plan.class_groups);
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kMostClasses* kWarp, kIn == 3 || kIn == 4 ? 3 
           for (int kw = from_w; kw < kw1; kw += plan.step_w, column -= plan.step_w * s.dw / s.sw) {
             const float* const w = weights + ((kh - kh0) * (kw1 - kw0) + kw - kw0) * kChannels * kPitch;
             const float* const dz = grad + row + column;
-#pragma unroll 4
+#pragma unroll kUnroll
             for (int i = 0; i < channels; ++i) {
               float w_row[kPitch], x[kCells];
               load_row(w_row, w + i * kPitch);

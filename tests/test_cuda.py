@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -150,6 +151,19 @@ def test_the_same_bits_in_any_order_of_warps(emulator):
     for other in results[1:]:
         for one, same in zip(results[0], other, strict=True):
             assert torch.equal(one, same)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_shared_memory_is_met_without_bank_conflicts(seed, dtype):
+    library = ctypes.CDLL(os.environ["FILM_KERNELS_CUDA_EMULATOR"])
+    for count in (library.film_emulator_wavefronts, library.film_emulator_bank_conflicts):
+        count.restype = ctypes.c_uint64
+    library.film_emulator_reset_counters()
+    tensors = tensors_of(PLAIN, dtype, channels_last=True)
+    run(PLAIN, tensors, incoming_gradient(PLAIN, tensors), "cuda", dtype)
+    for kind in (b"ldmatrix", b"cp.async", b"store"):
+        assert library.film_emulator_wavefronts(kind) > 0
+        assert library.film_emulator_bank_conflicts(kind) == 0, kind
 
 
 def test_reasons(seed):

@@ -4,26 +4,15 @@
 // A block walks the units of a split with a tile of U in registers, the product of u and patch over positions on tensor
 // cores; after every unit the tile is dotted with the tile of W and added, times gamma, to a tile of dW, in registers
 // too. Beside the blocks of the products there is one for each 64 channels that sums u and g.
-//
-// Both operands lie in shared memory as they come, a position a row: their rows are the summed axis, and so 16-bit
-// fragments are read transposed, and 32-bit ones an element at a time.
+#include "grad_weight_tile.cuh"
 #include "kernels.h"
 #include "modulate.cuh"
-#include "tile.cuh"
 
 namespace film::cuda::matrix {
 namespace {
 
-constexpr int kThreads = 128, kSide = 64;  // a block has four warps and a tile of 64 channels x 64 products
-constexpr int64_t kBlocks = 512;           // aimed at, so that a large GPU has work
+constexpr int64_t kBlocks = 512;                        // aimed at, so that a large GPU has work
 constexpr int64_t kPartialElements = int64_t{1} << 24;  // of all partial dW together, at most (unless one is larger)
-
-template <class T>
-constexpr int kBlockPositions = 128 / sizeof(T);  // summed in one stage: 64, or 32 of float32
-template <class T>
-constexpr int kPieces = kSide / kPiece<T>;  // in a row of a tile: 8, or 16 of float32
-template <class T>
-constexpr int kTileBytes = kBlockPositions<T> * kSide * sizeof(T);
 
 template <class T>
 struct Params {
@@ -39,39 +28,6 @@ struct Params {
   int r_blocks, r_programs, k_blocks;
   int chunk_positions;
 };
-
-// Where a piece of a tile lies: a row of 64 elements is 128 bytes, or of float32 two panels of so many. Rows meet
-// different banks by their last three bits where eight of them are read at once, and by the last two of float32, of
-// which four rows of eight neighbours are read.
-template <class T>
-__device__ __forceinline__ int place(int row, int piece) {
-  if constexpr (sizeof(T) == 2) {
-    return piece_at(row, piece);
-  } else {
-    return (piece / kRowPieces * kBlockPositions<T> + row) * kRowBytes + ((piece % kRowPieces ^ (row % 4 * 2)) << 4);
-  }
-}
-
-// The operand of rows `first` to `first` + 15 (A) or + 15 as two operands (B) of the tile's columns, summed over the
-// positions of one step: 16, or 8 of float32.
-template <class T>
-__device__ __forceinline__ void read_operand(uint32_t (&r)[4], const unsigned char* tile, int step, int first,
-                                             bool columns) {
-  const int lane = threadIdx.x % 32;
-  if constexpr (sizeof(T) == 2) {
-    // Matrices in the order of the operand: A's second is 8 rows further, B's 8 positions further.
-    const int matrix = lane / 8, along = columns ? matrix / 2 : matrix % 2, deep = columns ? matrix % 2 : matrix / 2;
-    ptx::ldmatrix_x4_trans(r, tile + place<T>(step * 16 + deep * 8 + lane % 8, first / 8 + along));
-  } else {
-#pragma unroll
-    for (int matrix = 0; matrix < 4; ++matrix) {
-      const int along = columns ? matrix / 2 : matrix % 2, deep = columns ? matrix % 2 : matrix / 2;
-      const int row = step * 8 + deep * 4 + lane % 4, column = first + along * 8 + lane / 4;
-      const float value = *reinterpret_cast<const float*>(tile + place<T>(row, column / 4) + column % 4 * 4);
-      r[matrix] = ptx::to_tf32(value);
-    }
-  }
-}
 
 // Sums of u and g of 64 channels over the units of a split; a thread takes one piece of every few positions.
 template <class T>

@@ -87,10 +87,10 @@ __device__ __forceinline__ int first_tap(int remainder, int taps, int stride, in
 }
 
 template <class T, int kIn>
-__global__ void __launch_bounds__(kMostClasses* kWarp, kIn == 3 || kIn == 4 ? 3 : 0)
+__global__ void __launch_bounds__(kMostClasses* kWarp, kIn == 3 || kIn == 4 ? 3 : 2)
     grad_input_kernel(GradInputPlan plan, Sizes s, Gradient gradient, View weight, View grad_input, Factor<T> gamma,
                       float gamma_offset) {
-  constexpr int kPitch = pitch_of(kIn), kCells = cells_of(kIn), kUnroll = kIn > 4 ? 2 : 4;
+  constexpr int kPitch = pitch_of(kIn), kCells = cells_of(kIn);
   // The warp's class (a, b), and the cells (i, j) of its lanes; their positions are (i * sh + a, j * sw + b).
   const Tiles& cells = plan.cells;
   const auto count = static_cast<unsigned>(cells.count() * plan.class_groups);
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kMostClasses* kWarp, kIn == 3 || kIn == 4 ? 3 
   for (int k0 = 0; k0 < s.k; k0 += kChannels) {
     const int channels = min(s.k - k0, kChannels);
     // read between the barriers below alone
-    if (threadIdx.x < channels) scales[threadIdx.x] = gamma.at(n, k0 + static_cast<int>(threadIdx.x)) + gamma_offset;
+    if (const auto i = static_cast<int>(threadIdx.x); i < channels) scales[i] = gamma.at(n, k0 + i) + gamma_offset;
     for (int kh0 = 0; kh0 < s.kh; kh0 += plan.box_h)
       for (int kw0 = 0; kw0 < s.kw; kw0 += plan.box_w) {
         const int kh1 = min(kh0 + plan.box_h, s.kh), kw1 = min(kw0 + plan.box_w, s.kw);
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kMostClasses* kWarp, kIn == 3 || kIn == 4 ? 3 
           for (int kw = from_w; kw < kw1; kw += plan.step_w, column -= plan.step_w * s.dw / s.sw) {
             const float* const w = weights + ((kh - kh0) * (kw1 - kw0) + kw - kw0) * kChannels * kPitch;
             const float* const dz = grad + row + column;
-#pragma unroll kUnroll
+#pragma unroll 2
             for (int i = 0; i < channels; ++i) {
               float w_row[kPitch], x[kCells];
               load_row(w_row, w + i * kPitch);

@@ -81,11 +81,11 @@ class Row:
 
     def problem(self, device: torch.device) -> Problem:
         """The record of the call that a backend is asked about, with bias, gamma and beta."""
-        case, shape, channels = self.case, torch.Size(self.input_shape(device)), self.case.weight[0]
-        film = torch.Size((shape[0], channels))
+        case, shape, channels = self.case, self.input_shape(device), self.case.weight[0]
+        sizes = (shape, case.weight, (channels,), (shape[0], channels), (shape[0], channels))
+        input, weight, bias, gamma, beta = ((torch.Size(size), case.dtype(device), device) for size in sizes)
         return problem_of(
-            shape, torch.Size(case.weight), torch.Size((channels,)), film, film,
-            case.stride, case.padding, case.dilation, 1, case.dtype(device), device, self.channels_last,
+            (input, weight, bias, gamma, beta), case.stride, case.padding, case.dilation, 1, self.channels_last,
             case.activation, 0.01, "post", 0.0,
         )  # fmt: skip
 

@@ -28,7 +28,13 @@ except ImportError:
 CSRC = Path("csrc")
 HEADERS = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])
 TARGET_VERSION = "0x020a000000000000"  # the oldest torch whose stable ABI the libraries need: 2.10
-KERNELS = ["cpu/forward.cpp", "cpu/grad_input.cpp", "cpu/grad_weight.cpp", "cpu/table.cpp"]
+KERNELS = [
+    "cpu/forward.cpp",
+    "cpu/grad_input.cpp",
+    "cpu/grad_weight.cpp",
+    "cpu/grad_weight_planes.cpp",
+    "cpu/table.cpp",
+]
 COMPILE = [
     "-std=c++17",
     "-O3",

@@ -67,7 +67,6 @@ void multiply_tile(int64_t R, const A* __restrict patches, const A* __restrict w
   constexpr int L = kLanes<A>;
   for (int64_t begin = 0; begin == 0 || begin < R; begin += kChunk, patches += kTileRows * kPitch<A>) {
     Vector<A> sum[kTileRows][V] = {};
-    const A* row = patches + begin / kChunk * (kTileRows * kPitch<A>)+begin % kChunk;
     const int64_t count = std::min(kChunk, R - begin);
     for (int64_t r = 0; r < count; ++r, weights += V * L) {
       Vector<A> w[V];

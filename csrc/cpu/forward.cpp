@@ -1,5 +1,5 @@
 // y = gamma * act(conv(x, W) + b) + beta, or act(gamma * (conv(x, W) + b) + beta), and the bits, in one pass.
-#include "convolve.h"
+#include "planes.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -56,10 +56,83 @@ void forward(const Problem& p, const ForwardArgs& args) {
            Modulate<A>{p, args, bias, gamma, beta, tile_storer<A>(p.dtype)});
 }
 
+// The same epilogue with columns in the lanes; the bits of a position's channels come together in words of 32.
+template <class A>
+struct ModulatePlanes {
+  using Word = typename VectorOf<A>::integer;
+  const Problem& p;
+  const ForwardArgs& args;
+  const Factors<A>&bias, &gamma, &beta;
+  StorePlanes<A> store_columns;
+  const Taps& w;
+  std::vector<Word> words;
+
+  static constexpr int64_t kWidth = 4 * kLanes<A>;  // columns of a tile, at most
+
+  void begin() { std::fill(words.begin(), words.end(), Word(0)); }
+
+  void operator()(A* tile, int vectors, int64_t n, int64_t h, int64_t i, int64_t count, int64_t k0, int64_t channels) {
+    constexpr int L = kLanes<A>;
+    const A lower = static_cast<A>(p.lower_slope);
+    const bool linear = p.activation == Activation::none, post = p.position == Position::post;
+    const Vector<A> zero{}, slope = splat<A>(lower);
+    for (int64_t k = 0; k < channels; ++k) {
+      const int64_t g = (k0 + k) / p.group_out(), c = (k0 + k) % p.group_out();
+      const Vector<A> b = splat(bias.at(0, g)[c]), f = splat(gamma.at(n, g)[c]), s = splat(beta.at(n, g)[c]);
+      Word* word = words.data() + (k0 + k) / 32 * kWidth;
+      const Mask<A> bit = Mask<A>{} + static_cast<Word>(int32_t(uint32_t(1) << (k0 + k) % 32));
+      for (int v = 0; v < vectors; ++v) {
+        A* at = tile + (k * vectors + v) * L;
+        Vector<A> y = load(at) + b;
+        if (!post) y = f * y + s;
+        const Mask<A> upper = ~(y <= zero);
+        if (!linear) y = upper ? y : (lower == 0 ? zero : slope * y);
+        if (post) y = f * y + s;
+        store(at, y);
+        if (args.bits != nullptr) {
+          Mask<A> sum;
+          std::memcpy(&sum, word + v * L, sizeof sum);
+          sum |= upper & bit;
+          std::memcpy(word + v * L, &sum, sizeof sum);
+        }
+      }
+    }
+    store_columns(args.output, tile, vectors * L, w, n, h, i, count, k0, channels);
+  }
+
+  void end(int64_t n, int64_t h, int64_t i, int64_t count) {
+    if (args.bits == nullptr) return;
+    uint8_t* bits = args.bits + ((n * p.h.out + h) * p.w.out + i) * p.bit_row();
+    int32_t narrow_words[kWidth];
+    for (int64_t byte = 0; byte < p.bit_row(); byte += 4) {
+      for (int64_t j = 0; j < count; ++j) narrow_words[j] = static_cast<int32_t>(words[byte / 4 * kWidth + j]);
+      store_words(bits, narrow_words, p.bit_row(), byte, count);
+    }
+  }
+};
+
+template <class A>
+void forward_in_planes(const Problem& p, const ForwardArgs& args) {
+  Pass<A> pass{forward_taps(p.h), forward_taps(p.w), p.h.kernel * p.w.kernel * p.group_in(), {}};
+  Scratch<A> weights(p.out_channels * pass.products);
+  pack_plane_weights<A>(weights, pass, args.weight, row_loader<A>(p.dtype), p.groups, p.group_in(), p.group_out(),
+                        false);
+  const Factors<A> bias(p, args.bias, p.group_out(), A(0), A(0), /*per_sample=*/false);
+  const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
+  const Factors<A> beta(p, args.beta, p.group_out(), A(0), A(0));
+  std::vector<typename VectorOf<A>::integer> words((p.out_channels + 31) / 32 * ModulatePlanes<A>::kWidth);
+  convolve_planes(pass, p.batch, p.groups, p.group_in(), p.group_out(),
+                  PlainPlanes<A>{args.input, plane_loader<A>(p.dtype), p.in_channels},
+                  ModulatePlanes<A>{p, args, bias, gamma, beta, plane_storer<A>(p.dtype), pass.w, words});
+}
+
 }  // namespace
 
 void run_forward(const Problem& p, const ForwardArgs& args) {
-  p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
+  if (suits_planes(p, args.output))
+    p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
+  else
+    p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
 }
 
 }  // namespace film::FILM_ISA

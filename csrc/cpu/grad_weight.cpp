@@ -8,7 +8,8 @@
 // into blocks. Sums over units and splits are then taken in order, so that every run gives the same bits.
 #include <cmath>
 
-#include "convolve.h"
+#include "planes.h"
+#include "unit_sums.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -102,7 +103,7 @@ class GradWeight {
         gamma_(p, args.gamma, padded_, static_cast<A>(p.gamma_offset), A(1)),
         weight_(products_wanted_ ? weight_size() : 0),
         partial_(args.grad_weight.data != nullptr ? splits_ * weight_size() : 0),
-        sums_(unit_count_ * p.groups * padded_ * 3) {}
+        sums_(p, units_.along_h * units_.along_w, padded_) {}
 
   void operator()() {
     if (products_wanted_) pack_weight();
@@ -115,7 +116,7 @@ class GradWeight {
       for (int64_t task = begin; task < end; ++task) run_task(task, strip, u, grad_gamma);
     });
     finish_weight();
-    finish_channels();
+    sums_.finish(p_, args_, gamma_);
   }
 
  private:
@@ -133,10 +134,6 @@ class GradWeight {
   }
 
   int64_t weight_size() const { return p_.groups * padded_ * runs_.row(); }
-
-  double* sums(int64_t which, int64_t unit, int64_t g) {  // 0: sum u, 1: sum g, 2: <W, U>
-    return sums_ + ((which * unit_count_ + unit) * p_.groups + g) * padded_;
-  }
 
   // W as [group][channel][run][product], zeros after each run.
   void pack_weight() {
@@ -175,7 +172,7 @@ class GradWeight {
       for (int64_t k = 0; k < channels; ++k) {
         double sum = 0;
         for (int lane = 0; lane < kLanes<A>; ++lane) sum += grad_gamma[k][lane];
-        sums(2, unit, g)[k0 + k] = sum;
+        sums_.at(UnitSums::product, unit, g)[k0 + k] = sum;
       }
     }
   }
@@ -183,7 +180,7 @@ class GradWeight {
   // u of a unit as [position][channels], zeros in channels that do not exist, and its sums and those of g.
   void load_u(A* u, const Extent& e, int64_t unit, int64_t g, int64_t k0, int64_t channels) {
     const int64_t used = std::min(channels, channels_ - k0), k = g * channels_ + k0;
-    double *sum_u = sums(0, unit, g) + k0, *sum_g = sums(1, unit, g) + k0;
+    double *sum_u = sums_.at(UnitSums::u, unit, g) + k0, *sum_g = sums_.at(UnitSums::g, unit, g) + k0;
     std::fill(sum_u, sum_u + channels, 0.0);
     std::fill(sum_g, sum_g + channels, 0.0);
     double lost_u[kChannelBlock] = {}, lost_g[kChannelBlock] = {};
@@ -300,47 +297,6 @@ class GradWeight {
     });
   }
 
-  // db, dgamma, dbeta from the sums of the units, in their order.
-  void finish_channels() {
-    if constexpr (std::is_same_v<A, double>) return store_channels<double>();
-    switch (p_.dtype) {
-      case DType::bf16:
-        return store_channels<bf16>();
-      case DType::f16:
-        return store_channels<f16>();
-      default:
-        return store_channels<float>();
-    }
-  }
-
-  template <class T>
-  void store_channels() {
-    T *grad_bias = static_cast<T*>(args_.grad_bias), *grad_gamma = static_cast<T*>(args_.grad_gamma),
-      *grad_beta = static_cast<T*>(args_.grad_beta);
-    const int64_t per_sample = units_.along_h * units_.along_w;
-    const bool post = p_.position == Position::post;
-    const Factors<A> bias(p_, args_.bias, padded_, A(0), A(0), /*per_sample=*/false);
-    for (int64_t k = 0; k < p_.out_channels; ++k) {
-      const int64_t g = k / channels_, c = k % channels_;
-      long double total_bias = 0;
-      for (int64_t n = 0; n < p_.batch; ++n) {
-        long double sum_u = 0, sum_g = 0, product = 0;
-        for (int64_t unit = n * per_sample; unit < (n + 1) * per_sample; ++unit) {
-          sum_u += sums(0, unit, g)[c];
-          sum_g += sums(1, unit, g)[c];
-          if (grad_gamma != nullptr) product += sums(2, unit, g)[c];
-        }
-        total_bias += gamma_.at(n, g)[c] * sum_u;
-        // g * relu(z) is NaN in plain PyTorch where g is not finite, though relu is off there and u is 0.
-        if (post && p_.lower_slope == 0) product += 0 * sum_g;
-        if (grad_gamma != nullptr)
-          grad_gamma[n * p_.out_channels + k] = narrow<T>(static_cast<A>(product + bias.at(0, g)[c] * sum_u));
-        if (grad_beta != nullptr) grad_beta[n * p_.out_channels + k] = narrow<T>(static_cast<A>(post ? sum_g : sum_u));
-      }
-      if (grad_bias != nullptr) grad_bias[k] = narrow<T>(static_cast<A>(total_bias));
-    }
-  }
-
   const Problem& p_;
   const GradWeightArgs& args_;
   const LoadRow<A> load_;
@@ -353,12 +309,15 @@ class GradWeight {
   const int64_t splits_;
   const Factors<A> gamma_;
   Scratch<A> weight_, partial_;
-  Scratch<double> sums_;  // over many positions, where a float would lose digits that PyTorch's sums keep
+  UnitSums sums_;
 };
 
 }  // namespace
 
+void run_grad_weight_in_planes(const Problem&, const GradWeightArgs&);  // grad_weight_planes.cpp
+
 void run_grad_weight(const Problem& p, const GradWeightArgs& args) {
+  if (suits_planes(p, args.grad)) return run_grad_weight_in_planes(p, args);
   p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
 }
 

@@ -48,8 +48,9 @@ class Cpu(Backend):
 
     def is_slow(self, problem: Problem) -> bool:
         # Measured on a Zen 4 of two cores, against oneDNN's convolution and passes (bench/NOTES.md):
-        # lanes are output channels of one group, so narrow groups leave most of them idle; ...
-        if problem.groups > 1 and problem.out_channels // problem.groups < 8:
+        # narrow groups are read plane by plane, for which channels_last has to be turned; ...
+        width = problem.out_channels // problem.groups
+        if problem.groups > 1 and (width < 4 or (width < 8 and problem.channels_last)):
             return True
         # ... and where the machine multiplies bfloat16 pairs, the library is about twice as fast on wide sums.
         products = math.prod(problem.weight_shape[1:])

@@ -1,0 +1,238 @@
+// grad_weight.cpp's sums with columns in the lanes (planes.h): U[k][r] is a vector of sums over every L-th column,
+// whose lanes are added at the end of a unit, which is some rows of one sample.
+#include "planes.h"
+#include "unit_sums.h"
+
+namespace film::FILM_ISA {
+namespace {
+
+// Channels x products of a register tile; one channel with more products for groups that have no more.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kSumChannels = 5, kSumProducts = 5;
+#else
+constexpr int kSumChannels = 5, kSumProducts = 2;
+#endif
+constexpr int kSumProductsAlone = 8;
+constexpr int64_t kChain = 64;  // vectors that are added in one chain, where rows are not longer
+constexpr int64_t kSplits = 32;
+
+template <class A>
+inline A add_lanes(Vector<A> v) {
+  A lane[kLanes<A>];
+  store(lane, v);
+#pragma GCC unroll 4
+  for (int half = kLanes<A> / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+// out[K][R] = sum over rows and columns of u[k] * x[r]. u is 0 past the last column, and x is not looked at there.
+template <class A, int K, int R>
+void sum_products(const A* const* u, const A* const* x, int64_t rows, int64_t u_row, int64_t x_row, int64_t columns,
+                  A* out) {
+  constexpr int L = kLanes<A>;
+  Vector<A> sum[K][R] = {};
+  const Mask<A> inside = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(columns % L);
+  const auto add = [&](int64_t at_u, int64_t at_x, auto last) {
+    Vector<A> value[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      value[r] = load(x[r] + at_x);
+      if (decltype(last)::value) value[r] = inside ? value[r] : Vector<A>{};
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) {
+      const Vector<A> factor = load(u[k] + at_u);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[k][r] += factor * value[r];
+    }
+  };
+  for (int64_t h = 0; h < rows; ++h) {
+    int64_t w = 0;
+    for (; w + L <= columns; w += L) add(h * u_row + w, h * x_row + w, std::false_type{});
+    if (w < columns) add(h * u_row + w, h * x_row + w, std::true_type{});
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[k * R + r] = add_lanes<A>(sum[k][r]);
+}
+
+template <class A>
+double sum_row(const A* row, int64_t padded) {  // zeros past the last column
+  Vector<A> sum[4] = {};
+  int64_t w = 0;
+  for (; w + 4 * kLanes<A> <= padded; w += 4 * kLanes<A>)
+    for (int i = 0; i < 4; ++i) sum[i] += load(row + w + i * kLanes<A>);
+  for (; w < padded; w += kLanes<A>) sum[0] += load(row + w);
+  return add_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <class A>
+class GradWeightPlanes {
+ public:
+  GradWeightPlanes(const Problem& p, const GradWeightArgs& args)
+      : p_(p),
+        args_(args),
+        h_(forward_taps(p.h)),
+        w_(forward_taps(p.w)),
+        products_(p.group_in() * p.h.kernel * p.w.kernel),
+        u_row_(round_up(p.w.out, kLanes<A>)),
+        rows_(std::clamp<int64_t>(kChain * kLanes<A> / u_row_, 1, p.h.out)),
+        per_sample_((p.h.out + rows_ - 1) / rows_),
+        units_(p.batch * per_sample_),
+        splits_(std::min(kSplits, units_)),
+        shape_(plane_shape<A>(h_, w_, rows_, 1)),
+        offsets_(plane_offsets(h_, w_, p.group_in(), shape_)),
+        wants_products_(args.grad_weight.data != nullptr || args.grad_gamma != nullptr),
+        gamma_(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1)),
+        weight_(p.out_channels * products_),
+        partial_(args.grad_weight.data != nullptr ? splits_ * p.out_channels * products_ : 0),
+        sums_(p, per_sample_, p.group_out()) {}
+
+  void operator()() {
+    if (wants_products_) load_weight();
+    parallel(splits_, [&](int64_t begin, int64_t end) {
+      const int64_t columns = w_.extent(w_.count);
+      Scratch<A> planes(p_.in_channels * shape_.plane()), line(p_.in_channels * columns);
+      Scratch<A> u(p_.out_channels * rows_ * u_row_);
+      Scratch<int32_t> words(p_.w.out);
+      for (int64_t split = begin; split < end; ++split) {
+        A* grad_weight = nullptr;
+        if (args_.grad_weight.data != nullptr) {
+          grad_weight = partial_ + split * p_.out_channels * products_;
+          std::memset(grad_weight, 0, p_.out_channels * products_ * sizeof(A));
+        }
+        for (int64_t unit = units_ * split / splits_; unit < units_ * (split + 1) / splits_; ++unit) {
+          const int64_t n = unit / per_sample_, h0 = unit % per_sample_ * rows_;
+          const int64_t rows = std::min(rows_, p_.h.out - h0);
+          load_u(u, words, unit, n, h0, rows);
+          if (!wants_products_) continue;
+          PlainPlanes<A> source{args_.input, plane_loader<A>(p_.dtype), p_.in_channels};
+          fill_planes<A>(planes, line, shape_, h_.extent(rows), h_, w_, p_.in_channels, n, h0, source);
+          add_products(planes, u, unit, n, rows, grad_weight);
+        }
+      }
+    });
+    if (args_.grad_weight.data != nullptr) finish_weight();
+    sums_.finish(p_, args_, gamma_);
+  }
+
+ private:
+  void load_weight() {  // [channel][source channel][kernel row][kernel column]
+    const LoadRow<A> load = row_loader<A>(p_.dtype);
+    A* dst = weight_;
+    for (int64_t k = 0; k < p_.out_channels; ++k)
+      for (int64_t c = 0; c < p_.group_in(); ++c)
+        for (int64_t kh = 0; kh < p_.h.kernel; ++kh, dst += p_.w.kernel)
+          load(dst, 1, args_.weight, k, kh, 0, p_.w.kernel, c, 1);
+  }
+
+  // u of a unit as [channel][row][column], and the sums of u and g.
+  void load_u(A* u, int32_t* words, int64_t unit, int64_t n, int64_t h0, int64_t rows) {
+    const LoadRow<A> load = plane_loader<A>(p_.dtype);
+    const int64_t plane = rows_ * u_row_;
+    double *sum_u = sums_.at(UnitSums::u, unit, 0), *sum_g = sums_.at(UnitSums::g, unit, 0);
+    std::fill(sum_u, sum_u + p_.out_channels, 0.0);
+    std::fill(sum_g, sum_g + p_.out_channels, 0.0);
+    for (int64_t h = h0; h < h0 + rows; ++h, u += u_row_) {
+      load(u, plane, args_.grad, n, h, 0, p_.w.out, 0, p_.out_channels);
+      for (int64_t k = 0; k < p_.out_channels; ++k) {
+        std::fill(u + k * plane + p_.w.out, u + k * plane + u_row_, A(0));
+        sum_g[k] += sum_row(u + k * plane, u_row_);
+      }
+      if (p_.activation == Activation::none) continue;
+      const uint8_t* bits = args_.bits + (n * p_.h.out + h) * p_.w.out * p_.bit_row();
+      apply_words<A>(u, plane, p_.w.out, p_.out_channels, bits, p_.bit_row(), words, static_cast<A>(p_.lower_slope),
+                     nullptr);
+      for (int64_t k = 0; k < p_.out_channels; ++k) sum_u[k] += sum_row(u + k * plane, u_row_);
+    }
+    if (p_.activation == Activation::none) std::copy(sum_g, sum_g + p_.out_channels, sum_u);
+  }
+
+  void add_products(const A* planes, const A* u, int64_t unit, int64_t n, int64_t rows, A* grad_weight) {
+    double* product = sums_.at(UnitSums::product, unit, 0);
+    std::fill(product, product + p_.out_channels, 0.0);
+    const bool alone = p_.group_out() < 3;
+    for (int64_t g = 0; g < p_.groups; ++g) {
+      const A* source = planes + g * p_.group_in() * shape_.plane();
+      const int64_t first = g * p_.group_out(), last = first + p_.group_out();
+      if (alone)
+        tiles<1, kSumProductsAlone>(source, u, first, last, n, rows, product, grad_weight);
+      else
+        tiles<kSumChannels, kSumProducts>(source, u, first, last, n, rows, product, grad_weight);
+    }
+  }
+
+  // The tiles of one group, and both uses of their U. Places past the last channel or product repeat it.
+  template <int K, int R>
+  void tiles(const A* source, const A* u, int64_t first, int64_t last, int64_t n, int64_t rows, double* product,
+             A* grad_weight) {
+    const int64_t plane = rows_ * u_row_;
+    for (int64_t r0 = 0; r0 < products_; r0 += R) {
+      const A* x[R];
+      for (int r = 0; r < R; ++r) x[r] = source + offsets_[std::min(r0 + r, products_ - 1)];
+      for (int64_t k0 = first; k0 < last; k0 += K) {
+        const A* rows_of_u[K];
+        A U[K * R];
+        for (int k = 0; k < K; ++k) rows_of_u[k] = u + std::min(k0 + k, last - 1) * plane;
+        sum_products<A, K, R>(rows_of_u, x, rows, u_row_, h_.step * shape_.row(), p_.w.out, U);
+        for (int64_t k = k0; k < std::min(k0 + K, last); ++k) {
+          const A scale = gamma_.at(n, 0)[k];
+          for (int64_t r = r0; r < std::min(r0 + R, products_); ++r) {
+            const A value = U[(k - k0) * R + r - r0];
+            product[k] += static_cast<double>(weight_[k * products_ + r]) * value;
+            if (grad_weight != nullptr) grad_weight[k * products_ + r] += scale * value;
+          }
+        }
+      }
+    }
+  }
+
+  // dW = the sum of the splits, in their order.
+  void finish_weight() {
+    const int64_t size = p_.out_channels * products_;
+    for (int64_t split = 1; split < splits_; ++split)
+      for (int64_t i = 0; i < size; ++i) partial_[i] += partial_[split * size + i];
+    if constexpr (std::is_same_v<A, double>) return store_weight<double>();
+    switch (p_.dtype) {
+      case DType::bf16:
+        return store_weight<bf16>();
+      case DType::f16:
+        return store_weight<f16>();
+      default:
+        return store_weight<float>();
+    }
+  }
+
+  template <class T>
+  void store_weight() {
+    const View& out = args_.grad_weight;
+    const A* src = partial_;
+    for (int64_t k = 0; k < p_.out_channels; ++k)
+      for (int64_t c = 0; c < p_.group_in(); ++c)
+        for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
+          for (int64_t kw = 0; kw < p_.w.kernel; ++kw)
+            static_cast<T*>(out.data)[k * out.n + c * out.c + kh * out.h + kw * out.w] = narrow<T>(*src++);
+  }
+
+  const Problem& p_;
+  const GradWeightArgs& args_;
+  const Taps h_, w_;
+  const int64_t products_, u_row_, rows_, per_sample_, units_, splits_;
+  const PlaneShape shape_;
+  const std::vector<int64_t> offsets_;
+  const bool wants_products_;
+  const Factors<A> gamma_;
+  Scratch<A> weight_, partial_;
+  UnitSums sums_;
+};
+
+}  // namespace
+
+void run_grad_weight_in_planes(const Problem& p, const GradWeightArgs& args) {
+  p.dtype == DType::f64 ? GradWeightPlanes<double>(p, args)() : GradWeightPlanes<float>(p, args)();
+}
+
+}  // namespace film::FILM_ISA

@@ -1,0 +1,339 @@
+// A second way to convolve, for few channels of a group: lanes are neighbouring columns of one output channel instead
+// of channels of one position, so that 3 input channels, 10 output channels or depthwise groups leave no lane idle and
+// no patch has to be gathered.
+//
+// A block of destination rows of one sample reads planes: for each source channel, the rows that it needs with zeros
+// where the convolution pads, in the accumulator's type. With a step between destination columns (a stride), each
+// plane row is stored as `step` phases, so that the columns that one tap reads lie side by side.
+#pragma once
+
+#include <vector>
+
+#include "convolve.h"
+#include "transpose.h"
+
+namespace film::FILM_ISA {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kPlaneChannels = 12;  // output channels of a register tile, at most: 24 sums of 32 registers
+#else
+constexpr int kPlaneChannels = 6;  // 12 of 16
+#endif
+
+// Whether this is the faster way for a tensor that is read or written: measured, see bench/NOTES.md. Where channels lie
+// side by side, planes have to be turned first.
+inline bool suits_planes(const Problem& p, const View& tensor) {
+  constexpr int64_t kRow = 8, kFewChannels = 4, kFewProducts = 160, kFewProductsOfPixels = 64, kNarrowGroup = 8;
+  const int64_t products = p.group_in() * p.h.kernel * p.w.kernel;
+  if (p.w.out < kRow) return false;
+  if (p.groups > 1 && p.group_out() < kNarrowGroup) return true;
+  const bool rows = tensor.w == 1 || p.group_in() <= kFewChannels;
+  return products <= (rows ? kFewProducts : kFewProductsOfPixels);
+}
+
+// The planes of a block.
+struct PlaneShape {
+  int64_t rows, phases, pitch;  // of one channel; a row is phases * pitch elements
+  int64_t row() const { return phases * pitch; }
+  int64_t plane() const { return rows * row(); }
+};
+
+// Room for `rows` destination rows of all columns, and for vectors that begin at any of them.
+template <class A>
+PlaneShape plane_shape(const Taps& h, const Taps& w, int64_t rows, int vectors) {
+  const int64_t columns = (w.extent(w.count) + w.step - 1) / w.step;
+  return {h.extent(rows), w.step, columns + vectors * kLanes<A>};
+}
+
+// Where tap t of an axis reads, from the first source row or column of a block on.
+inline int64_t from_low(const Taps& taps, size_t t) { return taps.offset[t] - taps.low(); }
+
+// For each product (source channel, kernel row, kernel column), its place in the planes.
+inline std::vector<int64_t> plane_offsets(const Taps& h, const Taps& w, int64_t channels, const PlaneShape& shape) {
+  std::vector<int64_t> offsets;
+  for (int64_t c = 0; c < channels; ++c)
+    for (size_t i = 0; i < h.offset.size(); ++i)
+      for (size_t j = 0; j < w.offset.size(); ++j) {
+        const int64_t column = from_low(w, j);
+        offsets.push_back(c * shape.plane() + from_low(h, i) * shape.row() + column % w.step * shape.pitch +
+                          column / w.step);
+      }
+  return offsets;
+}
+
+// Fills the first `rows` rows of the planes of all channels, for destination rows from h0 on of sample n.
+// source(dst, pitch, n, row, w0, w1) writes columns [w0, w1) of a source row, channel after channel, `pitch` apart.
+template <class A, class Source>
+void fill_planes(A* planes, A* line, const PlaneShape& shape, int64_t rows, const Taps& h, const Taps& w,
+                 int64_t channels, int64_t n, int64_t h0, Source& source) {
+  const int64_t first_w = w.low(), columns = w.extent(w.count), plane = shape.plane();
+  const int64_t begin = std::clamp<int64_t>(-first_w, 0, columns);
+  const int64_t end = std::clamp<int64_t>(w.source - first_w, begin, columns);
+  for (int64_t r = 0; r < rows; ++r) {
+    A* row = planes + r * shape.row();
+    const int64_t source_row = h0 * h.step + h.low() + r;
+    if (source_row < 0 || source_row >= h.source || begin == end) {
+      for (int64_t c = 0; c < channels; ++c) std::memset(row + c * plane, 0, shape.row() * sizeof(A));
+      continue;
+    }
+    if (shape.phases == 1) {
+      for (int64_t c = 0; c < channels; ++c) {
+        std::memset(row + c * plane, 0, begin * sizeof(A));
+        std::memset(row + c * plane + end, 0, (shape.pitch - end) * sizeof(A));
+      }
+      source(row + begin, plane, n, source_row, first_w + begin, first_w + end);
+      continue;
+    }
+    source(line, end - begin, n, source_row, first_w + begin, first_w + end);
+    for (int64_t c = 0; c < channels; ++c) {
+      std::memset(row + c * plane, 0, shape.row() * sizeof(A));
+      const A* src = line + c * (end - begin) - begin;
+      for (int64_t phase = 0; phase < shape.phases; ++phase) {
+        A* dst = row + c * plane + phase * shape.pitch;
+        const int64_t first = (begin - phase + shape.phases - 1) / shape.phases;
+        for (int64_t i = std::max<int64_t>(first, 0); i * shape.phases + phase < end; ++i)
+          dst[i] = src[i * shape.phases + phase];
+      }
+    }
+  }
+}
+
+// Columns [w0, w1) of row (n, h), channels [c0, c0 + channels) one after another, `pitch` elements apart.
+template <class A, class T>
+void load_planes(A* dst, int64_t pitch, const View& view, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t c0,
+                 int64_t channels) {
+  const T* src = static_cast<const T*>(view.data) + n * view.n + h * view.h + w0 * view.w + c0 * view.c;
+  const int64_t columns = w1 - w0;
+  if (view.w == 1) {
+    for (int64_t c = 0; c < channels; ++c) widen_copy(dst + c * pitch, src + c * view.c, columns);
+  } else if (std::is_same_v<A, T> && view.c == 1) {
+    planes_of_pixels(dst, pitch, reinterpret_cast<const A*>(src), view.w, columns, channels);
+  } else {
+    for (int64_t w = 0; w < columns; ++w)
+      for (int64_t c = 0; c < channels; ++c) dst[c * pitch + w] = widen<A>(src[w * view.w + c * view.c]);
+  }
+}
+
+template <class A>
+LoadRow<A> plane_loader(DType dtype) {
+  if constexpr (std::is_same_v<A, double>) {
+    return load_planes<A, double>;
+  } else {
+    return dtype == DType::f32    ? load_planes<A, float>
+           : dtype == DType::bf16 ? load_planes<A, bf16>
+                                  : load_planes<A, f16>;
+  }
+}
+
+// The bits of 32 channels of each of `count` positions, as words; and back.
+inline void load_words(int32_t* words, const uint8_t* bits, int64_t bit_row, int64_t first_byte, int64_t count) {
+  const int64_t bytes = std::min<int64_t>(bit_row - first_byte, 4);
+  bits += first_byte;
+  if (bit_row == 1) {
+    for (int64_t i = 0; i < count; ++i) words[i] = bits[i];
+  } else if (bit_row == 2) {
+    for (int64_t i = 0; i < count; ++i) words[i] = bits[2 * i] | bits[2 * i + 1] << 8;
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      uint32_t word = 0;
+      std::memcpy(&word, bits + i * bit_row, bytes);
+      words[i] = static_cast<int32_t>(word);
+    }
+  }
+}
+
+inline void store_words(uint8_t* bits, const int32_t* words, int64_t bit_row, int64_t first_byte, int64_t count) {
+  const int64_t bytes = std::min<int64_t>(bit_row - first_byte, 4);
+  bits += first_byte;
+  if (bit_row == 1) {
+    for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint8_t>(words[i]);
+  } else if (bit_row == 2) {
+    for (int64_t i = 0; i < count; ++i) {
+      const uint16_t word = static_cast<uint16_t>(words[i]);
+      std::memcpy(bits + 2 * i, &word, 2);
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) std::memcpy(bits + i * bit_row, &words[i], bytes);
+  }
+}
+
+// u = g * s of the planes of a row, in place of g, and times `scale` (gamma) first where that is given.
+template <class A>
+void apply_words(A* planes, int64_t pitch, int64_t columns, int64_t channels, const uint8_t* bits, int64_t bit_row,
+                 int32_t* words, A lower_slope, const A* scale) {
+  for (int64_t c0 = 0; c0 < channels; c0 += 32) {
+    if (bits != nullptr) load_words(words, bits, bit_row, c0 / 8, columns);
+    for (int64_t c = c0; c < std::min(c0 + 32, channels); ++c) {
+      A* row = planes + c * pitch;
+      const A factor = scale == nullptr ? A(1) : scale[c];
+      const int32_t bit = int32_t(uint32_t(1) << (c - c0));
+      if (bits == nullptr) {
+        for (int64_t w = 0; w < columns; ++w) row[w] *= factor;
+      } else if (lower_slope == 0) {  // exactly 0, whatever g and gamma are
+        for (int64_t w = 0; w < columns; ++w) row[w] = words[w] & bit ? row[w] * factor : A(0);
+      } else {
+        for (int64_t w = 0; w < columns; ++w) row[w] = row[w] * factor * (words[w] & bit ? A(1) : lower_slope);
+      }
+    }
+  }
+}
+
+// out[K][V * lanes] = sum over products of weights[product][K] * planes, in chains of kChunk products.
+template <class A, int K, int V>
+void multiply_planes(const int64_t* offsets, int64_t products, const A* base, const A* __restrict weights,
+                     A* __restrict out) {
+  constexpr int L = kLanes<A>;
+  for (int64_t begin = 0; begin == 0 || begin < products; begin += kChunk) {
+    Vector<A> sum[K][V] = {};
+    const int64_t end = std::min(begin + kChunk, products);
+    for (int64_t r = begin; r < end; ++r, weights += K) {
+      const A* src = base + offsets[r];
+      Vector<A> x[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) x[v] = load(src + v * L);
+#pragma GCC unroll 16
+      for (int k = 0; k < K; ++k)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[k][v] += weights[k] * x[v];
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        A* at = out + (k * V + v) * L;
+        store(at, begin == 0 ? sum[k][v] : load(at) + sum[k][v]);
+      }
+  }
+}
+
+template <class A>
+using MultiplyPlanes = void (*)(const int64_t*, int64_t, const A*, const A*, A*);
+
+// The widest tile that fits registers: four vectors of columns for up to a third of the channels, else two.
+template <class A, int K = 1>
+MultiplyPlanes<A> planes_multiplier(int64_t channels, int vectors) {
+  if constexpr (K > kPlaneChannels) {
+    return nullptr;
+  } else {
+    if (channels != K) return planes_multiplier<A, K + 1>(channels, vectors);
+    if constexpr (K <= kPlaneChannels / 2)
+      if (vectors == 4) return multiply_planes<A, K, 4>;
+    return multiply_planes<A, K, 2>;
+  }
+}
+
+// One pass over the destination, as in convolve.h, in planes. For each destination row and run of columns:
+//   epilogue.begin(); then for some channels at a time epilogue(tile, vectors, n, h, i, count, first channel, channels)
+//   with columns i .. i + count of the pass, channels through all groups; then epilogue.end(n, h, i, count)
+// `weights` are packed by pack_plane_weights. An epilogue is copied for every thread.
+template <class A, class Source, class Epilogue>
+void convolve_planes(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t source_channels, int64_t channels,
+                     const Source& source, const Epilogue& shared_epilogue) {
+  if (batch * pass.h.count * pass.w.count == 0) return;
+  constexpr int64_t kPlaneBytes = 256 * 1024;                   // of a block: L2 holds them
+  const int64_t step = share_evenly(channels, kPlaneChannels);  // channels of a tile
+  const int vectors = step <= kPlaneChannels / 2 ? 4 : 2;
+  const int64_t width = vectors * kLanes<A>;
+  const PlaneShape one = plane_shape<A>(pass.h, pass.w, 1, vectors);
+  const int64_t row_bytes = groups * source_channels * one.row() * pass.h.step * sizeof(A);
+  const int64_t share = (batch * pass.h.count + 4 * thread_count() - 1) / (4 * thread_count());
+  const int64_t rows = std::clamp<int64_t>(std::min(kPlaneBytes / std::max<int64_t>(row_bytes, 1), share), 1,
+                                           std::min<int64_t>(pass.h.count, 64));
+  const int64_t blocks = (pass.h.count + rows - 1) / rows;
+  const PlaneShape shape = plane_shape<A>(pass.h, pass.w, rows, vectors);
+  const std::vector<int64_t> offsets = plane_offsets(pass.h, pass.w, source_channels, shape);
+  parallel(batch * blocks, [&](int64_t begin, int64_t end) {
+    const int64_t columns = pass.w.extent(pass.w.count);
+    Scratch<A> planes(groups * source_channels * shape.plane()), line(groups * source_channels * columns);
+    Scratch<A> tile(kPlaneChannels * 4 * kLanes<A>);
+    Source rows_of = source;
+    Epilogue epilogue = shared_epilogue;
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t n = block / blocks, h0 = block % blocks * rows, h1 = std::min(h0 + rows, pass.h.count);
+      if (pass.products > 0)
+        fill_planes<A>(planes, line, shape, pass.h.extent(h1 - h0), pass.h, pass.w, groups * source_channels, n, h0,
+                       rows_of);
+      for (int64_t h = h0; h < h1; ++h)
+        for (int64_t i = 0; i < pass.w.count; i += width) {
+          const int64_t count = std::min(width, pass.w.count - i);
+          epilogue.begin();
+          for (int64_t g = 0; g < groups; ++g) {
+            const A* base = planes + g * source_channels * shape.plane() + (h - h0) * pass.h.step * shape.row() + i;
+            const A* weights = pass.weights[g];
+            for (int64_t k = 0; k < channels; k += step) {
+              const int64_t some = std::min(step, channels - k);
+              planes_multiplier<A>(some, vectors)(offsets.data(), pass.products, base, weights, tile);
+              epilogue(static_cast<A*>(tile), vectors, n, pass.h.first + pass.h.spacing * h, i, count, g * channels + k,
+                       some);
+              weights += pass.products * some;
+            }
+          }
+          epilogue.end(n, pass.h.first + pass.h.spacing * h, i, count);
+        }
+    }
+  });
+}
+
+// The weights as convolve_planes reads them: for each group and each of its tiles' channels, [product][channel].
+template <class A>
+void pack_plane_weights(A* packed, Pass<A>& pass, const View& weight, LoadRow<A> load, int64_t groups,
+                        int64_t source_channels, int64_t channels, bool transposed) {
+  const int64_t step = share_evenly(channels, kPlaneChannels);
+  for (int64_t g = 0; g < groups; ++g) {
+    pass.weights.push_back(packed);
+    for (int64_t k0 = 0; k0 < channels; k0 += step)
+      for (int64_t s = 0; s < source_channels; ++s)
+        for (int64_t kh : pass.h.kernel)
+          for (int64_t kw : pass.w.kernel)
+            for (int64_t k = k0; k < std::min(k0 + step, channels); ++k, ++packed)
+              if (transposed)
+                load(packed, 1, weight, g * source_channels + s, kh, kw, kw + 1, k, 1);
+              else
+                load(packed, 1, weight, g * channels + k, kh, kw, kw + 1, s, 1);
+  }
+}
+
+// Columns i .. i + count of a pass, of some channels from c0 on, out of a tile [channels][pitch].
+template <class A, class T>
+void store_planes(const View& view, const A* tile, int64_t pitch, const Taps& w, int64_t n, int64_t h, int64_t i,
+                  int64_t count, int64_t c0, int64_t channels) {
+  T* dst = static_cast<T*>(view.data) + n * view.n + h * view.h + (w.first + w.spacing * i) * view.w + c0 * view.c;
+  const int64_t step = w.spacing * view.w;
+  if (step == 1) {
+    for (int64_t c = 0; c < channels; ++c) narrow_copy(dst + c * view.c, tile + c * pitch, count);
+  } else if (std::is_same_v<A, T> && view.c == 1) {
+    pixels_of_planes(reinterpret_cast<A*>(dst), step, tile, pitch, count, channels);
+  } else {
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t c = 0; c < channels; ++c) dst[j * step + c * view.c] = narrow<T>(tile[c * pitch + j]);
+  }
+}
+
+template <class A>
+using StorePlanes = void (*)(const View&, const A*, int64_t, const Taps&, int64_t, int64_t, int64_t, int64_t, int64_t,
+                             int64_t);
+
+template <class A>
+StorePlanes<A> plane_storer(DType dtype) {
+  if constexpr (std::is_same_v<A, double>) {
+    return store_planes<A, double>;
+  } else {
+    return dtype == DType::f32    ? store_planes<A, float>
+           : dtype == DType::bf16 ? store_planes<A, bf16>
+                                  : store_planes<A, f16>;
+  }
+}
+
+// The input's own planes.
+template <class A>
+struct PlainPlanes {
+  View view;
+  LoadRow<A> load;
+  int64_t channels;
+
+  void operator()(A* dst, int64_t pitch, int64_t n, int64_t h, int64_t w0, int64_t w1) {
+    load(dst, pitch, view, n, h, w0, w1, 0, channels);
+  }
+};
+
+}  // namespace film::FILM_ISA

@@ -1,0 +1,73 @@
+// Sums over the positions of each unit of the weight gradient, and what becomes of them: db, dgamma and dbeta.
+#pragma once
+
+#include "strip.h"
+
+namespace film::FILM_ISA {
+
+class UnitSums {
+ public:
+  enum Kind { u, g, product };  // sum_p u, sum_p g, <W, U>
+
+  // Of each unit, channels by group with `padded` places for one.
+  UnitSums(const Problem& p, int64_t units_of_a_sample, int64_t padded)
+      : per_sample_(units_of_a_sample),
+        units_(p.batch * units_of_a_sample),
+        groups_(p.groups),
+        padded_(padded),
+        data_(3 * units_ * groups_ * padded) {}
+
+  double* at(Kind kind, int64_t unit, int64_t group) {
+    return data_ + ((kind * units_ + unit) * groups_ + group) * padded_;
+  }
+
+  // db, dgamma and dbeta from the sums of the units, in their order.
+  template <class A>
+  void finish(const Problem& p, const GradWeightArgs& args, const Factors<A>& gamma) {
+    if constexpr (std::is_same_v<A, double>) {
+      store<double>(p, args, gamma);
+    } else {
+      switch (p.dtype) {
+        case DType::bf16:
+          return store<bf16>(p, args, gamma);
+        case DType::f16:
+          return store<f16>(p, args, gamma);
+        default:
+          return store<float>(p, args, gamma);
+      }
+    }
+  }
+
+ private:
+  template <class T, class A>
+  void store(const Problem& p, const GradWeightArgs& args, const Factors<A>& gamma) {
+    T *grad_bias = static_cast<T*>(args.grad_bias), *grad_gamma = static_cast<T*>(args.grad_gamma),
+      *grad_beta = static_cast<T*>(args.grad_beta);
+    const bool post = p.position == Position::post;
+    const Factors<A> bias(p, args.bias, padded_, A(0), A(0), /*per_sample=*/false);
+    for (int64_t k = 0; k < p.out_channels; ++k) {
+      const int64_t group = k / p.group_out(), c = k % p.group_out();
+      long double total_bias = 0;
+      for (int64_t n = 0; n < p.batch; ++n) {
+        long double sum_u = 0, sum_g = 0, sum_product = 0;
+        for (int64_t unit = n * per_sample_; unit < (n + 1) * per_sample_; ++unit) {
+          sum_u += at(u, unit, group)[c];
+          sum_g += at(g, unit, group)[c];
+          if (grad_gamma != nullptr) sum_product += at(product, unit, group)[c];
+        }
+        total_bias += gamma.at(n, group)[c] * sum_u;
+        // g * relu(z) is NaN in plain PyTorch where g is not finite, though relu is off there and u is 0.
+        if (post && p.lower_slope == 0) sum_product += 0 * sum_g;
+        if (grad_gamma != nullptr)
+          grad_gamma[n * p.out_channels + k] = narrow<T>(static_cast<A>(sum_product + bias.at(0, group)[c] * sum_u));
+        if (grad_beta != nullptr) grad_beta[n * p.out_channels + k] = narrow<T>(static_cast<A>(post ? sum_g : sum_u));
+      }
+      if (grad_bias != nullptr) grad_bias[k] = narrow<T>(static_cast<A>(total_bias));
+    }
+  }
+
+  int64_t per_sample_, units_, groups_, padded_;
+  Scratch<double> data_;  // over many positions, where a float would lose digits that PyTorch's sums keep
+};
+
+}  // namespace film::FILM_ISA

@@ -149,7 +149,7 @@ def altered(change):
 
         return call
 
-    return Peer("altered", build), calls
+    return Peer("altered", build, ours=True), calls
 
 
 def one_corner(y):

@@ -4,13 +4,14 @@ from . import reference
 from .backends import available_backends, use_backend
 from .backends.triton.autotune import autotune
 from .functional import conv_film, film
-from .modules import FiLM, FiLMGenerator, FusedFiLM
+from .modules import FiLM, FiLMGenerator, FusedFiLM, FusedFiLM1d
 
 __version__ = "0.1.0"
 __all__ = [
     "FiLM",
     "FiLMGenerator",
     "FusedFiLM",
+    "FusedFiLM1d",
     "autotune",
     "available_backends",
     "conv_film",

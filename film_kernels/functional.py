@@ -38,8 +38,8 @@ def conv_film(
 
     FiLM is feature-wise linear modulation (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
     AAAI 2018); the convolution is `torch.nn.functional.conv1d`, `conv2d` or `conv3d`, by the rank of `weight`. It is
-    differentiable in all five tensors, and keeps one bit an output element for that where a fused kernel serves; for the
-    smooth activations, `z`.
+    differentiable in all five tensors, and keeps one bit an output element for that where a fused kernel serves;
+    the smooth activations keep `z`.
 
     Args:
         input: (N, C, *in), or (C, *in) without a batch. Floating-point. Any strides; the output has its memory format.

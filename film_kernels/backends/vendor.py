@@ -2,8 +2,8 @@
 
 It keeps `z`, as plain PyTorch keeps the activation: from the bits alone the library's weight gradient, which is summed
 over the samples, cannot give dgamma. On a GPU with Triton what comes after the convolution is one pass, and what comes
-before its backward another (`z` is then kept without the bias); elsewhere, and for smooth activations, they are PyTorch's
-own operations.
+before its backward another (`z` is then kept without the bias); elsewhere, and for smooth activations, they are
+PyTorch's own operations.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from . import reference
 from .arguments import Tensors
@@ -35,7 +36,7 @@ def conv_film(
     tensors = (input, weight, bias, gamma, beta)
     if _is_watched(tensors):
         unusual = pin is None and BACKENDS["vendor"].why_not(problem) is not None
-        if is_transformed() or pin == "reference" or unusual or (pin is None and _is_exported()):
+        if is_transformed() or pin == "reference" or unusual or (pin is None and (_is_exported() or _is_counted())):
             return _plain(problem, pin, tensors)
         return _operator(problem, pin, tensors)
     backend = remembered_choice(problem, pin)
@@ -60,6 +61,13 @@ def _is_watched(tensors: Tensors) -> bool:
 def _is_exported() -> bool:
     """Whether the graph is for somebody else (torch.export, ONNX, TorchScript), who knows standard operators only."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def _is_counted() -> bool:
+    """Whether `torch.utils.flop_counter` counts: as it knows the library's convolution, it is shown that. (To register
+    a formula with it would import it, and Triton with it, for everybody.)"""
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() > 0 else []
+    return any(type(mode).__module__ == "torch.utils.flop_counter" for mode in modes)
 
 
 def is_transformed() -> bool:

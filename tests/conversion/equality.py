@@ -23,7 +23,8 @@ def outputs_and_gradients(model: nn.Module, inputs, seed: int = 0) -> tuple[list
     total = sum((y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)).sum() for y in found)
     total.backward()
     gradients = {str(i): leaf.grad for i, leaf in enumerate(leaves)}
-    gradients |= {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():  # torch.compile puts a name in front
+        gradients[name.removeprefix("_orig_mod.")] = None if p.grad is None else p.grad.clone()
     return [y.detach() for y in found], gradients
 
 

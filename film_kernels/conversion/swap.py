@@ -17,14 +17,14 @@ _BATCH_NORM = ("running_mean", "running_var", "weight", "bias")
 
 def swap(module: fx.GraphModule) -> list[Match]:
     """Change the graph of `module`, one of Dynamo's, in place; the matches that were swapped."""
-    found = [match for match in matches(module.graph) if match.reason is None]
     taken: set[fx.Node] = set()
     swapped = []
-    for match in found:
-        if taken.isdisjoint(match.nodes):
+    for match in matches(module.graph):
+        if match.reason is None and taken.isdisjoint(match.nodes):
             taken.update(match.nodes)
-            _swap_one(module.graph, match)
             swapped.append(match)
+    for match in reversed(swapped):  # what the last ones read, when it is swapped later, is replaced in their calls
+        _swap_one(module.graph, match)
     if swapped:
         module.graph.lint()
         module.recompile()

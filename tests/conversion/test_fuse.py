@@ -95,6 +95,25 @@ def test_parameters_are_shared_under_their_names():
     assert "only_here" not in model.state_dict()
 
 
+def test_sites_in_a_row_and_around_residuals():
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
+
+        def forward(self, x, g, b):
+            for conv in self.convs:
+                x = x + tall(g) * conv(torch.relu(x)).tanh() + tall(b)
+            return torch.relu(self.convs[0](torch.relu(self.convs[1](x)) * tall(g))) * tall(b)
+
+    model = Tower().double()
+    fused, args = fuse(model), [torch.randn(s, dtype=torch.float64) for s in ((2, 3, 6, 5), (2, 3), (2, 3))]
+    with counted_calls() as calls:
+        fused(*args)
+    assert calls == ["tanh post"] * 4 + ["relu post"] * 2
+    assert_equal(model, fused, args)
+
+
 def test_mode_is_followed():
     model = Block()
     fused, args = fuse(model), block_inputs()

@@ -26,8 +26,8 @@ def find_film(model: nn.Module, example_inputs: Inputs = None) -> list[Site]:
     Args:
         model: any module. Sites depend on its mode: a BatchNorm in training cannot be taken into a kernel.
         example_inputs: a tensor, the tuple of positional arguments, or a dict of keyword arguments. The model is run
-            on them once, its buffers and random numbers restored afterwards; so control flow, graph breaks and shapes
-            are seen as they are. Without them the model is traced symbolically, which has
+            on them once, and its buffers, attributes and random numbers are restored afterwards; so control flow,
+            graph breaks and shapes are seen as they are. Without them the model is traced symbolically, which has
             narrower limits, and knows no shapes.
 
     Returns:
@@ -100,16 +100,21 @@ def function_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Restores buffers and random numbers: what a forward pass may change."""
-    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    """Restores what a forward pass may change: buffers, random numbers, and attributes that it binds anew, as a hidden
+    state is."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    attributes = [(module, type(module), dict(module.__dict__)) for module in model.modules()]
     with torch.random.fork_rng():
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, buffer in model.named_buffers():
-                    if name in kept:
-                        buffer.copy_(kept[name])
+                    if name in buffers:
+                        buffer.copy_(buffers[name])
+            for module, kind, before in attributes:
+                if type(module) is kind:  # a lazy layer has become another
+                    module.__dict__.update({k: v for k, v in before.items() if not k.startswith("_")})
 
 
 class _Tracer(fx.Tracer):

@@ -1,6 +1,7 @@
 """`python -m film_kernels`: versions, what was built, and each backend with the reason where it is not available.
 
-`python -m film_kernels explain some_module:make_model`: the FiLM sites of a model, and why not where one is not fusable.
+`python -m film_kernels explain some_module:make_model`: the FiLM sites of a model, and for each whether it is fused or
+why not.
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ def explain(factory: str) -> None:
 
 def _made_by(factory: str) -> tuple[nn.Module, Any]:
     module, _, name = factory.partition(":")
+    if not module or not name:
+        raise ValueError(f"factory must be module:function, got {factory!r}")
     try:
-        made = getattr(importlib.import_module(module), name)()
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        if not name or isinstance(error, ValueError):
-            raise ValueError(f"factory must be module:function, got {factory!r}") from error
+        make = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"factory {factory!r}: {error}") from error
+    made = make()
     model, example_inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"factory {factory!r} must return a torch.nn.Module, or one and its example inputs")

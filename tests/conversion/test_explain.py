@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import film_kernels
 from film_kernels.__main__ import main
 
 MODULE = """
@@ -73,6 +76,9 @@ def test_what_is_wrong_is_said(capsys, factory, words):
 
 def test_on_the_command_line(tmp_path):
     command = [sys.executable, "-m", "film_kernels", "explain", "of_a_user:make_model"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    package = str(Path(film_kernels.__file__).parents[1])
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": package}
+    )
     assert done.returncode == 0, done.stderr
     assert "1 of 2 sites" in done.stdout

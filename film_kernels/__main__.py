@@ -1,24 +1,94 @@
-"""`python -m film_kernels`: versions, what was built, and each backend with the reason where it is not available."""
+"""`python -m film_kernels`: versions, what was built, and each backend with the reason where it is not available.
+
+`python -m film_kernels explain some_module:make_model`: the FiLM sites of a model, and for each whether it is fused or
+why not.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from . import __version__, _library, available_backends
+from . import __version__, _library, available_backends, find_film
 
 
-def main() -> None:
+def show_backends() -> None:
+    """Print what is here."""
     print(f"film_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     reason = _library.load("_cpu")
     built = f"built; uses {torch.ops.film_kernels_cpu.instruction_sets()}" if reason is None else reason
     print(f"compiled for the CPU ({platform.machine()}): {built}")
     print(f"compiled for CUDA: {'built' if _library.find('_cuda') else 'not built: setup.py says why'}\n")
-    rows = [("backend", "available"), *((name, why or "yes") for name, why in available_backends().items())]
-    width = max(len(name) for name, _ in rows)
-    for name, state in rows:
-        print(f"{name:<{width}}  {state}")
+    print_table([("backend", "available"), *((name, why or "yes") for name, why in available_backends().items())])
+
+
+def explain(factory: str) -> None:
+    """Print the FiLM sites of the model that `factory`, "module:function", makes: the function takes no arguments and
+    returns a model, or a model and its example inputs.
+
+    Raises:
+        ValueError: `factory` names nothing that makes a model, or the model needs example inputs.
+    """
+    model, example_inputs = _made_by(factory)
+    sites = find_film(model, example_inputs)
+    if not sites:
+        print("no convolution's output meets FiLM")
+        return
+    rows = [("path", "operations", "fused", "where")]
+    for site in sites:
+        where = site.source
+        if where.startswith(str(Path.cwd())):
+            where = str(Path(where).relative_to(Path.cwd()))
+        rows.append((site.path, " ".join(site.order), site.reason or "yes", where))
+    print_table(rows)
+    print(f"\n{sum(site.fusable for site in sites)} of {len(sites)} sites are fused by film_kernels.fuse(model)")
+
+
+def _made_by(factory: str) -> tuple[nn.Module, Any]:
+    module, _, name = factory.partition(":")
+    if not module or not name:
+        raise ValueError(f"factory must be module:function, got {factory!r}")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"factory {factory!r}: {error}") from error
+    made = make()
+    model, example_inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"factory {factory!r} must return a torch.nn.Module, or one and its example inputs")
+    return model, example_inputs
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as what stands in them."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; `arguments` in place of the process's own."""
+    parser = argparse.ArgumentParser(prog="python -m film_kernels", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command")
+    command = commands.add_parser("explain", help="list the FiLM sites of a model")
+    command.add_argument("factory", help="module:function that returns a model, or (model, example_inputs)")
+    chosen = parser.parse_args(arguments)
+    if chosen.command is None:
+        show_backends()
+        return
+    sys.path.insert(0, "")
+    try:
+        explain(chosen.factory)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

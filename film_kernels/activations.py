@@ -12,19 +12,24 @@ from torch import Tensor
 _aten = torch.ops.aten
 
 
+def _no_slope(negative_slope: float) -> float:
+    raise ValueError("a smooth activation has no slope that one bit could choose")
+
+
 @dataclass(frozen=True)
 class Activation:
     """One row of the table.
 
     A piecewise-linear activation is `act(v) = s * v`, where `s` is 1 on the upper branch, `!(v <= 0)`, and
-    `lower_slope` on the other; so backward needs one bit an element.
+    `lower_slope` on the other; so backward needs one bit an element. A smooth one needs `v` itself.
     """
 
     name: str
-    code: int  # what the compiled libraries know it by
     apply: Callable[..., Tensor]  # (v, negative_slope, inplace=False) -> act(v)
     gradient: Callable[[Tensor, Tensor, float], Tensor]  # (grad, v, negative_slope) -> grad * act'(v)
-    lower_slope: Callable[[float], float]  # from negative_slope
+    one_bit: bool = False  # piecewise linear: one bit an element is enough for backward
+    code: int = -1  # what the compiled libraries know it by, where one bit is enough
+    lower_slope: Callable[[float], float] = _no_slope  # from negative_slope, where one bit is enough
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -32,25 +37,66 @@ ACTIVATIONS: dict[str, Activation] = {
     for row in (
         Activation(
             "none",
-            0,
             lambda v, negative_slope, inplace=False: v,
             lambda grad, v, negative_slope: grad,
-            lambda negative_slope: 1.0,
+            one_bit=True,
+            code=0,
+            lower_slope=lambda negative_slope: 1.0,
         ),
         Activation(
             "relu",
-            1,
             lambda v, negative_slope, inplace=False: F.relu(v, inplace),
             lambda grad, v, negative_slope: _aten.threshold_backward(grad, v, 0),
-            lambda negative_slope: 0.0,
+            one_bit=True,
+            code=1,
+            lower_slope=lambda negative_slope: 0.0,
         ),
         Activation(
             "leaky_relu",
-            2,
             lambda v, negative_slope, inplace=False: F.leaky_relu(v, negative_slope, inplace),
             lambda grad, v, negative_slope: _aten.leaky_relu_backward(grad, v, negative_slope, False),
-            lambda negative_slope: negative_slope,
+            one_bit=True,
+            code=2,
+            lower_slope=lambda negative_slope: negative_slope,
+        ),
+        Activation(
+            "silu",
+            lambda v, negative_slope, inplace=False: F.silu(v, inplace),
+            lambda grad, v, negative_slope: _aten.silu_backward(grad, v),
+        ),
+        Activation(
+            "gelu",
+            lambda v, negative_slope, inplace=False: F.gelu(v),
+            lambda grad, v, negative_slope: _aten.gelu_backward(grad, v),
+        ),
+        Activation(
+            "gelu_tanh",
+            lambda v, negative_slope, inplace=False: F.gelu(v, approximate="tanh"),
+            lambda grad, v, negative_slope: _aten.gelu_backward(grad, v, approximate="tanh"),
+        ),
+        Activation(
+            "sigmoid",
+            lambda v, negative_slope, inplace=False: v.sigmoid_() if inplace else v.sigmoid(),
+            lambda grad, v, negative_slope: _aten.sigmoid_backward(grad, v.sigmoid()),
+        ),
+        Activation(
+            "tanh",
+            lambda v, negative_slope, inplace=False: v.tanh_() if inplace else v.tanh(),
+            lambda grad, v, negative_slope: _aten.tanh_backward(grad, v.tanh()),
+        ),
+        Activation(
+            "mish",
+            lambda v, negative_slope, inplace=False: F.mish(v, inplace),
+            lambda grad, v, negative_slope: _aten.mish_backward(grad, v),
         ),
     )
 }
 FILM_POSITIONS: tuple[str, ...] = ("post", "pre")
+
+
+def why_not_one_bit(activation: str) -> str | None:
+    """Why a kernel that keeps one bit an element cannot serve `activation`, or None."""
+    if ACTIVATIONS[activation].one_bit:
+        return None
+    served = ", ".join(name for name, row in ACTIVATIONS.items() if row.one_bit)
+    return f"it keeps one bit an element, which is enough for {served}, not for the smooth {activation}"

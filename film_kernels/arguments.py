@@ -219,7 +219,7 @@ def _padding(
 
 def _check_film_shape(name: str, shape: torch.Size, batch: int, channels: int, rank: int) -> None:
     sizes = tuple(shape)
-    if sizes == (channels,):
+    if len(sizes) == 1 and sizes[0] == channels:  # lengths first: tuples of symbolic sizes guard on what they compare
         return
     ones = (1,) * rank
     if len(sizes) in (2, 2 + rank) and sizes[1] == channels and sizes[2:] in ((), ones) and sizes[0] in (1, batch):
@@ -232,7 +232,7 @@ def _check_film_shape(name: str, shape: torch.Size, batch: int, channels: int, r
 
 def _expanded(factor: Tensor | None, n_k: tuple[int, int]) -> Tensor | None:
     """A checked gamma or beta as (N, K), without a copy."""
-    if factor is None or factor.shape == n_k:
+    if factor is None or (factor.dim() == 2 and factor.shape == n_k):
         return factor
     if factor.dim() > 2:
         factor = factor.view(factor.shape[0], n_k[1])  # the other sizes are 1

@@ -38,7 +38,8 @@ def conv_film(
 
     FiLM is feature-wise linear modulation (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
     AAAI 2018); the convolution is `torch.nn.functional.conv1d`, `conv2d` or `conv3d`, by the rank of `weight`. It is
-    differentiable in all five tensors, and keeps one bit an output element for that where a fused kernel serves.
+    differentiable in all five tensors, and keeps one bit an output element for that where a fused kernel serves;
+    the smooth activations keep `z`.
 
     Args:
         input: (N, C, *in), or (C, *in) without a batch. Floating-point. Any strides; the output has its memory format.
@@ -49,7 +50,8 @@ def conv_film(
         stride, dilation: an integer, or one for each spatial dimension; in positions.
         padding: the same, for zeros on both sides; or "same" or "valid".
         groups: as in `torch.nn.functional.conv2d`.
-        activation: "relu", "leaky_relu" or "none".
+        activation: "relu", "leaky_relu" or "none"; or, smooth, "silu", "gelu", "gelu_tanh" (its tanh approximation),
+            "sigmoid", "tanh" or "mish": `torch.nn.functional`'s functions of these names.
         negative_slope: of leaky_relu.
         film_position: "post" (after the activation) or "pre" (before it).
         gamma_offset: added to gamma; 1 for the `(1 + gamma) * x + beta` convention.

@@ -1,4 +1,4 @@
-"""The layers: `FiLM`, `FusedFiLM` and `FiLMGenerator`."""
+"""The layers: `FiLM`, `FusedFiLM`, `FusedFiLM1d` and `FiLMGenerator`."""
 
 from __future__ import annotations
 
@@ -23,25 +23,17 @@ class FiLM(nn.Module):
         return functional.film(x, gamma, beta)
 
 
-class FusedFiLM(nn.Conv2d):
-    """An `nn.Conv2d` whose forward is convolution, activation and FiLM in one pass.
-
-    Same constructor, initialisation and state_dict as `nn.Conv2d`, so a checkpoint of the convolution it replaces loads
-    unchanged. The options after `*` are those of `film_kernels.conv_film`, where the formula stands.
-
-    Raises:
-        ValueError: an unknown `activation` or `film_position`, or what `nn.Conv2d` raises.
-        TypeError: `negative_slope` or `gamma_offset` is not a number.
-    """
+class _Fused(nn.modules.conv._ConvNd):
+    """What `FusedFiLM` adds to `nn.Conv2d`, and `FusedFiLM1d` to `nn.Conv1d`: it stands before them among the bases."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
@@ -53,22 +45,21 @@ class FusedFiLM(nn.Conv2d):
         film_position: str = "post",
         gamma_offset: float = 0.0,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
+        geometry = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*geometry, bias, padding_mode, device, dtype)  # type: ignore[arg-type]  # the next base's
         self.activation = check_choice("activation", activation, ACTIVATIONS)
         self.negative_slope = finite("negative_slope", negative_slope)
         self.film_position = check_choice("film_position", film_position, FILM_POSITIONS)
         self.gamma_offset = finite("gamma_offset", gamma_offset)
 
-    def forward(self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """x (N, C, H, W) or (C, H, W); gamma and beta (N, K), (1, K), (K,), (N, K, 1, 1) or None (1 and 0).
+    def forward(self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
+        """x (N, C, *in) or (C, *in); gamma and beta (N, K), (1, K), (K,), (N, K, 1, ...) or None (1 and 0).
 
         Returns (N, K, *out) or (K, *out). Raises as `film_kernels.conv_film` does."""
         padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
+            padding = (0,) * len(self.kernel_size)
         return functional.conv_film(
             x, self.weight, self.bias, gamma, beta, self.stride, padding, self.dilation, self.groups,
             activation=self.activation, negative_slope=self.negative_slope,
@@ -82,6 +73,22 @@ class FusedFiLM(nn.Conv2d):
         if self.gamma_offset:
             options += f", gamma_offset={self.gamma_offset}"
         return f"{super().extra_repr()}, {options}"
+
+
+class FusedFiLM(_Fused, nn.Conv2d):
+    """An `nn.Conv2d` whose forward is convolution, activation and FiLM in one pass.
+
+    Same constructor, initialisation and state_dict as `nn.Conv2d`, so a checkpoint of the convolution it replaces loads
+    unchanged. The options after `*` are those of `film_kernels.conv_film`, where the formula stands.
+
+    Raises:
+        ValueError: an unknown `activation` or `film_position`, or what `nn.Conv2d` raises.
+        TypeError: `negative_slope` or `gamma_offset` is not a number.
+    """
+
+
+class FusedFiLM1d(_Fused, nn.Conv1d):
+    """An `nn.Conv1d` whose forward is convolution, activation and FiLM in one pass: `FusedFiLM` for x (N, C, L)."""
 
 
 class FiLMGenerator(nn.Module):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from . import reference
 from .arguments import Tensors
@@ -35,7 +36,7 @@ def conv_film(
     tensors = (input, weight, bias, gamma, beta)
     if _is_watched(tensors):
         unusual = pin is None and BACKENDS["vendor"].why_not(problem) is not None
-        if _is_transformed() or pin == "reference" or unusual:
+        if is_transformed() or pin == "reference" or unusual or (pin is None and (_is_exported() or _is_counted())):
             return _plain(problem, pin, tensors)
         return _operator(problem, pin, tensors)
     backend = remembered_choice(problem, pin)
@@ -50,13 +51,26 @@ def _is_watched(tensors: Tensors) -> bool:
     """Whether someone (torch.compile, functorch, a dispatch mode, a tensor subclass) must see an operator."""
     return (
         torch.compiler.is_compiling()
-        or _is_transformed()
+        or _is_exported()
+        or is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(t is not None and type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
     )
 
 
-def _is_transformed() -> bool:
+def _is_exported() -> bool:
+    """Whether the graph is for somebody else (torch.export, ONNX, TorchScript), who knows standard operators only."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def _is_counted() -> bool:
+    """Whether `torch.utils.flop_counter` counts: as it knows the library's convolution, it is shown that. (To register
+    a formula with it would import it, and Triton with it, for everybody.)"""
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() > 0 else []
+    return any(type(mode).__module__ == "torch.utils.flop_counter" for mode in modes)
+
+
+def is_transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which the plain formula serves, to any order."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 

@@ -75,6 +75,8 @@ def backward(
 
     With `u = grad * slope`, `U[n] = ` the weight gradient of `u[n]`:
     `dgamma = <W, U> + b * sum u`, `dW = sum_n gamma U`, `db = sum_n gamma sum u`, `dx = conv_transpose(gamma * u, W)`.
+
+    Raises ValueError for a smooth activation, of which the bits do not give the slope.
     """
     lower_slope = ACTIVATIONS[problem.activation].lower_slope(problem.negative_slope)
     scale = grad.new_ones(problem.batch, problem.out_channels) if gamma is None else gamma

@@ -128,7 +128,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 def has_one_pass(problem) -> bool:
     """Stands in for the function of backends/vendor.py where Triton runs in its interpreter."""
-    return problem.spatial_rank < 3
+    return problem.spatial_rank < 3 and ACTIVATIONS[problem.activation].one_bit
 
 
 def problem_of(case: Case, tensors: list[Tensor | None]):
@@ -213,5 +213,5 @@ def more_exact(case: Case, tensors: list[Tensor | None], grad: Tensor) -> list:
     """Output and gradients in float64, or for float64 in extended precision, as numpy arrays."""
     if tensors[0].dtype != torch.float64:
         return [None if t is None else t.numpy() for t in run(case, tensors, grad, "reference", torch.float64)]
-    lower = ACTIVATIONS[case.activation].lower_slope(case.negative_slope)
-    return list(exact.forward_and_gradients(*tensors, grad, problem_of(case, tensors), lower))
+    value, slope = exact.activation(case.activation, case.negative_slope)
+    return list(exact.forward_and_gradients(*tensors, grad, problem_of(case, tensors), value, slope))

@@ -21,8 +21,8 @@ def _windows(padded, taps, out, stride, dilation):
         yield tap, padded[(slice(None), slice(None), *slices)]
 
 
-def forward_and_gradients(input, weight, bias, gamma, beta, grad, problem, lower_slope):
-    """(y, dx, dW, db, dgamma, dbeta) as numpy arrays of extended precision."""
+def forward_and_gradients(input, weight, bias, gamma, beta, grad, problem, value, derivative):
+    """(y, dx, dW, db, dgamma, dbeta) as numpy arrays of extended precision; act is `value`, act' `derivative`."""
     x, w, b, ga, be, g = (
         np.asarray(t.detach().double().numpy(), Real) for t in (input, weight, bias, gamma, beta, grad)
     )
@@ -42,13 +42,13 @@ def forward_and_gradients(input, weight, bias, gamma, beta, grad, problem, lower
             z[:, i * kg : (i + 1) * kg] += np.einsum("kc,nc...->nk...", part, view[:, i * cg : (i + 1) * cg])
     post = problem.film_position == "post"
     v = z if post else ga * z + be
-    slope = np.where(v <= 0, Real(lower_slope), Real(1))
-    y = ga * slope * v + be if post else slope * v
+    act = value(v)
+    y = ga * act + be if post else act
 
-    u = g * slope
+    u = g * derivative(v)
     positions = tuple(range(2, 2 + rank))
     dz = ga * u
-    dgamma = (u * z).sum(positions)
+    dgamma = (g * act if post else u * z).sum(positions)
     dbeta = (g if post else u).sum(positions)
     dpadded, dw = np.zeros_like(padded), np.zeros_like(w)
     views = _windows(dpadded, w.shape[2:], out, problem.stride, problem.dilation)
@@ -65,3 +65,57 @@ def forward_and_gradients(input, weight, bias, gamma, beta, grad, problem, lower
 
 def _flat(a):
     return a.reshape(*a.shape[:2], -1)
+
+
+def activation(name, negative_slope):
+    """(act, act') on arrays of extended precision, from the definitions."""
+    lower = {"none": 1, "relu": 0, "leaky_relu": negative_slope}
+    if name in lower:
+        return (
+            lambda v: np.where(v <= 0, Real(lower[name]), Real(1)) * v,
+            lambda v: np.where(v <= 0, Real(lower[name]), Real(1)),
+        )
+    return {
+        "sigmoid": (_sigmoid, lambda v: _sigmoid(v) * _sigmoid(-v)),
+        "tanh": (np.tanh, lambda v: 1 - np.tanh(v) ** 2),
+        "silu": (lambda v: v * _sigmoid(v), lambda v: _sigmoid(v) * (1 + v * _sigmoid(-v))),
+        "mish": (
+            lambda v: v * np.tanh(_softplus(v)),
+            lambda v: np.tanh(_softplus(v)) + v * (1 - np.tanh(_softplus(v)) ** 2) * _sigmoid(v),
+        ),
+        "gelu": (lambda v: v * _normal(v), lambda v: _normal(v) + v * np.exp(-v * v / 2) / np.sqrt(2 * _PI)),
+        "gelu_tanh": (
+            lambda v: v * (1 + np.tanh(_cubic(v))) / 2,
+            lambda v: (1 + np.tanh(_cubic(v))) / 2 + v / 2 * (1 - np.tanh(_cubic(v)) ** 2) * _cubic_slope(v),
+        ),
+    }[name]
+
+
+_PI = 4 * np.arctan(Real(1))
+_CUBE = Real(44715) / Real(10) ** 6
+
+
+def _sigmoid(v):
+    return (1 + np.tanh(v / 2)) / 2
+
+
+def _softplus(v):
+    return np.maximum(v, 0) + np.log1p(np.exp(-abs(v)))
+
+
+def _normal(v):
+    """The normal distribution's Phi(v), by erf's series of positive terms; beyond 9 it is 0 or 1 to 1e-18."""
+    x = np.clip(v, -9, 9) / np.sqrt(Real(2))
+    term = total = x
+    for n in range(1, 140):
+        term = term * 2 * x * x / (2 * n + 1)
+        total = total + term
+    return (1 + 2 / np.sqrt(_PI) * np.exp(-x * x) * total) / 2
+
+
+def _cubic(v):
+    return np.sqrt(2 / _PI) * (v + _CUBE * v**3)
+
+
+def _cubic_slope(v):
+    return np.sqrt(2 / _PI) * (1 + 3 * _CUBE * v * v)

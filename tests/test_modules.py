@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from film_kernels import FiLM, FiLMGenerator, FusedFiLM
+from film_kernels import FiLM, FiLMGenerator, FusedFiLM, FusedFiLM1d
 
 GAMMA, BETA = torch.randn(2, 8), torch.randn(2, 8)
 
@@ -36,6 +36,25 @@ def test_takes_the_place_of_a_conv2d(options):
     x = torch.randn(2, 4, 9, 10)
     torch.testing.assert_close(fused(x, GAMMA, BETA), plain(conv, x), rtol=1e-4, atol=1e-5)
     assert isinstance(fused, nn.Conv2d)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 2, "padding_mode": "circular"}, {"padding": "same"}])
+def test_takes_the_place_of_a_conv1d(options):
+    torch.manual_seed(3)
+    conv = nn.Conv1d(4, 8, 3, **options)
+    torch.manual_seed(3)
+    fused = FusedFiLM1d(4, 8, 3, **options, activation="leaky_relu", film_position="pre", gamma_offset=1)
+    assert {name: t.tolist() for name, t in conv.state_dict().items()} == {
+        name: t.tolist() for name, t in fused.state_dict().items()
+    }
+    x = torch.randn(2, 4, 15)
+    expected = nn.functional.leaky_relu((1 + GAMMA[:, :, None]) * conv(x) + BETA[:, :, None])
+    for gamma, beta in ((GAMMA, BETA), (GAMMA[:, :, None], BETA[:, :, None])):
+        torch.testing.assert_close(fused(x, gamma, beta), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused(x[0], GAMMA[:1], BETA[:1]), expected[0], rtol=1e-4, atol=1e-5)
+    assert isinstance(fused, nn.Conv1d) and "gamma_offset=1.0" in repr(fused)
+    with pytest.raises(ValueError, match="activation"):
+        FusedFiLM1d(4, 8, 3, activation="tanhh")
 
 
 def test_prints_its_options():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from ..activations import why_not_one_bit
 from ..problem import Problem, is_channels_last
 from .base import Backend
 from .compiled import bits_like, options_of
@@ -44,7 +45,7 @@ class Cpu(Backend):
             return "it serves 1d and 2d convolutions, not 3d"
         if problem.weight_shape[1] == 0:
             return "it serves inputs of at least one channel"
-        return None
+        return why_not_one_bit(problem.activation)
 
     def is_slow(self, problem: Problem) -> bool:
         # Measured on a Zen 4 of two cores, against oneDNN's convolution and passes (bench/NOTES.md):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from ..activations import why_not_one_bit
 from ..problem import Problem, is_channels_last
 from .base import Backend
 from .compiled import bits_like, options_of
@@ -105,6 +106,8 @@ class Cuda(Backend):
             return "it serves 1d and 2d convolutions, not 3d"
         if problem.groups != 1:
             return f"it serves convolutions of one group, not {problem.groups}"
+        if (reason := why_not_one_bit(problem.activation)) is not None:
+            return reason
         channels = problem.input_shape[1]
         if channels == 0:
             return "it serves inputs of at least one channel"

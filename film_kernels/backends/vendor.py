@@ -2,7 +2,8 @@
 
 It keeps `z`, as plain PyTorch keeps the activation: from the bits alone the library's weight gradient, which is summed
 over the samples, cannot give dgamma. On a GPU with Triton what comes after the convolution is one pass, and what comes
-before its backward another (`z` is then kept without the bias); elsewhere they are PyTorch's own operations.
+before its backward another (`z` is then kept without the bias); elsewhere, and for smooth activations, they are
+PyTorch's own operations.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def has_one_pass(problem: Problem) -> bool:
     """Whether Triton's passes (triton/vendor_pass.py) serve around the convolution of `problem`."""
     from .triton import Triton, why_not_here
 
-    if problem.device.type == "cpu" or problem.spatial_rank == 3 or Triton().unavailable() is not None:
+    if problem.device.type == "cpu" or problem.spatial_rank == 3 or not ACTIVATIONS[problem.activation].one_bit:
         return False
-    return why_not_here(problem.device) is None
+    return Triton().unavailable() is None and why_not_here(problem.device) is None
 
 
 class Vendor(Backend):

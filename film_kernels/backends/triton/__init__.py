@@ -12,6 +12,7 @@ import os
 import torch
 from torch import Tensor
 
+from ...activations import why_not_one_bit
 from ...problem import Problem
 from ..base import Backend, Gradients
 from ..vendor import Vendor
@@ -73,7 +74,7 @@ class Triton(Backend):
             return f"it serves convolutions of one group, not {problem.groups}"
         if problem.weight_shape[1] == 0:
             return "it serves inputs of at least one channel"
-        return None
+        return why_not_one_bit(problem.activation)
 
     def is_slow(self, problem: Problem) -> bool:
         # No measurement on a card stands behind these kernels yet, so the automatic choice takes them only where the

@@ -1,0 +1,58 @@
+"""`Site`: one place in a model where a convolution's output meets FiLM."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from .matching import Match
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # as Python prints tracebacks
+_TORCH = str(Path(torch.__file__).parent)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a convolution's output meets a scale and shift per sample and channel.
+
+    path: of the convolution's module in the model, or of the module whose forward calls the function.
+    source: "file:line" of the FiLM.
+    order: the operations as found: ("conv2d", "batch_norm", "film", "relu").
+    fusable: whether `film_kernels.fuse` makes one call of it.
+    reason: why not, in a sentence; None where it is fusable.
+    """
+
+    path: str
+    source: str
+    order: tuple[str, ...]
+    fusable: bool
+    reason: str | None = None
+
+
+def site_of(match: Match, names: Mapping[int, str]) -> Site:
+    """`match` as a user sees it; `names` has the path of each module by its id."""
+    film = match.film or match.nodes[-1]
+    path = _path(match.convolution.node, names)
+    return Site(path, _source(film), match.order, match.reason is None, match.reason)
+
+
+def _path(node: fx.Node, names: Mapping[int, str]) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    for key, (path, _) in reversed(list(node.meta.get("nn_module_stack", {}).items())):
+        identity = key.partition("@")[0]  # of the second call of a module, "...@1"
+        if not identity.isdecimal():
+            return path  # torch.fx's
+        if int(identity) in names:  # Dynamo's
+            return names[int(identity)]
+    return ""
+
+
+def _source(node: fx.Node) -> str:
+    frames = [(file, line) for file, line in _FRAME.findall(node.stack_trace or "") if not file.startswith(_TORCH)]
+    return ":".join(frames[-1]) if frames else ""

@@ -1,0 +1,86 @@
+"""Puts one call in place of every fusable chain of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from .factors import Factor
+from .folding import Step, conv_steps_film
+from .matching import Match, matches
+from .operations import Operation
+
+_NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
+_BATCH_NORM = ("running_mean", "running_var", "weight", "bias")
+
+
+def swap(module: fx.GraphModule) -> list[Match]:
+    """Change the graph of `module`, one of Dynamo's, in place; the matches that were swapped."""
+    taken: set[fx.Node] = set()
+    swapped = []
+    for match in matches(module.graph):
+        if match.reason is None and taken.isdisjoint(match.nodes):
+            taken.update(match.nodes)
+            swapped.append(match)
+    for match in reversed(swapped):  # what the last ones read, when it is swapped later, is replaced in their calls
+        _swap_one(module.graph, match)
+    if swapped:
+        module.graph.lint()
+        module.recompile()
+    for body in checkpointed(module):
+        swapped += swap(body)
+    return swapped
+
+
+def checkpointed(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """The bodies of `torch.utils.checkpoint` in a graph of Dynamo's, which are graphs of their own."""
+    bodies = []
+    for node in module.graph.nodes:
+        if getattr(node.target, "__name__", "") == "tag_activation_checkpoint" and isinstance(node.args[0], fx.Node):
+            body = getattr(module, str(node.args[0].target))
+            if isinstance(body, fx.GraphModule):
+                bodies.append(body)
+    return bodies
+
+
+def _swap_one(graph: fx.Graph, match: Match) -> None:
+    arguments = {
+        "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, **match.convolution.arguments
+    }  # fmt: skip
+    activation = match.activation
+    last = match.nodes[-1]
+    with graph.inserting_after(last):
+        call = graph.call_function(
+            conv_steps_film,
+            tuple(arguments[name] for name in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
+            {
+                "before": _steps(match.before),
+                "activation": "none" if activation is None else activation.name,
+                "negative_slope": 0.01 if activation is None else activation.arguments["negative_slope"],
+                "after": _steps(match.after),
+                "film_position": match.film_position,
+            },
+        )
+    call.meta.update(last.meta)
+    last.replace_all_uses_with(call)
+    for node in reversed(match.nodes):
+        for user in list(node.users):  # those that asked for its shape alone, and are not asked any more
+            if not user.users and user.target == "expand_as":
+                graph.erase_node(user)
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _steps(steps: Sequence[tuple[Operation, tuple[Factor, ...]]]) -> tuple[Step, ...]:
+    found: list[Step] = []
+    for operation, factors in steps:
+        values = [factor.value for factor in factors]
+        if operation.kind == "batch_norm":
+            read = operation.arguments
+            found.append(("batch_norm", *(read.get(name) for name in _BATCH_NORM), read.get("eps", 1e-5)))
+        elif operation.kind == "affine":
+            found += [("scale", values[0]), ("shift", values[1])]
+        else:
+            found.append((_NAMES[operation.kind, operation.inverse], values[0]))
+    return tuple(found)

@@ -1,0 +1,73 @@
+"""Whether a model's outputs and gradients are what they were, by the rule of `cases.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from film_kernels.conversion import folding
+
+
+def outputs_and_gradients(model: nn.Module, inputs, seed: int = 0) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+    """The model's output tensors, and the gradients of its floating inputs and parameters for a random gradient."""
+    leaves = [t.detach().clone().requires_grad_() if t.is_floating_point() else t for t in inputs]
+    model.zero_grad()
+    found = model(*leaves)
+    found = [found] if isinstance(found, Tensor) else list(found)
+    generator = torch.Generator().manual_seed(seed)
+    total = sum((y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)).sum() for y in found)
+    total.backward()
+    gradients = {str(i): leaf.grad for i, leaf in enumerate(leaves)}
+    for name, p in model.named_parameters():  # torch.compile puts a name in front
+        gradients[name.removeprefix("_orig_mod.")] = None if p.grad is None else p.grad.clone()
+    return [y.detach() for y in found], gradients
+
+
+def assert_equal(model: nn.Module, fused: nn.Module, inputs) -> None:
+    """The same in float64, but for the rounding of sums."""
+    outputs, gradients = outputs_and_gradients(model, inputs)
+    others, other_gradients = outputs_and_gradients(fused, inputs)
+    torch.testing.assert_close(others, outputs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-8, atol=1e-8)
+
+
+def assert_as_good(model: nn.Module, fused: nn.Module, draws) -> None:
+    """At most twice as far from the result in float64 as the model itself, all outputs and all gradients together, each
+    in parts of its own size. `draws` are several tuples of inputs."""
+    exact = copy.deepcopy(model).double()
+    ours, plain, least = ([0.0, 0.0] for _ in range(3))
+    for seed, inputs in enumerate(draws):
+        better = outputs_and_gradients(exact, [t.double() if t.is_floating_point() else t for t in inputs], seed)
+        results = [outputs_and_gradients(m, inputs, seed) for m in (fused, model)]
+        for i in (0, 1):  # outputs, gradients
+            for key in better[1] if i else range(len(better[0])):
+                truth = better[i][key]
+                if truth is None:
+                    assert results[0][i][key] is None
+                    continue
+                size = truth.norm().clamp_min(1e-30)
+                for total, result in zip((ours, plain), results, strict=True):
+                    assert result[i][key].dtype == inputs[0].dtype
+                    total[i] += float(((result[i][key].double() - truth).norm() / size) ** 2)
+                least[i] += (torch.finfo(inputs[0].dtype).eps / 2) ** 2
+    for i, name in enumerate(("outputs", "gradients")):
+        assert ours[i] <= 4 * max(plain[i], least[i]), (name, ours[i] ** 0.5, plain[i] ** 0.5)
+
+
+@contextlib.contextmanager
+def counted_calls() -> Iterator[list[str]]:
+    """The activation and FiLM's position of every fused call."""
+    calls: list[str] = []
+
+    def counting(*args, **options):
+        calls.append(f"{options['activation']} {options['film_position']}")
+        return folding_conv_film(*args, **options)
+
+    folding_conv_film = folding.conv_film
+    with mock.patch.object(folding, "conv_film", counting):
+        yield calls

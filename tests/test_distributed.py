@@ -1,0 +1,106 @@
+"""DistributedDataParallel and FSDP2, two gloo processes on this machine: gradients are those of a single process."""
+
+from __future__ import annotations
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from film_kernels import FiLMGenerator, FusedFiLM, film, fuse
+from film_kernels.conversion import folding
+
+WAYS = ("ddp", "fsdp")
+MODELS = ("layer", "fuse")
+
+
+class Layers(nn.Module):
+    """With the package's layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.second = FusedFiLM(3, 8, 3, padding=1), FusedFiLM(8, 6, 3, film_position="pre")
+        self.generators = nn.ModuleList((FiLMGenerator(5, 8), FiLMGenerator(5, 6)))
+
+    def forward(self, x, words):
+        x = self.conv(x, *self.generators[0](words))
+        return self.second(x, *self.generators[1](words))
+
+
+class Written(nn.Module):
+    """As everybody writes it, for `fuse`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3)
+        self.generators = nn.ModuleList((FiLMGenerator(5, 8), FiLMGenerator(5, 6)))
+
+    def forward(self, x, words):
+        x = film(torch.relu(self.conv(x)), *self.generators[0](words))
+        return torch.relu(film(self.second(x), *self.generators[1](words)))
+
+
+def make(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return Layers() if kind == "layer" else Written()
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(4, 3, 9, 8, generator=generator), torch.randn(4, 5, generator=generator)
+
+
+def gradients(model: nn.Module, x, words, steps: int = 1) -> dict[str, torch.Tensor]:
+    """After a second step, for what is set up only in the first."""
+    for _ in range(steps):
+        model.zero_grad()
+        model(x, words).square().sum().backward()
+    found = {name.removeprefix("module."): p.grad for name, p in model.named_parameters()}
+    return {name: g.full_tensor() if isinstance(g, DTensor) else g.clone() for name, g in found.items()}
+
+
+def work(rank: int, folder: str) -> None:
+    """One of two processes; rank 0 writes down what came out."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    x, words = (t[2 * rank : 2 * rank + 2] for t in batch())
+    results = {}
+    for kind in MODELS:
+        model = make(kind)
+        for way in WAYS:
+            one = copy.deepcopy(model)
+            one = fuse(one) if kind == "fuse" else one
+            if way == "ddp":
+                one = nn.parallel.DistributedDataParallel(one)
+            else:
+                if kind == "layer":  # a hook of FSDP's between a convolution and its FiLM keeps fuse from joining them
+                    for part in (*one.generators, one.conv, one.second):
+                        fully_shard(part, mesh=mesh)
+                fully_shard(one, mesh=mesh)
+            with mock.patch.object(folding, "conv_film", wraps=folding.conv_film) as calls:
+                results[kind, way] = gradients(one, x, words, steps=2)
+            assert calls.call_count == (4 if kind == "fuse" else 0), calls.call_count
+    if rank == 0:
+        torch.save(results, f"{folder}/results")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("distributed"))
+    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
+    return torch.load(f"{folder}/results")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_gradients_are_those_of_one_process(results, kind, way):
+    expected = {name: g / 2 for name, g in gradients(make(kind), *batch()).items()}  # averaged over the processes
+    torch.testing.assert_close(results[kind, way], expected, rtol=1e-4, atol=1e-4)

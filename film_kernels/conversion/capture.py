@@ -104,7 +104,8 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     state is."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     attributes = [(module, type(module), dict(module.__dict__)) for module in model.modules()]
-    with torch.random.fork_rng():
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(device.index for device in devices)):
         try:
             yield
         finally:

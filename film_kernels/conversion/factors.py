@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _EXPANSIONS = ("expand", "expand_as", torch.broadcast_to, "broadcast_to")
+_WITH_NUMBERS = (operator.add, operator.mul, torch.add, torch.mul, "add", "mul")
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,18 @@ class Factor:
 
 def tensor_of(node: Any) -> Tensor | None:
     """The tensor, or fake tensor, that tells shape and dtype of `node`'s result, where it is known."""
-    if not isinstance(node, fx.Node):
-        return None
+    value = _known(node) if isinstance(node, fx.Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _known(node: fx.Node) -> Any:
+    """What the graph knows of `node`'s result: a fake tensor, a symbolic number, or None."""
     if node.op == "get_attr" and "example_value" not in node.meta:
         value: Any = node.graph.owning_module
         for name in str(node.target).split("."):
             value = getattr(value, name)
-        return value if isinstance(value, Tensor) else None
-    value = node.meta.get("example_value")
-    return value if isinstance(value, Tensor) else None
+        return value
+    return node.meta.get("example_value")
 
 
 def same(a: Any, b: Any) -> bool:
@@ -44,19 +48,36 @@ def same(a: Any, b: Any) -> bool:
     return statically_known_true(a == b)
 
 
-def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """`same`, for all sizes of two shapes."""
-    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+def without_expansion(value: fx.Node) -> fx.Node:
+    """What `value` expands to the shape of another tensor: broadcasting does that anyway. It is looked for behind sums
+    and products with numbers too, `1 + gamma.expand_as(x)`, which are then written anew."""
+    while value.op in ("call_method", "call_function") and value.target in _EXPANSIONS:
+        value = value.args[0]  # type: ignore[assignment]
+    operands = [arg for arg in value.args if isinstance(arg, fx.Node)]
+    if value.target not in _WITH_NUMBERS or len(operands) != 1 or len(value.args) != 2 or value.kwargs:
+        return value
+    inner = without_expansion(operands[0])
+    if inner is operands[0]:
+        return value
+    args = tuple(inner if arg is operands[0] else arg for arg in value.args)
+    with value.graph.inserting_after(value):
+        again = value.graph.create_node(value.op, value.target, args)
+    again.meta.update(inner.meta, written_anew=True)  # the shape of `inner`
+    return again
+
+
+def is_of_a_factor(node: fx.Node) -> bool:
+    """Whether `node` is one of the operations that `without_expansion` looks behind, which change nothing in place."""
+    return node.target in _EXPANSIONS or node.target in _WITH_NUMBERS
 
 
 def factor_of(value: Any, result: Tensor | None, spatial_rank: int) -> Factor:
     """What `value` is beside a convolution's result of the shape of `result`, if that is known."""
-    if isinstance(value, (int, float)):
+    if isinstance(value, _NUMBERS) or (isinstance(value, fx.Node) and isinstance(_known(value), _NUMBERS)):
         return Factor("constant", value)
     if not isinstance(value, fx.Node):
         return Factor("other", value)
-    while value.op in ("call_method", "call_function") and value.target in _EXPANSIONS:
-        value = value.args[0]
+    value = without_expansion(value)
     tensor = tensor_of(value)
     if tensor is None or result is None:
         known = trailing_ones(value) >= spatial_rank

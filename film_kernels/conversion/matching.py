@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from .factors import Factor, factor_of, same_shape, tensor_of
+from .factors import Factor, factor_of, tensor_of
 from .hazards import what_changes_between
 from .operations import Operation, convolution_of, operation_of
 
@@ -75,18 +75,6 @@ def _users(node: fx.Node) -> list[fx.Node]:
     ]
 
 
-def _depends_on(node: object, ancestor: fx.Node) -> bool:
-    seen, waiting = set(), [node]
-    while waiting:
-        one = waiting.pop()
-        if one is ancestor:
-            return True
-        if isinstance(one, fx.Node) and one not in seen:
-            seen.add(one)
-            waiting.extend(one.all_input_nodes)
-    return False
-
-
 class _Walk:
     """One convolution's chain. It ends before the first step that cannot be taken in once FiLM has been met; before
     that, such a step becomes the reason, and the walk goes on to see whether a FiLM follows at all."""
@@ -147,14 +135,10 @@ class _Walk:
                 return False
             if kinds & {"map", "unknown"}:
                 return not met and self._take_map(step, kinds)
-            if any(_depends_on(factor.value, match.convolution.node) for factor in factors):
-                reason = "FiLM's factor is computed from the convolution's own output"
         elif step.kind == "activation" and match.activation is not None:
             reason = "two activations stand between convolution and FiLM"
         reason = reason or self._why_not_that_dtype(step.node)
         if reason is not None and met:
-            return False
-        if not _is_of_shape(self.result, step.node):
             return False
         self.reason = self.reason or reason
         match.steps.append(step)
@@ -190,12 +174,6 @@ class _Walk:
             f"FiLM makes {result.dtype} of the convolution's {self.result.dtype}: bring gamma and beta to the "
             "convolution's dtype"
         )
-
-
-def _is_of_shape(result: Tensor | None, node: fx.Node) -> bool:
-    """Whether `node` has the shape of `result`, as far as shapes are known."""
-    tensor = tensor_of(node)
-    return result is None or tensor is None or same_shape(result.shape, tensor.shape)
 
 
 def _why_not(convolution: Operation, result: Tensor | None) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from .factors import Factor
+from .factors import Factor, is_of_a_factor
 from .folding import Step, conv_steps_film
 from .matching import Match, matches
 from .operations import Operation
@@ -25,6 +25,7 @@ def swap(module: fx.GraphModule) -> list[Match]:
             swapped.append(match)
     for match in reversed(swapped):  # what the last ones read, when it is swapped later, is replaced in their calls
         _swap_one(module.graph, match)
+    _erase_unused(node for node in reversed(module.graph.nodes) if "written_anew" in node.meta)
     if swapped:
         module.graph.lint()
         module.recompile()
@@ -64,12 +65,26 @@ def _swap_one(graph: fx.Graph, match: Match) -> None:
         )
     call.meta.update(last.meta)
     last.replace_all_uses_with(call)
-    for node in reversed(match.nodes):
-        for user in list(node.users):  # those that asked for its shape alone, and are not asked any more
-            if not user.users and user.target == "expand_as":
-                graph.erase_node(user)
-        if not node.users:
-            graph.erase_node(node)
+    unused = [*reversed(match.nodes)]
+    unused += [value for operation, _ in (*match.before, *match.after) for value in operation.factors]
+    _erase_unused(node for node in unused if isinstance(node, fx.Node))
+
+
+def _erase_unused(nodes: Iterable[fx.Node]) -> None:
+    """Erase those of `nodes` that nobody reads any more, users first: a chain, and its factors as they were, expanded;
+    and what is made of the shape of a chain's node alone."""
+    erased: set[fx.Node] = set()
+
+    def erase(node: fx.Node) -> None:
+        for user in list(node.users):
+            if is_of_a_factor(user):
+                erase(user)
+        if not node.users and node not in erased and node.op != "placeholder":
+            erased.add(node)
+            node.graph.erase_node(node)
+
+    for node in nodes:
+        erase(node)
 
 
 def _steps(steps: Sequence[tuple[Operation, tuple[Factor, ...]]]) -> tuple[Step, ...]:

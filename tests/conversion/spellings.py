@@ -67,6 +67,8 @@ SPELLINGS = (
     Spelling("view", lambda v, g, b, e: v * g.view(-1, K, 1, 1) + b.reshape(b.shape[0], K, 1, 1)),
     Spelling("view by sizes", sizes),
     Spelling("expand_as", lambda v, g, b, e: tall(g).expand_as(v) * v + tall(b).expand_as(v)),
+    Spelling("view by one size", lambda v, g, b, e: g.view(v.size(0), -1, 1, 1) * v + b.view(v.shape[0], K, 1, 1)),
+    Spelling("offset behind expand_as", lambda v, g, b, e: (1 + tall(g).expand_as(v)) * v + tall(b).expand_as(v) * 2),
     Spelling("expand", lambda v, g, b, e: tall(g).expand(-1, -1, *v.shape[2:]) * v + tall(b).expand(v.shape)),
     Spelling("chunk, beta first", halves),
     Spelling("split", lambda v, g, b, e: tall(e.split(K, 1)[0]) * v + tall(e.split(K, 1)[1])),

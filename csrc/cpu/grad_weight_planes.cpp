@@ -61,12 +61,18 @@ void sum_products(const A* const* u, const A* const* x, int64_t rows, int64_t u_
 
 template <class A>
 double sum_row(const A* row, int64_t padded) {  // zeros past the last column
-  Vector<A> sum[4] = {};
-  int64_t w = 0;
-  for (; w + 4 * kLanes<A> <= padded; w += 4 * kLanes<A>)
-    for (int i = 0; i < 4; ++i) sum[i] += load(row + w + i * kLanes<A>);
-  for (; w < padded; w += kLanes<A>) sum[0] += load(row + w);
-  return add_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  constexpr int64_t L = kLanes<A>, kRun = kChain / 4 * 4 * L;
+  double total = 0;
+  for (int64_t begin = 0; begin < padded; begin += kRun) {
+    const int64_t end = std::min(begin + kRun, padded);
+    Vector<A> sum[4] = {};
+    int64_t w = begin;
+    for (; w + 4 * L <= end; w += 4 * L)
+      for (int i = 0; i < 4; ++i) sum[i] += load(row + w + i * L);
+    for (; w < end; w += L) sum[0] += load(row + w);
+    total += add_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+  return total;
 }
 
 template <class A>
@@ -177,7 +183,7 @@ class GradWeightPlanes {
         const A* rows_of_u[K];
         A U[K * R];
         for (int k = 0; k < K; ++k) rows_of_u[k] = u + std::min(k0 + k, last - 1) * plane;
-        sum_products<A, K, R>(rows_of_u, x, rows, u_row_, h_.step * shape_.row(), p_.w.out, U);
+        add_columns<K, R>(rows_of_u, x, rows, U);
         for (int64_t k = k0; k < std::min(k0 + K, last); ++k) {
           const A scale = gamma_.at(n, 0)[k];
           for (int64_t r = r0; r < std::min(r0 + R, products_); ++r) {
@@ -187,6 +193,22 @@ class GradWeightPlanes {
           }
         }
       }
+    }
+  }
+
+  // U over all columns, in chains of kChain vectors where one row has more.
+  template <int K, int R>
+  void add_columns(const A** u, const A** x, int64_t rows, A* U) {
+    constexpr int64_t kColumns = kChain * kLanes<A>;
+    const A* sources[R];
+    std::copy(x, x + R, sources);
+    for (int64_t w = 0; w < p_.w.out; w += kColumns) {
+      A part[K * R];
+      const int64_t columns = std::min(kColumns, p_.w.out - w);
+      sum_products<A, K, R>(u, sources, rows, u_row_, h_.step * shape_.row(), columns, part);
+      for (int i = 0; i < K * R; ++i) U[i] = w == 0 ? part[i] : U[i] + part[i];
+      for (int k = 0; k < K; ++k) u[k] += kColumns;
+      for (int r = 0; r < R; ++r) sources[r] += kColumns;
     }
   }
 

@@ -11,6 +11,7 @@
 
 #include "convolve.h"
 #include "transpose.h"
+#include "words.h"
 
 namespace film::FILM_ISA {
 
@@ -122,59 +123,6 @@ LoadRow<A> plane_loader(DType dtype) {
     return dtype == DType::f32    ? load_planes<A, float>
            : dtype == DType::bf16 ? load_planes<A, bf16>
                                   : load_planes<A, f16>;
-  }
-}
-
-// The bits of 32 channels of each of `count` positions, as words; and back.
-inline void load_words(int32_t* words, const uint8_t* bits, int64_t bit_row, int64_t first_byte, int64_t count) {
-  const int64_t bytes = std::min<int64_t>(bit_row - first_byte, 4);
-  bits += first_byte;
-  if (bit_row == 1) {
-    for (int64_t i = 0; i < count; ++i) words[i] = bits[i];
-  } else if (bit_row == 2) {
-    for (int64_t i = 0; i < count; ++i) words[i] = bits[2 * i] | bits[2 * i + 1] << 8;
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      uint32_t word = 0;
-      std::memcpy(&word, bits + i * bit_row, bytes);
-      words[i] = static_cast<int32_t>(word);
-    }
-  }
-}
-
-inline void store_words(uint8_t* bits, const int32_t* words, int64_t bit_row, int64_t first_byte, int64_t count) {
-  const int64_t bytes = std::min<int64_t>(bit_row - first_byte, 4);
-  bits += first_byte;
-  if (bit_row == 1) {
-    for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint8_t>(words[i]);
-  } else if (bit_row == 2) {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint16_t word = static_cast<uint16_t>(words[i]);
-      std::memcpy(bits + 2 * i, &word, 2);
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) std::memcpy(bits + i * bit_row, &words[i], bytes);
-  }
-}
-
-// u = g * s of the planes of a row, in place of g, and times `scale` (gamma) first where that is given.
-template <class A>
-void apply_words(A* planes, int64_t pitch, int64_t columns, int64_t channels, const uint8_t* bits, int64_t bit_row,
-                 int32_t* words, A lower_slope, const A* scale) {
-  for (int64_t c0 = 0; c0 < channels; c0 += 32) {
-    if (bits != nullptr) load_words(words, bits, bit_row, c0 / 8, columns);
-    for (int64_t c = c0; c < std::min(c0 + 32, channels); ++c) {
-      A* row = planes + c * pitch;
-      const A factor = scale == nullptr ? A(1) : scale[c];
-      const int32_t bit = int32_t(uint32_t(1) << (c - c0));
-      if (bits == nullptr) {
-        for (int64_t w = 0; w < columns; ++w) row[w] *= factor;
-      } else if (lower_slope == 0) {  // exactly 0, whatever g and gamma are
-        for (int64_t w = 0; w < columns; ++w) row[w] = words[w] & bit ? row[w] * factor : A(0);
-      } else {
-        for (int64_t w = 0; w < columns; ++w) row[w] = row[w] * factor * (words[w] & bit ? A(1) : lower_slope);
-      }
-    }
   }
 }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +85,23 @@ def build(
         run(["g++", *FLAGS, *kind, "-shared" if shared else "-rdynamic", *objects, *link, "-ldl", "-o", unfinished])
         unfinished.replace(result)
     return result
+
+
+def cuda_tool(name: str) -> str:
+    """The path of a program of the CUDA toolkit, or as Triton brings it. Where there is none the test is skipped; in CI,
+    where nothing may go unseen, it fails."""
+    import pytest
+
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    folders = [toolkit / "bin"]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    found = shutil.which(name) or next((str(f / name) for f in folders if (f / name).exists()), None)
+    if found is None:
+        reason = f"{name} is needed, and is neither on the path nor in {', '.join(map(str, folders))}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return found
 
 
 @functools.cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -136,28 +135,15 @@ INSTRUCTIONS = (
 )
 
 
-def tool(name: str) -> str:
-    """Of the CUDA toolkit; Triton brings some of its programs too."""
-    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    folders = [toolkit / "bin"]
-    try:
-        import triton
-
-        folders.append(Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
-    except ImportError:
-        pass
-    found = shutil.which(name) or next((str(f / name) for f in folders if (f / name).exists()), None)
-    assert found is not None, f"{name} is needed, and is neither on the path nor in {folders}"
-    return found
-
-
 @pytest.fixture(scope="module")
 def machine_code(tmp_path_factory) -> dict[str, str]:
     compiled = tmp_path_factory.mktemp("nvcc") / "everything.o"
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     flags = ["-std=c++17", "-Werror", "all-warnings", "--threads", "2", f"-I{emulation.KERNELS}"]
-    emulation.run([tool("nvcc"), *flags, *targets, "-c", CHECKS / "everything.cu", "-o", compiled])
-    dump = subprocess.run([tool("cuobjdump"), "--dump-sass", compiled], capture_output=True, text=True, check=True)
+    emulation.run([emulation.cuda_tool("nvcc"), *flags, *targets, "-c", CHECKS / "everything.cu", "-o", compiled])
+    dump = subprocess.run(
+        [emulation.cuda_tool("cuobjdump"), "--dump-sass", compiled], capture_output=True, text=True, check=True
+    )
     _, *parts = re.split(r"code for sm_(\d+)", dump.stdout)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 

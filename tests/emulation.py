@@ -88,8 +88,9 @@ def build(
 
 
 def cuda_tool(name: str) -> str:
-    """The path of a program of the CUDA toolkit, or as Triton brings it. Where there is none the test is skipped; in CI,
-    where nothing may go unseen, it fails."""
+    """The path of a program of the CUDA toolkit, or as Triton brings it.
+
+    Where there is none the test is skipped; in CI, where nothing may go unseen, it fails."""
     import pytest
 
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))

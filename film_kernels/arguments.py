@@ -40,7 +40,7 @@ def prepare(
     beta expanded to (N, K) without a copy), and whether the caller's input had no batch dimension.
     Raises TypeError or ValueError naming the argument.
     """
-    if torch._C._is_any_autocast_enabled():
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():  # Dynamo does not trace the latter
         tensors = _autocast(tensors)
     input, weight, bias, gamma, beta = tensors
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):

@@ -66,7 +66,9 @@ def _is_exported() -> bool:
 def _is_counted() -> bool:
     """Whether `torch.utils.flop_counter` counts: as it knows the library's convolution, it is shown that. (To register
     a formula with it would import it, and Triton with it, for everybody.)"""
-    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() > 0 else []
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    modes = _get_current_dispatch_mode_stack()
     return any(type(mode).__module__ == "torch.utils.flop_counter" for mode in modes)
 
 

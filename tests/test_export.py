@@ -13,6 +13,8 @@ from torch import nn
 
 from film_kernels import FiLMGenerator, FusedFiLM, conv_film, fuse
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class UNet(nn.Module):
     """Down, up and a skip connection, with FiLM from metadata at each level."""

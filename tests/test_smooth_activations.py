@@ -13,6 +13,7 @@ from cases import INTERPRETED, Case, assert_as_good_as_plain, problem_of, run, t
 from film_kernels.activations import ACTIVATIONS
 from film_kernels.backends import BACKENDS, choose, cuda, vendor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FUNCTIONS = {
     "silu": F.silu,
     "gelu": F.gelu,

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from film_kernels import FiLMGenerator, FusedFiLM, FusedFiLM1d, film
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Plain(nn.Conv2d):
     """What FusedFiLM is, as everybody writes it."""

@@ -72,13 +72,12 @@ class _Fused(nn.Module):
 
 
 def _forward(self: _Fused, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    plain = types.MethodType(self._film_kernels_plain.forward, self)
     if _is_watched() or any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
-        return plain(*args, **kwargs)
+        return self._film_kernels_plain.forward(self, *args, **kwargs)
     call = self.__dict__.get(_CALL)
     if call is None:
         call = self.__dict__[_CALL] = torch.compile(function_of_its_own(_call), backend=_swap_and_run)
-    return call(plain, args, kwargs)
+    return call(types.MethodType(self._film_kernels_plain.forward, self), args, kwargs)
 
 
 @functools.cache

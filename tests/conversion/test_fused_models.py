@@ -127,6 +127,10 @@ def test_whoever_traces_or_transforms_sees_the_model_itself():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.testing.assert_close(torch.jit.trace(fused, args)(*args), expected)
     torch.testing.assert_close(torch.fx.symbolic_trace(fused)(*args), expected)
+    compiled = torch.compile(fused, fullgraph=True, backend="eager")
+    with counted_calls() as calls:
+        torch.testing.assert_close(compiled(*args), expected)
+    assert not calls
     values = dict(fused.named_parameters())
     loss = lambda p: torch.func.functional_call(fused, p, args).square().sum()  # noqa: E731
     gradients = torch.func.grad(loss)(values)

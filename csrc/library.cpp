@@ -96,7 +96,6 @@ Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, 
   return result;
 }
 
-// An empty tensor stands for a gradient that is not wanted.
 std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const Tensor& bits, const Tensor& input,
                                                        const Tensor& weight, const std::optional<Tensor>& bias,
                                                        const std::optional<Tensor>& gamma, bool weight_wanted,
@@ -104,20 +103,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        const std::vector<int64_t>& geometry, double lower_slope,
                                                        double gamma_offset) {
   const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
-  const auto per_sample = [&](bool wanted) { return allocate({wanted ? p.batch : 0, p.out_channels}, false, input); };
-  Tensor grad_weight =
-      weight_wanted ? allocate(sizes_of(weight), is_channels_last(weight), input) : allocate({0}, false, input);
-  Tensor grad_bias = allocate({bias_wanted ? p.out_channels : 0}, false, input);
-  Tensor grad_gamma = per_sample(gamma_wanted), grad_beta = per_sample(beta_wanted);
-  if (p.positions() == 0) {
-    for (Tensor* t : {&grad_weight, &grad_bias, &grad_gamma, &grad_beta}) torch::stable::zero_(*t);
-    return {grad_weight, grad_bias, grad_gamma, grad_beta};
-  }
-  kernels().grad_weight(
-      p, {view_of(grad), view_of(input), view_of(weight), weight_wanted ? view_of(grad_weight) : View{},
-          matrix_of(bias), matrix_of(gamma), bits_of(p, bits), bias_wanted ? grad_bias.data_ptr() : nullptr,
-          gamma_wanted ? grad_gamma.data_ptr() : nullptr, beta_wanted ? grad_beta.data_ptr() : nullptr});
-  return {grad_weight, grad_bias, grad_gamma, grad_beta};
+  WeightGradients results(p, input, weight, is_channels_last(weight), weight_wanted, bias_wanted, gamma_wanted,
+                          beta_wanted);
+  if (p.positions() == 0)
+    results.zero();
+  else
+    kernels().grad_weight(p, results.args(p, grad, bits, input, weight, bias, gamma));
+  return results.all();
 }
 
 // "avx512 of avx512, avx2, baseline": the one in use, and all that were built.

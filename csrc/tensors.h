@@ -2,9 +2,11 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "problem.h"
@@ -107,5 +109,32 @@ inline Problem problem_of(const std::vector<int64_t>& input, const Tensor& weigh
 inline const uint8_t* bits_of(const Problem& p, const Tensor& bits) {
   return p.activation == Activation::none ? nullptr : static_cast<const uint8_t*>(bits.data_ptr());
 }
+
+// What the weight gradient's operator returns; an empty tensor stands for a gradient that is not wanted.
+struct WeightGradients {
+  Tensor weight, bias, gamma, beta;
+
+  WeightGradients(const Problem& p, const Tensor& input, const Tensor& like_weight, bool channels_last,
+                  bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted)
+      : weight(weight_wanted ? allocate(sizes_of(like_weight), channels_last, input) : allocate({0}, false, input)),
+        bias(allocate({bias_wanted ? p.out_channels : 0}, false, input)),
+        gamma(allocate({gamma_wanted ? p.batch : 0, p.out_channels}, false, input)),
+        beta(allocate({beta_wanted ? p.batch : 0, p.out_channels}, false, input)) {}
+
+  GradWeightArgs args(const Problem& p, const Tensor& grad, const Tensor& bits, const Tensor& input, const Tensor& w,
+                      const std::optional<Tensor>& b, const std::optional<Tensor>& factor) const {
+    const auto data = [](const Tensor& t) { return t.numel() > 0 ? t.data_ptr() : nullptr; };
+    return {view_of(grad), view_of(input),    view_of(w),       weight.dim() > 1 ? view_of(weight) : View{},
+            matrix_of(b),  matrix_of(factor), bits_of(p, bits), data(bias),
+            data(gamma),   data(beta)};
+  }
+
+  // All zeros, where there are no positions to sum over.
+  void zero() {
+    for (Tensor* t : {&weight, &bias, &gamma, &beta}) torch::stable::zero_(*t);
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> all() const { return {weight, bias, gamma, beta}; }
+};
 
 }  // namespace film

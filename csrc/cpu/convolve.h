@@ -307,11 +307,7 @@ using StoreTile = void (*)(const View&, const A*, int, const Row*, int64_t, int6
 
 template <class A>
 StoreTile<A> tile_storer(DType dtype) {
-  if constexpr (std::is_same_v<A, double>) {
-    return store_tile<A, double>;
-  } else {
-    return dtype == DType::f32 ? store_tile<A, float> : dtype == DType::bf16 ? store_tile<A, bf16> : store_tile<A, f16>;
-  }
+  return with_storage<A>(dtype, [](auto element) -> StoreTile<A> { return store_tile<A, decltype(element)>; });
 }
 
 // The weights (K, C/groups, kh, kw) of all groups as panels of [R][vectors * lanes]. Forward multiplies source channel

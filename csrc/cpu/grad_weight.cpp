@@ -266,15 +266,7 @@ class GradWeight {
   // dW = the sum of the splits, in their order, into the weight's own layout and type.
   void finish_weight() {
     if (args_.grad_weight.data == nullptr) return;
-    if constexpr (std::is_same_v<A, double>) return store_weight<double>();
-    switch (p_.dtype) {
-      case DType::bf16:
-        return store_weight<bf16>();
-      case DType::f16:
-        return store_weight<f16>();
-      default:
-        return store_weight<float>();
-    }
+    with_storage<A>(p_.dtype, [&](auto element) { store_weight<decltype(element)>(); });
   }
 
   template <class T>

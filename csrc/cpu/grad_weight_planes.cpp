@@ -217,15 +217,7 @@ class GradWeightPlanes {
     const int64_t size = p_.out_channels * products_;
     for (int64_t split = 1; split < splits_; ++split)
       for (int64_t i = 0; i < size; ++i) partial_[i] += partial_[split * size + i];
-    if constexpr (std::is_same_v<A, double>) return store_weight<double>();
-    switch (p_.dtype) {
-      case DType::bf16:
-        return store_weight<bf16>();
-      case DType::f16:
-        return store_weight<f16>();
-      default:
-        return store_weight<float>();
-    }
+    with_storage<A>(p_.dtype, [&](auto element) { store_weight<decltype(element)>(); });
   }
 
   template <class T>

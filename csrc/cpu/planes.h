@@ -117,13 +117,7 @@ void load_planes(A* dst, int64_t pitch, const View& view, int64_t n, int64_t h, 
 
 template <class A>
 LoadRow<A> plane_loader(DType dtype) {
-  if constexpr (std::is_same_v<A, double>) {
-    return load_planes<A, double>;
-  } else {
-    return dtype == DType::f32    ? load_planes<A, float>
-           : dtype == DType::bf16 ? load_planes<A, bf16>
-                                  : load_planes<A, f16>;
-  }
+  return with_storage<A>(dtype, [](auto element) -> LoadRow<A> { return load_planes<A, decltype(element)>; });
 }
 
 // out[K][V * lanes] = sum over products of weights[product][K] * planes, in chains of kChunk products.
@@ -263,13 +257,7 @@ using StorePlanes = void (*)(const View&, const A*, int64_t, const Taps&, int64_
 
 template <class A>
 StorePlanes<A> plane_storer(DType dtype) {
-  if constexpr (std::is_same_v<A, double>) {
-    return store_planes<A, double>;
-  } else {
-    return dtype == DType::f32    ? store_planes<A, float>
-           : dtype == DType::bf16 ? store_planes<A, bf16>
-                                  : store_planes<A, f16>;
-  }
+  return with_storage<A>(dtype, [](auto element) -> StorePlanes<A> { return store_planes<A, decltype(element)>; });
 }
 
 // The input's own planes.

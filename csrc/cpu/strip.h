@@ -45,16 +45,29 @@ void load_row(A* dst, int64_t pitch, const View& view, int64_t n, int64_t h, int
   }
 }
 
+// Calls body(T()) with the type that tensors of `dtype` are stored in, where A is what they are worked on in.
+template <class A, class F>
+auto with_storage(DType dtype, const F& body) {
+  if constexpr (std::is_same_v<A, double>) {
+    return body(double());
+  } else {
+    switch (dtype) {
+      case DType::bf16:
+        return body(bf16());
+      case DType::f16:
+        return body(f16());
+      default:
+        return body(float());
+    }
+  }
+}
+
 template <class A>
 using LoadRow = void (*)(A*, int64_t, const View&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
 
 template <class A>
 LoadRow<A> row_loader(DType dtype) {
-  if constexpr (std::is_same_v<A, double>) {
-    return load_row<A, double>;
-  } else {
-    return dtype == DType::f32 ? load_row<A, float> : dtype == DType::bf16 ? load_row<A, bf16> : load_row<A, f16>;
-  }
+  return with_storage<A>(dtype, [](auto element) -> LoadRow<A> { return load_row<A, decltype(element)>; });
 }
 
 // `count` (at most 32) bits from bit `first` on, or all ones where there is no row; reads no byte without one of them.
@@ -135,13 +148,8 @@ class Factors {
  private:
   static A value(DType dtype, const Matrix& m, int64_t n, int64_t k) {
     const int64_t i = n * m.n + k * m.k;
-    if constexpr (std::is_same_v<A, double>) {
-      return static_cast<const double*>(m.data)[i];
-    } else {
-      return dtype == DType::f32    ? static_cast<const float*>(m.data)[i]
-             : dtype == DType::bf16 ? to_float(static_cast<const bf16*>(m.data)[i])
-                                    : to_float(static_cast<const f16*>(m.data)[i]);
-    }
+    return with_storage<A>(dtype,
+                           [&](auto element) { return widen<A>(static_cast<const decltype(element)*>(m.data)[i]); });
   }
 
   int64_t padded_, row_;

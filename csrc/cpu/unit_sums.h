@@ -24,18 +24,7 @@ class UnitSums {
   // db, dgamma and dbeta from the sums of the units, in their order.
   template <class A>
   void finish(const Problem& p, const GradWeightArgs& args, const Factors<A>& gamma) {
-    if constexpr (std::is_same_v<A, double>) {
-      store<double>(p, args, gamma);
-    } else {
-      switch (p.dtype) {
-        case DType::bf16:
-          return store<bf16>(p, args, gamma);
-        case DType::f16:
-          return store<f16>(p, args, gamma);
-        default:
-          return store<float>(p, args, gamma);
-      }
-    }
+    with_storage<A>(p.dtype, [&](auto element) { store<decltype(element)>(p, args, gamma); });
   }
 
  private:

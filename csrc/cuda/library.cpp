@@ -76,7 +76,6 @@ Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, 
   return result;
 }
 
-// An empty tensor stands for a gradient that is not wanted.
 std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const Tensor& bits, const Tensor& input,
                                                        const Tensor& weight, const std::optional<Tensor>& bias,
                                                        const std::optional<Tensor>& gamma, bool weight_wanted,
@@ -85,25 +84,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        double gamma_offset, bool weight_channels_last, bool matrix) {
   const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
   const OnDevice device(input);
-  const auto per_sample = [&](bool wanted) { return allocate({wanted ? p.batch : 0, p.out_channels}, false, input); };
-  Tensor grad_weight =
-      weight_wanted ? allocate(sizes_of(weight), weight_channels_last, input) : allocate({0}, false, input);
-  Tensor grad_bias = allocate({bias_wanted ? p.out_channels : 0}, false, input);
-  Tensor grad_gamma = per_sample(gamma_wanted), grad_beta = per_sample(beta_wanted);
+  WeightGradients results(p, input, weight, weight_channels_last, weight_wanted, bias_wanted, gamma_wanted,
+                          beta_wanted);
   if (p.positions() == 0) {
-    for (Tensor* t : {&grad_weight, &grad_bias, &grad_gamma, &grad_beta}) torch::stable::zero_(*t);
-    return {grad_weight, grad_bias, grad_gamma, grad_beta};
+    results.zero();
+    return results.all();
   }
-  const GradWeightArgs args{view_of(grad),
-                            view_of(input),
-                            view_of(weight),
-                            weight_wanted ? view_of(grad_weight) : View{},
-                            matrix_of(bias),
-                            matrix_of(gamma),
-                            bits_of(p, bits),
-                            bias_wanted ? grad_bias.data_ptr() : nullptr,
-                            gamma_wanted ? grad_gamma.data_ptr() : nullptr,
-                            beta_wanted ? grad_beta.data_ptr() : nullptr};
+  const GradWeightArgs args = results.args(p, grad, bits, input, weight, bias, gamma);
 
   // The sums that the gradients wanted are made of. dgamma looks at sum_p g for its NaN alone (finish.cu).
   const bool post = p.position == Position::post;
@@ -123,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
   check((matrix ? cuda::matrix::grad_weight : cuda::direct::grad_weight)(p, args, cut, partials, device.stream()),
         "grad_weight");
   check(cuda::finish(p, args, cut, partials, device.stream()), "finish");
-  return {grad_weight, grad_bias, grad_gamma, grad_beta};
+  return results.all();
 }
 
 }  // namespace

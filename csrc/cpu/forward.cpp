@@ -1,5 +1,6 @@
 // y = gamma * act(conv(x, W) + b) + beta, or act(gamma * (conv(x, W) + b) + beta), and the bits, in one pass.
 #include "planes.h"
+#include "winograd.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -54,6 +55,22 @@ void forward(const Problem& p, const ForwardArgs& args) {
   if (args.bits != nullptr && p.groups > 1) std::memset(args.bits, 0, p.positions() * p.bit_row());
   convolve(pass, p.batch, p.groups, p.group_in(), p.group_out(), Plain<A>{args.input, load},
            Modulate<A>{p, args, bias, gamma, beta, tile_storer<A>(p.dtype)});
+}
+
+// Returns whether it did: where a sum is not finite, all is to be computed directly.
+template <class T>
+bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
+  const LoadRow<float> load = row_loader<float>(p.dtype);
+  const Pass<float> pass{forward_taps(p.h), forward_taps(p.w), 0, {}};
+  const WinogradWeights<T> weights(pass, args.weight, load, p.groups, p.group_in(), p.group_out(), false);
+  const int64_t padded = Panels<float>{p.group_out()}.padded();
+  const Factors<float> bias(p, args.bias, padded, 0, 0, /*per_sample=*/false);
+  const Factors<float> gamma(p, args.gamma, padded, static_cast<float>(p.gamma_offset), 1);
+  const Factors<float> beta(p, args.beta, padded, 0, 0);
+  if (args.bits != nullptr && p.groups > 1) std::memset(args.bits, 0, p.positions() * p.bit_row());
+  return convolve_winograd(pass, weights, p.batch, p.groups, p.group_in(), p.group_out(),
+                           Plain<float>{args.input, load},
+                           Modulate<float>{p, args, bias, gamma, beta, tile_storer<float>(p.dtype)});
 }
 
 // The same epilogue with columns in the lanes; the bits of a position's channels come together in words of 32.
@@ -131,7 +148,7 @@ void forward_in_planes(const Problem& p, const ForwardArgs& args) {
 void run_forward(const Problem& p, const ForwardArgs& args) {
   if (suits_planes(p, args.output))
     p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
-  else
+  else if (!suits_winograd(p) || !forward_by_winograd<Tiles<2, 4>>(p, args))
     p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
 }
 

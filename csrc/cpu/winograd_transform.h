@@ -1,0 +1,177 @@
+// Winograd's minimal filtering in one dimension, F(M, R): M results of a filter of R taps from N = M + R - 1 inputs with
+// N products instead of M * R (Lavin and Gray 2016, arXiv:1509.09308; by Toom and Cook's construction):
+//   y = A^T [(G g) * (B^T d)]         and, for the filter's own gradient,         dg = G^T [(A u) * (B^T d)]
+// The points are 0, pairs +-p and infinity. Even and odd powers of a pair are shared. Which pairs: those with the
+// smallest rounding errors (Barabasz et al. 2020, arXiv:1803.10986, look into this); {2/3, 3/2} has half of {1, 2}'s.
+#pragma once
+
+#include "simd.h"
+
+namespace film::FILM_ISA {
+
+template <int COUNT>
+struct Pairs;
+template <>
+struct Pairs<1> {
+  static constexpr double at[] = {1};
+};
+template <>
+struct Pairs<2> {
+  static constexpr double at[] = {2.0 / 3, 3.0 / 2};
+};
+
+template <int M_, int R_>
+struct Filtering {
+  static constexpr int M = M_, R = R_, N = M + R - 1, P = (N - 2) / 2;
+  static_assert(N % 2 == 0, "0, pairs and infinity");
+
+  // Coefficients in x^2 of the product of (x^2 - p^2) over all pairs but `left_out`, lowest power first.
+  struct Polynomial {
+    double at[P + 1] = {1};
+  };
+  static constexpr Polynomial product(int left_out) {
+    Polynomial q;
+    int degree = 0;
+    for (int i = 0; i < P; ++i) {
+      if (i == left_out) continue;
+      ++degree;
+      for (int j = degree; j >= 0; --j)
+        q.at[j] = (j > 0 ? q.at[j - 1] : 0) - Pairs<P>::at[i] * Pairs<P>::at[i] * (j < degree ? q.at[j] : 0);
+    }
+    return q;
+  }
+  static constexpr double power(double p, int exponent) {
+    double value = 1;
+    for (int i = 0; i < exponent; ++i) value *= p;
+    return value;
+  }
+  // What G divides a point's row by: the product of its distances to the other points.
+  static constexpr double divisor(int pair) {
+    double value = pair < 0 ? 1 : 2 * power(Pairs<P>::at[pair], 2);
+    for (int i = 0; i < P; ++i)
+      if (i != pair) value *= (pair < 0 ? 0 : power(Pairs<P>::at[pair], 2)) - power(Pairs<P>::at[i], 2);
+    return value;
+  }
+
+  // d = B^T d
+  template <class V>
+  static void data(V (&d)[N]) {
+    using A = std::decay_t<decltype(d[0][0])>;
+    V out[N];
+    constexpr Polynomial all = product(-1);
+    V zero = static_cast<A>(all.at[0]) * d[0], infinity = static_cast<A>(all.at[0]) * d[1];
+#pragma GCC unroll 4
+    for (int j = 1; j <= P; ++j) {
+      zero += static_cast<A>(all.at[j]) * d[2 * j];
+      infinity += static_cast<A>(all.at[j]) * d[2 * j + 1];
+    }
+    out[0] = zero, out[N - 1] = infinity;
+#pragma GCC unroll 4
+    for (int i = 0; i < P; ++i) {
+      const Polynomial q = product(i);
+      V even = d[2 * P], odd = d[2 * P - 1];  // the highest coefficient is 1
+#pragma GCC unroll 4
+      for (int j = 0; j < P - 1; ++j) {
+        even += static_cast<A>(q.at[j]) * d[2 * j + 2];
+        odd += static_cast<A>(q.at[j]) * d[2 * j + 1];
+      }
+      const A p = static_cast<A>(Pairs<P>::at[i]);
+      out[2 * i + 1] = even + p * odd, out[2 * i + 2] = even - p * odd;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) d[i] = out[i];
+  }
+
+  // y = A^T m
+  template <class V>
+  static void results(const V (&m)[N], V (&y)[M]) {
+    evaluate<M>(m, y, [](int) { return 1.0; });
+  }
+
+  // dg = G^T m
+  template <class V>
+  static void filter_gradient(const V (&m)[N], V (&dg)[R]) {
+    evaluate<R>(m, dg, [](int pair) { return 1 / divisor(pair); });
+  }
+
+  // q = A u
+  template <class V>
+  static void gradient(const V (&u)[M], V (&q)[N]) {
+    expand<M>(u, q, [](int) { return 1.0; });
+  }
+
+  // w = G g
+  template <class V>
+  static void filter(const V (&g)[R], V (&w)[N]) {
+    expand<R>(g, w, [](int pair) { return 1 / divisor(pair); });
+  }
+
+ private:
+  // out[j] = the sum over the points of scale * p^j * m; infinity adds to the last one only
+  template <int COUNT, class V, class Scale>
+  static void evaluate(const V (&m)[N], V (&out)[COUNT], const Scale& scale) {
+    using A = std::decay_t<decltype(m[0][0])>;
+    V even[P], odd[P];
+#pragma GCC unroll 4
+    for (int i = 0; i < P; ++i) even[i] = m[2 * i + 1] + m[2 * i + 2], odd[i] = m[2 * i + 1] - m[2 * i + 2];
+#pragma GCC unroll 8
+    for (int j = 0; j < COUNT; ++j) {
+      V sum = j == 0 ? static_cast<A>(scale(-1)) * m[0] : V{};
+      if (j == COUNT - 1) sum = COUNT == 1 ? sum + m[N - 1] : m[N - 1];
+#pragma GCC unroll 4
+      for (int i = 0; i < P; ++i)
+        sum += static_cast<A>(scale(i) * power(Pairs<P>::at[i], j)) * (j % 2 == 0 ? even[i] : odd[i]);
+      out[j] = sum;
+    }
+  }
+
+  // out[point] = scale * the sum over j of p^j * in[j]; infinity takes the last one
+  template <int COUNT, class V, class Scale>
+  static void expand(const V (&in)[COUNT], V (&out)[N], const Scale& scale) {
+    using A = std::decay_t<decltype(in[0][0])>;
+    out[0] = static_cast<A>(scale(-1)) * in[0], out[N - 1] = in[COUNT - 1];
+#pragma GCC unroll 4
+    for (int i = 0; i < P; ++i) {
+      V even = static_cast<A>(scale(i)) * in[0], odd{};
+#pragma GCC unroll 8
+      for (int j = 1; j < COUNT; ++j)
+        (j % 2 == 0 ? even : odd) += static_cast<A>(scale(i) * power(Pairs<P>::at[i], j)) * in[j];
+      out[2 * i + 1] = even + odd, out[2 * i + 2] = even - odd;
+    }
+  }
+};
+
+// A dimension without a filter.
+template <>
+struct Filtering<1, 1> {
+  static constexpr int M = 1, R = 1, N = 1;
+  template <class V>
+  static void data(V (&)[1]) {}
+  template <class V>
+  static void results(const V (&m)[1], V (&y)[1]) { y[0] = m[0]; }
+  template <class V>
+  static void filter_gradient(const V (&m)[1], V (&dg)[1]) { dg[0] = m[0]; }
+  template <class V>
+  static void gradient(const V (&u)[1], V (&q)[1]) { q[0] = u[0]; }
+  template <class V>
+  static void filter(const V (&g)[1], V (&w)[1]) { w[0] = g[0]; }
+};
+
+// Both dimensions: rows of one, columns of the other. `apply` maps IN elements to OUT.
+template <int HI, int HO, int WI, int WO, class V, class Rows, class Columns>
+inline void transform_2d(const V (&in)[HI][WI], V (&out)[HO][WO], const Rows& along_h, const Columns& along_w) {
+  V half[HO][WI];
+#pragma GCC unroll 8
+  for (int w = 0; w < WI; ++w) {
+    V column[HI], image[HO];
+#pragma GCC unroll 8
+    for (int h = 0; h < HI; ++h) column[h] = in[h][w];
+    along_h(column, image);
+#pragma GCC unroll 8
+    for (int h = 0; h < HO; ++h) half[h][w] = image[h];
+  }
+#pragma GCC unroll 8
+  for (int h = 0; h < HO; ++h) along_w(half[h], out[h]);
+}
+
+}  // namespace film::FILM_ISA

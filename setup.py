@@ -33,6 +33,7 @@ KERNELS = [
     "cpu/grad_input.cpp",
     "cpu/grad_weight.cpp",
     "cpu/grad_weight_planes.cpp",
+    "cpu/grad_weight_winograd.cpp",
     "cpu/table.cpp",
 ]
 COMPILE = [

@@ -1,5 +1,6 @@
 // dx = conv_transpose(gamma * u, W) with u = g * slope(bits); the product is formed while the gradient is loaded.
 #include "planes.h"
+#include "winograd.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -22,14 +23,18 @@ struct Modulated {
 };
 
 template <class A>
-void grad_input(const Problem& p, const GradInputArgs& args) {
-  const LoadRow<A> load = row_loader<A>(p.dtype);
-  const StoreTile<A> store_rows = tile_storer<A>(p.dtype);
-  const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
-  const auto epilogue = [&](const A* tile, int vectors, const Row* rows, int64_t row_count, int64_t g, int64_t c0,
-                            int64_t count) {
+auto store_to(const Problem& p, const GradInputArgs& args) {
+  return [&p, &args, store_rows = tile_storer<A>(p.dtype)](const A* tile, int vectors, const Row* rows,
+                                                           int64_t row_count, int64_t g, int64_t c0, int64_t count) {
     store_rows(args.grad_input, tile, vectors, rows, row_count, g * p.group_in() + c0, count);
   };
+}
+
+template <class A>
+void grad_input(const Problem& p, const GradInputArgs& args) {
+  const LoadRow<A> load = row_loader<A>(p.dtype);
+  const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
+  const auto epilogue = store_to<A>(p, args);
   for (int64_t fh = 0; fh < std::min(p.h.stride, p.h.in); ++fh)
     for (int64_t fw = 0; fw < std::min(p.w.stride, p.w.in); ++fw) {
       Pass<A> pass{grad_input_taps(p.h, fh), grad_input_taps(p.w, fw), 0, {}};
@@ -38,6 +43,17 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
       pack_weights<A>(weights, pass, args.weight, load, p.groups, p.group_out(), p.group_in(), true);
       convolve(pass, p.batch, p.groups, p.group_out(), p.group_in(), Modulated<A>{p, args, gamma, load}, epilogue);
     }
+}
+
+// Returns whether it did: where a sum is not finite, all is to be computed directly.
+template <class T>
+bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
+  const LoadRow<float> load = row_loader<float>(p.dtype);
+  const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
+  const Pass<float> pass{grad_input_taps(p.h, 0), grad_input_taps(p.w, 0), 0, {}};
+  const WinogradWeights<T> weights(pass, args.weight, load, p.groups, p.group_out(), p.group_in(), true);
+  return convolve_winograd(pass, weights, p.batch, p.groups, p.group_out(), p.group_in(),
+                           Modulated<float>{p, args, gamma, load}, store_to<float>(p, args));
 }
 
 // The planes of gamma * u.
@@ -94,7 +110,7 @@ void grad_input_in_planes(const Problem& p, const GradInputArgs& args) {
 void run_grad_input(const Problem& p, const GradInputArgs& args) {
   if (suits_planes(p, args.grad))
     p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
-  else
+  else if (!suits_winograd(p) || !grad_input_by_winograd<Tiles<2, 2>>(p, args))
     p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
 }
 

@@ -8,77 +8,22 @@
 // into blocks. Sums over units and splits are then taken in order, so that every run gives the same bits.
 #include <cmath>
 
+#include "grad_weight_tile.h"
 #include "planes.h"
 #include "unit_sums.h"
+#include "winograd.h"
 
 namespace film::FILM_ISA {
 namespace {
 
 constexpr int64_t kUnitPositions = 256;  // of one unit, at most (a row may be cut, rows are put together)
-constexpr int64_t kRun = 16;             // positions summed in one chain; runs are then added, to keep digits
-constexpr int64_t kChannelBlock = 64;    // output channels of one task, at most
+constexpr int64_t kRun = 16;             // positions summed in one chain
 constexpr int64_t kTasks = 32;           // aimed at, so that many cores have work
 
 // Products (kw, c) of one kernel row are contiguous in a strip where dilation is 1; otherwise one kernel tap's are.
 struct Runs {
   int64_t count, length, padded;
   int64_t row() const { return count * padded; }  // elements of one output channel in W and dW
-};
-
-// sums[k] = U[k][run .. run + V * lanes] over the unit's positions; then both uses of it.
-template <class A, int V>
-struct UnitTile {
-  const A *u, *x;  // u[position][u_pitch]; x at the run's first product
-  int64_t rows, columns, u_pitch, x_row, x_column;
-  const A* weight;        // [channel][row]
-  A* grad_weight;         // the same, or null
-  int64_t row, valid;     // elements between channels; lanes of the tile that are products
-  const A* gamma;         // of these channels
-  Vector<A>* grad_gamma;  // lane sums of <W, U>, or null
-
-  void operator()() const {
-    constexpr int L = kLanes<A>;
-    Vector<A> total[kGradRows][V] = {}, sum[kGradRows][V] = {};
-    const A* uu = u;
-    int64_t chained = 0;
-    for (int64_t h = 0; h < rows; ++h)
-      for (int64_t w0 = 0; w0 < columns; w0 += kRun) {
-        const A* xx = x + h * x_row + w0 * x_column;
-        const int64_t count = std::min(kRun, columns - w0);
-        for (int64_t w = 0; w < count; ++w, xx += x_column, uu += u_pitch) {
-          Vector<A> value[V];
-#pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) value[v] = load(xx + v * L);
-#pragma GCC unroll 16
-          for (int m = 0; m < kGradRows; ++m) {
-            const A scalar = uu[m];
-#pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) sum[m][v] += scalar * value[v];
-          }
-        }
-        chained += count;
-        if (chained < kRun && h + 1 < rows) continue;
-        chained = 0;
-#pragma GCC unroll 16
-        for (int m = 0; m < kGradRows; ++m)
-#pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) total[m][v] += sum[m][v], sum[m][v] = Vector<A>{};
-      }
-    const Mask<A> lanes = lane_numbers<A>();
-#pragma GCC unroll 16
-    for (int m = 0; m < kGradRows; ++m)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        // Lanes past the run hold products of a neighbour, or of nothing.
-        const Mask<A> inside = lanes < static_cast<typename VectorOf<A>::integer>(valid - v * L);
-        const Vector<A> U = inside ? total[m][v] : Vector<A>{};
-        if (grad_gamma != nullptr) grad_gamma[m] += U * load(weight + m * row + v * L);
-        if (grad_weight != nullptr) {
-          A* d = grad_weight + m * row + v * L;
-          store(d, load(d) + gamma[m] * U);
-        }
-      }
-  }
 };
 
 template <class A>
@@ -163,7 +108,7 @@ class GradWeight {
     const int64_t first = unit_count_ * split / splits_, last = unit_count_ * (split + 1) / splits_;
     for (int64_t unit = first; unit < last; ++unit) {
       const Extent e = extent_of(units_, pass_, p_.batch, unit);
-      load_u(u, e, unit, g, k0, channels);
+      load_unit(u, p_, args_, load_, sums_, e, unit, g, k0, channels);
       if (!products_wanted_) continue;
       fill_strip(strip, e, h_, w_, g * p_.group_in(), p_.group_in(), Plain<A>{args_.input, load_});
       std::fill(grad_gamma, grad_gamma + channels, Vector<A>{});
@@ -175,42 +120,6 @@ class GradWeight {
         sums_.at(UnitSums::product, unit, g)[k0 + k] = sum;
       }
     }
-  }
-
-  // u of a unit as [position][channels], zeros in channels that do not exist, and its sums and those of g.
-  void load_u(A* u, const Extent& e, int64_t unit, int64_t g, int64_t k0, int64_t channels) {
-    const int64_t used = std::min(channels, channels_ - k0), k = g * channels_ + k0;
-    double *sum_u = sums_.at(UnitSums::u, unit, g) + k0, *sum_g = sums_.at(UnitSums::g, unit, g) + k0;
-    std::fill(sum_u, sum_u + channels, 0.0);
-    std::fill(sum_g, sum_g + channels, 0.0);
-    double lost_u[kChannelBlock] = {}, lost_g[kChannelBlock] = {};
-    const auto add = [&](double* sum, double* lost, const A* pixels) {
-      for (int64_t w = 0; w < e.columns; ++w)
-        for (int64_t c = 0; c < used; ++c) {
-          const double x = pixels[w * channels + c], before = sum[c];
-          sum[c] += x;
-          // For float32 a double is exact enough; a double's own rounding is kept and added at the end (Knuth's
-          // TwoSum).
-          if constexpr (std::is_same_v<A, double>) {
-            const double part = sum[c] - before;
-            lost[c] += (before - (sum[c] - part)) + (x - part);
-          }
-        }
-    };
-    for (int64_t h = e.h0; h < e.h0 + e.rows; ++h, u += e.columns * channels) {
-      if (used < channels) std::memset(u, 0, e.columns * channels * sizeof(A));
-      load_(u, channels, args_.grad, e.n0, h, e.w0, e.w0 + e.columns, k, used);
-      add(sum_g, lost_g, u);
-      if (p_.activation == Activation::none) continue;
-      const uint8_t* bits = args_.bits + ((e.n0 * p_.h.out + h) * p_.w.out + e.w0) * p_.bit_row();
-      apply_bits<A>(u, channels, e.columns, used, bits, p_.bit_row(), k, static_cast<A>(p_.lower_slope), nullptr);
-      add(sum_u, lost_u, u);
-    }
-    for (int64_t c = 0; c < used; ++c) {
-      if (std::isfinite(lost_u[c])) sum_u[c] += lost_u[c];
-      if (std::isfinite(lost_g[c])) sum_g[c] += lost_g[c];
-    }
-    if (p_.activation == Activation::none) std::copy(sum_g, sum_g + channels, sum_u);
   }
 
   void walk_products(const A* strip, const A* u, const Extent& e, int64_t g, int64_t k0, int64_t channels,
@@ -227,7 +136,7 @@ class GradWeight {
         const int64_t column = run * runs_.padded + at;
         for (int64_t k = 0; k < channels; k += kGradRows) {
           const auto tile = [&](auto vectors) {
-            UnitTile<A, decltype(vectors)::value>{
+            UnitTile<A, decltype(vectors)::value, kRun>{
                 u + k,
                 x + at,
                 e.rows,
@@ -306,10 +215,12 @@ class GradWeight {
 
 }  // namespace
 
-void run_grad_weight_in_planes(const Problem&, const GradWeightArgs&);  // grad_weight_planes.cpp
+void run_grad_weight_in_planes(const Problem&, const GradWeightArgs&);    // grad_weight_planes.cpp
+bool run_grad_weight_by_winograd(const Problem&, const GradWeightArgs&);  // grad_weight_winograd.cpp: whether it could
 
 void run_grad_weight(const Problem& p, const GradWeightArgs& args) {
   if (suits_planes(p, args.grad)) return run_grad_weight_in_planes(p, args);
+  if (suits_winograd(p) && run_grad_weight_by_winograd(p, args)) return;
   p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
 }
 

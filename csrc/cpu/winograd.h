@@ -1,6 +1,6 @@
-// The convolution of forward and grad_input by Winograd's filtering, for kernels of 3 x 3 taps at a stride of 1: tiles of
-// MH x MW results from NH x NW = (MH + 2) x (MW + 2) inputs, in which every point (one of NH * NW) is a matrix product of
-// its own, [tiles x source channels] with [source channels x channels].
+// The convolution of forward and grad_input by Winograd's filtering, for kernels of 3 x 3 taps at a stride of 1: tiles
+// of MH x MW results from NH x NW = (MH + 2) x (MW + 2) inputs, in which every point (one of NH * NW) is a matrix
+// product of its own, [tiles x source channels] with [source channels x channels].
 //
 // A block of tiles goes through it at a time: strip -> transformed tiles -> products, a panel of channels at a time
 // -> results, in the order of rows -> the epilogue. The transformed tiles and one panel's products stay in L2.
@@ -185,34 +185,37 @@ Blocks plan_winograd_blocks(const Pass<float>& pass, int64_t batch, int64_t sour
   return b;
 }
 
-// B^T d B of every tile of a block, from its strip.
+// B^T d B of a tile, a vector of channels, to points `step` apart; its rows and columns in the strip are `line` and
+// `pixel` apart.
+template <class T>
+inline void transform_tile(float* points, int64_t step, const float* corner, int64_t line, int64_t pixel) {
+  constexpr int NH = T::H::N, NW = T::W::N;
+  Vector<float> d[NH][NW], out[NH][NW];
+#pragma GCC unroll 8
+  for (int i = 0; i < NH; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NW; ++j) d[i][j] = load(corner + i * line + j * pixel);
+  transform_2d(
+      d, out, [](const auto& in, auto& out) { T::H::data(in, out); },
+      [](const auto& in, auto& out) { T::W::data(in, out); });
+#pragma GCC unroll 8
+  for (int i = 0; i < NH; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NW; ++j) store(points + (i * NW + j) * step, out[i][j]);
+}
+
+// The transformed tiles of a block, from its strip.
 template <class T>
 void transform_tiles(float* transformed, const TileRows& layout, const float* strip, const Extent& e,
                      int64_t channels) {
-  constexpr int L = kLanes<float>, NH = T::H::N, NW = T::W::N;
   const int64_t line = (e.columns + kWinogradTaps - 1) * channels, map = (e.rows + kWinogradTaps - 1) * line;
   int64_t tile = 0;
   for (int64_t n = 0; n < e.samples; ++n)
     for (int64_t h = 0; h < e.rows; h += T::H::M)
-      for (int64_t w = 0; w < e.columns; w += T::W::M, ++tile) {
-        const float* corner = strip + n * map + h * line + w * channels;
-        for (int64_t c = 0; c < channels; c += L) {
-          Vector<float> d[NH][NW];
-#pragma GCC unroll 8
-          for (int i = 0; i < NH; ++i)
-#pragma GCC unroll 8
-            for (int j = 0; j < NW; ++j) d[i][j] = load(corner + i * line + j * channels + c);
-          Vector<float> points[NH][NW];
-          transform_2d(
-              d, points, [](auto& in, auto& out) { T::H::data(in), std::copy(in, in + NH, out); },
-              [](auto& in, auto& out) { T::W::data(in), std::copy(in, in + NW, out); });
-          float* out = transformed + layout.at(tile, c);
-#pragma GCC unroll 8
-          for (int i = 0; i < NH; ++i)
-#pragma GCC unroll 8
-            for (int j = 0; j < NW; ++j) store(out + (i * NW + j) * layout.point(), points[i][j]);
-        }
-      }
+      for (int64_t w = 0; w < e.columns; w += T::W::M, ++tile)
+        for (int64_t c = 0; c < channels; c += kLanes<float>)
+          transform_tile<T>(transformed + layout.at(tile, c), layout.point(),
+                            strip + n * map + h * line + w * channels + c, line, channels);
 }
 
 // A^T m A of every tile of a block, to results[position][vectors * lanes], the positions of `e` one row after another.

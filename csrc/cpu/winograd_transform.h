@@ -1,5 +1,5 @@
-// Winograd's minimal filtering in one dimension, F(M, R): M results of a filter of R taps from N = M + R - 1 inputs with
-// N products instead of M * R (Lavin and Gray 2016, arXiv:1509.09308; by Toom and Cook's construction):
+// Winograd's minimal filtering in one dimension, F(M, R): M results of a filter of R taps from N = M + R - 1 inputs
+// with N products instead of M * R (Lavin and Gray 2016, arXiv:1509.09308; by Toom and Cook's construction):
 //   y = A^T [(G g) * (B^T d)]         and, for the filter's own gradient,         dg = G^T [(A u) * (B^T d)]
 // The points are 0, pairs +-p and infinity. Even and odd powers of a pair are shared. Which pairs: those with the
 // smallest rounding errors (Barabasz et al. 2020, arXiv:1803.10986, look into this); {2/3, 3/2} has half of {1, 2}'s.
@@ -53,11 +53,10 @@ struct Filtering {
     return value;
   }
 
-  // d = B^T d
+  // out = B^T d
   template <class V>
-  static void data(V (&d)[N]) {
+  static void data(const V (&d)[N], V (&out)[N]) {
     using A = std::decay_t<decltype(d[0][0])>;
-    V out[N];
     constexpr Polynomial all = product(-1);
     V zero = static_cast<A>(all.at[0]) * d[0], infinity = static_cast<A>(all.at[0]) * d[1];
 #pragma GCC unroll 4
@@ -78,8 +77,6 @@ struct Filtering {
       const A p = static_cast<A>(Pairs<P>::at[i]);
       out[2 * i + 1] = even + p * odd, out[2 * i + 2] = even - p * odd;
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) d[i] = out[i];
   }
 
   // y = A^T m
@@ -146,15 +143,25 @@ template <>
 struct Filtering<1, 1> {
   static constexpr int M = 1, R = 1, N = 1;
   template <class V>
-  static void data(V (&)[1]) {}
+  static void data(const V (&d)[1], V (&out)[1]) {
+    out[0] = d[0];
+  }
   template <class V>
-  static void results(const V (&m)[1], V (&y)[1]) { y[0] = m[0]; }
+  static void results(const V (&m)[1], V (&y)[1]) {
+    y[0] = m[0];
+  }
   template <class V>
-  static void filter_gradient(const V (&m)[1], V (&dg)[1]) { dg[0] = m[0]; }
+  static void filter_gradient(const V (&m)[1], V (&dg)[1]) {
+    dg[0] = m[0];
+  }
   template <class V>
-  static void gradient(const V (&u)[1], V (&q)[1]) { q[0] = u[0]; }
+  static void gradient(const V (&u)[1], V (&q)[1]) {
+    q[0] = u[0];
+  }
   template <class V>
-  static void filter(const V (&g)[1], V (&w)[1]) { w[0] = g[0]; }
+  static void filter(const V (&g)[1], V (&w)[1]) {
+    w[0] = g[0];
+  }
 };
 
 // Both dimensions: rows of one, columns of the other. `apply` maps IN elements to OUT.

@@ -1,0 +1,76 @@
+// The register tile of the weight gradient.
+#pragma once
+
+#include <algorithm>
+
+#include "simd.h"
+
+namespace film::FILM_ISA {
+
+// U[k][run .. run + V * lanes] summed over the unit's positions, RUN of them in one chain, whose sums are then added,
+// to keep digits; then both uses of it: dotted with W, and times gamma added to dW.
+template <class A, int V, int64_t RUN>
+struct UnitTile {
+  const A *u, *x;  // u[position][u_pitch]; x at the run's first product
+  int64_t rows, columns, u_pitch, x_row, x_column;
+  const A* weight;        // [channel][row]
+  A* grad_weight;         // the same, or null
+  int64_t row, valid;     // elements between channels; lanes of the tile that are products
+  const A* gamma;         // of these channels
+  Vector<A>* grad_gamma;  // lane sums of <W, U>, or null
+
+  void operator()() const {
+    constexpr int L = kLanes<A>;
+    Vector<A> total[kGradRows][V], sum[kGradRows][V] = {};
+    const A* uu = u;
+    int64_t chained = 0;
+    bool first = true;
+    for (int64_t h = 0; h < rows; ++h)
+      for (int64_t w0 = 0; w0 < columns; w0 += RUN) {
+        const A* xx = x + h * x_row + w0 * x_column;
+        const int64_t count = std::min(RUN, columns - w0);
+        for (int64_t w = 0; w < count; ++w, xx += x_column, uu += u_pitch) {
+          Vector<A> value[V];
+#pragma GCC unroll 8
+          for (int v = 0; v < V; ++v) value[v] = load(xx + v * L);
+#pragma GCC unroll 16
+          for (int m = 0; m < kGradRows; ++m) {
+            const A scalar = uu[m];
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sum[m][v] += scalar * value[v];
+          }
+        }
+        chained += count;
+        const bool last = h + 1 == rows && w0 + RUN >= columns;
+        if (chained < RUN && !last) continue;
+        chained = 0;
+#pragma GCC unroll 16
+        for (int m = 0; m < kGradRows; ++m)
+#pragma GCC unroll 8
+          for (int v = 0; v < V; ++v) {
+            if (!first) sum[m][v] += total[m][v];
+            if (!last) total[m][v] = sum[m][v], sum[m][v] = Vector<A>{};
+          }
+        first = false;
+      }
+    const Mask<A> lanes = lane_numbers<A>();
+#pragma GCC unroll 16
+    for (int m = 0; m < kGradRows; ++m) {
+      Vector<A> dot{};
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        // Lanes past the run hold products of a neighbour, or of nothing.
+        const Mask<A> inside = lanes < static_cast<typename VectorOf<A>::integer>(valid - v * L);
+        const Vector<A> U = inside ? sum[m][v] : Vector<A>{};
+        if (grad_gamma != nullptr) dot += U * load(weight + m * row + v * L);
+        if (grad_weight != nullptr) {
+          A* d = grad_weight + m * row + v * L;
+          store(d, load(d) + gamma[m] * U);
+        }
+      }
+      if (grad_gamma != nullptr) grad_gamma[m] += dot;
+    }
+  }
+};
+
+}  // namespace film::FILM_ISA

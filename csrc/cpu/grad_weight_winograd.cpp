@@ -1,0 +1,288 @@
+// grad_weight.cpp's sums by Winograd's filtering (winograd.h): with X = B^T x B and Q = A u A^T of every tile, each
+// point is a matrix product over a unit's tiles of its own, and U = G^T (sum over tiles of Q * X) G. Both uses of U are
+// made before G: dgamma = <G W G^T, sum of Q * X>, and dW's sum over units is transformed once at the end.
+//
+// Units go in rounds: first all their tiles are transformed, units shared out among threads, then multiplied, output
+// channels and points shared out. Each sum belongs to one task and takes the units in order.
+#include <cmath>
+#include <numeric>
+
+#include "grad_weight_tile.h"
+#include "unit_sums.h"
+#include "winograd.h"
+
+namespace film::FILM_ISA {
+namespace {
+
+constexpr int64_t kUnitTiles = 64;  // of one unit, at most
+constexpr int64_t kRoundBytes = 4 << 20;
+
+template <class T>
+class GradWeightWinograd {
+ public:
+  GradWeightWinograd(const Problem& p, const GradWeightArgs& args)
+      : p_(p),
+        args_(args),
+        load_(row_loader<float>(p.dtype)),
+        pass_{forward_taps(p.h), forward_taps(p.w), 0, {}},
+        blocks_(unit_blocks(p)),
+        unit_count_(p.batch * blocks_.along_h * blocks_.along_w),
+        unit_tiles_(blocks_.rows * blocks_.columns / (MH * MW)),
+        inputs_(round_up(p.group_in(), L)),
+        channels_(round_up(p.group_out(), kPack)),
+        round_(std::min(units_of_round(), unit_count_)),
+        gamma_(p, args.gamma, channels_, static_cast<float>(p.gamma_offset), 1),
+        x_(kPoints * inputs_ * round_ * unit_tiles_),
+        q_(kPoints * channels_ * round_ * unit_tiles_),
+        weight_(kPoints * channels_ * inputs_),
+        grad_weight_(kPoints * channels_ * inputs_),
+        dots_(round_ * NH * channels_),
+        sums_(p, blocks_.along_h * blocks_.along_w, channels_) {}
+
+  // Returns whether all is finite; where not, it is to be computed directly.
+  bool operator()() {
+    for (int64_t g = 0; g < p_.groups && finite_; ++g) {
+      if (args_.grad_gamma != nullptr) transform_weight(g);
+      grad_weight_.zero(kPoints * channels_ * inputs_);
+      for (int64_t first = 0; first < unit_count_; first += round_) {
+        const int64_t count = std::min(round_, unit_count_ - first);
+        transform_units(g, first, count);
+        multiply_units(g, first, count);
+      }
+      if (args_.grad_weight.data != nullptr)
+        with_storage<float>(p_.dtype, [&](auto element) { store_weight<decltype(element)>(g); });
+    }
+    if (finite_) sums_.finish(p_, args_, gamma_);
+    return finite_;
+  }
+
+ private:
+  static constexpr int L = kLanes<float>, R = kWinogradTaps, MH = T::H::M, MW = T::W::M, NH = T::H::N, NW = T::W::N,
+                       kPoints = T::kPoints;
+  static constexpr int64_t kPack = std::lcm(L, kGradRows);  // output channels that lie together in Q
+  static constexpr int64_t kWide = kGradVectors * L;        // input channels of a register tile, together in X
+
+  static Blocks unit_blocks(const Problem& p) {
+    const int64_t tiles_h = (p.h.out + MH - 1) / MH, tiles_w = (p.w.out + MW - 1) / MW;
+    Blocks b{1, MH, std::min(tiles_w, kUnitTiles) * MW, p.batch, 0, 0};
+    if (tiles_w <= kUnitTiles) b.rows = share_evenly(tiles_h, kUnitTiles / tiles_w) * MH;
+    b.along_h = (p.h.out + b.rows - 1) / b.rows;
+    b.along_w = (p.w.out + b.columns - 1) / b.columns;
+    return b;
+  }
+
+  int64_t units_of_round() const {
+    const int64_t unit_bytes = kPoints * unit_tiles_ * (inputs_ + channels_) * sizeof(float);
+    return round_up(std::max<int64_t>(kRoundBytes / unit_bytes, 1), thread_count());
+  }
+
+  int64_t tiles_of_round() const { return round_ * unit_tiles_; }
+  // Where a point's elements of a tile are: input channels from c0 on (kWide of them lie together), and a pack.
+  int64_t x_at(int64_t point, int64_t c0, int64_t tile) const {
+    return (point * inputs_ + c0) * tiles_of_round() + tile * std::min(kWide, inputs_ - c0);
+  }
+  int64_t q_at(int64_t point, int64_t k0, int64_t tile) const {
+    return (point * channels_ + k0) * tiles_of_round() + tile * kPack;
+  }
+
+  // G W G^T as [point][output channel][input channel]
+  void transform_weight(int64_t g) {
+    const int64_t used = p_.group_in();
+    weight_.zero(kPoints * channels_ * inputs_);
+    parallel(p_.group_out(), [&](int64_t begin, int64_t end) {
+      Scratch<float> taps(R * R * inputs_);
+      taps.zero(R * R * inputs_);
+      for (int64_t k = begin; k < end; ++k) {
+        for (int h = 0; h < R; ++h)
+          for (int w = 0; w < R; ++w)
+            load_(taps + (h * R + w) * inputs_, used, args_.weight, g * p_.group_out() + k, h, w, w + 1, 0, used);
+        for (int64_t c = 0; c < inputs_; c += L) {
+          Vector<float> filter[R][R], points[NH][NW];
+          for (int h = 0; h < R; ++h)
+            for (int w = 0; w < R; ++w) filter[h][w] = load(taps + (h * R + w) * inputs_ + c);
+          transform_2d(
+              filter, points, [](const auto& in, auto& out) { T::H::filter(in, out); },
+              [](const auto& in, auto& out) { T::W::filter(in, out); });
+          for (int h = 0; h < NH; ++h)
+            for (int w = 0; w < NW; ++w) store(weight_ + ((h * NW + w) * channels_ + k) * inputs_ + c, points[h][w]);
+        }
+      }
+    });
+  }
+
+  void transform_units(int64_t g, int64_t first, int64_t count) {
+    const int64_t strip_size = (blocks_.rows + R - 1) * (blocks_.columns + R - 1) * p_.group_in();
+    parallel(count, [&](int64_t begin, int64_t end) {
+      Scratch<float> strip(strip_size + L), u(blocks_.rows * blocks_.columns * kChannelBlock);
+      strip.zero(strip_size + L);
+      for (int64_t i = begin; i < end; ++i) {
+        const Extent e = extent_of(blocks_, pass_, p_.batch, first + i);
+        transform_input(strip, g, e, i);
+        constexpr int64_t kBlock = kChannelBlock / kPack * kPack;
+        for (int64_t k0 = 0; k0 < channels_; k0 += kBlock) {
+          const int64_t channels = std::min(kBlock, channels_ - k0);
+          load_unit<float>(u, p_, args_, load_, sums_, e, first + i, g, k0, channels);
+          transform_gradient(u, e, i, k0, channels);
+        }
+      }
+    });
+  }
+
+  void transform_input(float* strip, int64_t g, const Extent& e, int64_t unit) {
+    const int64_t pixel = p_.group_in();
+    Extent whole = e;
+    whole.rows = round_up(e.rows, MH), whole.columns = round_up(e.columns, MW);
+    const int64_t line = (whole.columns + R - 1) * pixel;
+    fill_strip(strip, whole, pass_.h, pass_.w, g * pixel, pixel, Plain<float>{args_.input, load_});
+    int64_t tile = unit * unit_tiles_;
+    for (int64_t h = 0; h < whole.rows; h += MH)
+      for (int64_t w = 0; w < whole.columns; w += MW, ++tile)
+        for (int64_t c = 0; c < pixel; c += L) {
+          const int64_t c0 = c / kWide * kWide;
+          transform_tile<T>(x_ + x_at(0, c0, tile) + c - c0, inputs_ * tiles_of_round(),
+                            strip + h * line + w * pixel + c, line, pixel);
+        }
+  }
+
+  void transform_gradient(const float* u, const Extent& e, int64_t unit, int64_t k0, int64_t channels) {
+    int64_t tile = unit * unit_tiles_;
+    for (int64_t h = 0; h < e.rows; h += MH)
+      for (int64_t w = 0; w < e.columns; w += MW, ++tile) {
+        const int64_t high = std::min<int64_t>(MH, e.rows - h), wide = std::min<int64_t>(MW, e.columns - w);
+        const float* corner = u + (h * e.columns + w) * channels;
+        for (int64_t k = 0; k < channels; k += L) {
+          Vector<float> gradient[MH][MW], points[NH][NW];
+#pragma GCC unroll 4
+          for (int i = 0; i < MH; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < MW; ++j)
+              gradient[i][j] =
+                  i < high && j < wide ? load(corner + (i * e.columns + j) * channels + k) : Vector<float>{};
+          transform_2d(
+              gradient, points, [](const auto& in, auto& out) { T::H::gradient(in, out); },
+              [](const auto& in, auto& out) { T::W::gradient(in, out); });
+          const int64_t pack = (k0 + k) / kPack * kPack;
+          float* out = q_ + q_at(0, pack, tile) + (k0 + k) % kPack;
+#pragma GCC unroll 8
+          for (int i = 0; i < NH; ++i)
+#pragma GCC unroll 8
+            for (int j = 0; j < NW; ++j) store(out + (i * NW + j) * channels_ * tiles_of_round(), points[i][j]);
+        }
+      }
+  }
+
+  // A task is kGradRows output channels and a row of points, for all units of the round.
+  void multiply_units(int64_t g, int64_t first, int64_t count) {
+    const int64_t tasks = channels_ / kGradRows;
+    parallel(NH * tasks, [&](int64_t begin, int64_t end) {
+      Scratch<Vector<float>> grad_gamma(count * kGradRows);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t row = task / tasks, k = task % tasks * kGradRows;
+        std::fill(grad_gamma + 0, grad_gamma + count * kGradRows, Vector<float>{});
+        for (int64_t point = row * NW; point < (row + 1) * NW; ++point)
+          for (int64_t c0 = 0; c0 < inputs_; c0 += kWide)
+            for (int64_t unit = 0; unit < count; ++unit)
+              multiply_unit(g, first, unit, point, k, c0,
+                            args_.grad_gamma == nullptr ? nullptr : static_cast<Vector<float>*>(grad_gamma));
+        for (int64_t unit = 0; unit < count; ++unit)
+          for (int m = 0; m < kGradRows; ++m) {
+            double sum = 0;
+            for (int lane = 0; lane < L; ++lane) sum += grad_gamma[unit * kGradRows + m][lane];
+            dots_[(unit * NH + row) * channels_ + k + m] = sum;
+          }
+      }
+    });
+    for (int64_t unit = 0; unit < count; ++unit)
+      for (int64_t k = 0; k < p_.group_out(); ++k) {
+        double sum = 0;
+        for (int row = 0; row < NH; ++row) sum += dots_[(unit * NH + row) * channels_ + k];
+        if (!std::isfinite(sum)) finite_ = false;
+        sums_.at(UnitSums::product, first + unit, g)[k] = sum;
+      }
+  }
+
+  void multiply_unit(int64_t g, int64_t first, int64_t unit, int64_t point, int64_t k, int64_t c0,
+                     Vector<float>* grad_gamma) {
+    const Extent e = extent_of(blocks_, pass_, p_.batch, first + unit);
+    const int64_t tiles = round_up(e.rows, MH) * round_up(e.columns, MW) / (MH * MW), tile = unit * unit_tiles_;
+    const int64_t wide = std::min(kWide, inputs_ - c0), at = (point * channels_ + k) * inputs_ + c0;
+    const auto multiply = [&](auto vectors) {
+      UnitTile<float, decltype(vectors)::value, kWinogradChain>{
+          q_ + q_at(point, k / kPack * kPack, tile) + k % kPack,
+          x_ + x_at(point, c0, tile),
+          1,
+          tiles,
+          kPack,
+          0,
+          wide,
+          weight_ + at,
+          grad_weight_ + at,
+          inputs_,
+          wide,
+          gamma_.at(e.n0, g) + k,
+          grad_gamma == nullptr ? nullptr : grad_gamma + unit * kGradRows}();
+    };
+    switch (wide / L) {
+      case 1:
+        return multiply(std::integral_constant<int, 1>{});
+      case 2:
+        return multiply(std::integral_constant<int, 2>{});
+      case 3:
+        return multiply(std::integral_constant<int, 3>{});
+#if defined(__aarch64__)
+      case 4:
+        return multiply(std::integral_constant<int, 4>{});
+#endif
+    }
+  }
+
+  // dW = G^T (the sum) G, into the weight's own layout and type.
+  template <class E>
+  void store_weight(int64_t g) {
+    const View& out = args_.grad_weight;
+    parallel(p_.group_out(), [&](int64_t begin, int64_t end) {
+      Vector<float> zero_or_nan{};
+      for (int64_t k = begin; k < end; ++k)
+        for (int64_t c0 = 0; c0 < p_.group_in(); c0 += L) {
+          Vector<float> points[NH][NW], taps[R][R];
+          for (int h = 0; h < NH; ++h)
+            for (int w = 0; w < NW; ++w)
+              points[h][w] = load(grad_weight_ + ((h * NW + w) * channels_ + k) * inputs_ + c0);
+          transform_2d(
+              points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
+              [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
+          E* dst = static_cast<E*>(out.data) + (g * p_.group_out() + k) * out.n + c0 * out.c;
+          const int64_t count = std::min<int64_t>(L, p_.group_in() - c0);
+          for (int h = 0; h < R; ++h)
+            for (int w = 0; w < R; ++w) {
+              zero_or_nan += 0 * taps[h][w];
+              float lanes[L];
+              store(lanes, taps[h][w]);
+              for (int64_t c = 0; c < count; ++c) dst[c * out.c + h * out.h + w * out.w] = narrow<E>(lanes[c]);
+            }
+        }
+      for (int lane = 0; lane < L; ++lane)
+        if (zero_or_nan[lane] != 0) finite_ = false;
+    });
+  }
+
+  const Problem& p_;
+  const GradWeightArgs& args_;
+  const LoadRow<float> load_;
+  const Pass<float> pass_;
+  const Blocks blocks_;
+  const int64_t unit_count_, unit_tiles_, inputs_, channels_, round_;
+  const Factors<float> gamma_;
+  Scratch<float> x_, q_, weight_, grad_weight_;
+  Scratch<double> dots_;
+  UnitSums sums_;
+  std::atomic<bool> finite_{true};
+};
+
+}  // namespace
+
+bool run_grad_weight_by_winograd(const Problem& p, const GradWeightArgs& args) {
+  return GradWeightWinograd<Tiles<2, 2>>(p, args)();
+}
+
+}  // namespace film::FILM_ISA

@@ -59,9 +59,10 @@ struct UnitTile {
       Vector<A> dot{};
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
+        Vector<A> U = sum[m][v];
         // Lanes past the run hold products of a neighbour, or of nothing.
-        const Mask<A> inside = lanes < static_cast<typename VectorOf<A>::integer>(valid - v * L);
-        const Vector<A> U = inside ? sum[m][v] : Vector<A>{};
+        if (valid < (v + 1) * L)
+          U = lanes < static_cast<typename VectorOf<A>::integer>(valid - v * L) ? U : Vector<A>{};
         if (grad_gamma != nullptr) dot += U * load(weight + m * row + v * L);
         if (grad_weight != nullptr) {
           A* d = grad_weight + m * row + v * L;

@@ -30,13 +30,14 @@ class GradWeightWinograd {
         unit_tiles_(blocks_.rows * blocks_.columns / (MH * MW)),
         inputs_(round_up(p.group_in(), L)),
         channels_(round_up(p.group_out(), kPack)),
-        round_(std::min(units_of_round(), unit_count_)),
+        round_(units_of_round()),
         gamma_(p, args.gamma, channels_, static_cast<float>(p.gamma_offset), 1),
         x_(kPoints * inputs_ * round_ * unit_tiles_),
         q_(kPoints * channels_ * round_ * unit_tiles_),
         weight_(kPoints * channels_ * inputs_),
         grad_weight_(kPoints * channels_ * inputs_),
         dots_(round_ * NH * channels_),
+        tiles_(round_),
         sums_(p, blocks_.along_h * blocks_.along_w, channels_) {}
 
   // Returns whether all is finite; where not, it is to be computed directly.
@@ -73,7 +74,8 @@ class GradWeightWinograd {
 
   int64_t units_of_round() const {
     const int64_t unit_bytes = kPoints * unit_tiles_ * (inputs_ + channels_) * sizeof(float);
-    return round_up(std::max<int64_t>(kRoundBytes / unit_bytes, 1), thread_count());
+    return std::min(round_up(share_evenly(unit_count_, std::max<int64_t>(kRoundBytes / unit_bytes, 1)), thread_count()),
+                    unit_count_);
   }
 
   int64_t tiles_of_round() const { return round_ * unit_tiles_; }
@@ -117,6 +119,7 @@ class GradWeightWinograd {
       strip.zero(strip_size + L);
       for (int64_t i = begin; i < end; ++i) {
         const Extent e = extent_of(blocks_, pass_, p_.batch, first + i);
+        tiles_[i] = round_up(e.rows, MH) * round_up(e.columns, MW) / (MH * MW);
         transform_input(strip, g, e, i);
         constexpr int64_t kBlock = kChannelBlock / kPack * kPack;
         for (int64_t k0 = 0; k0 < channels_; k0 += kBlock) {
@@ -181,9 +184,8 @@ class GradWeightWinograd {
         std::fill(grad_gamma + 0, grad_gamma + count * kGradRows, Vector<float>{});
         for (int64_t point = row * NW; point < (row + 1) * NW; ++point)
           for (int64_t c0 = 0; c0 < inputs_; c0 += kWide)
-            for (int64_t unit = 0; unit < count; ++unit)
-              multiply_unit(g, first, unit, point, k, c0,
-                            args_.grad_gamma == nullptr ? nullptr : static_cast<Vector<float>*>(grad_gamma));
+            multiply_point(g, first, count, point, k, c0,
+                           args_.grad_gamma == nullptr ? nullptr : static_cast<Vector<float>*>(grad_gamma));
         for (int64_t unit = 0; unit < count; ++unit)
           for (int m = 0; m < kGradRows; ++m) {
             double sum = 0;
@@ -201,38 +203,42 @@ class GradWeightWinograd {
       }
   }
 
-  void multiply_unit(int64_t g, int64_t first, int64_t unit, int64_t point, int64_t k, int64_t c0,
-                     Vector<float>* grad_gamma) {
-    const Extent e = extent_of(blocks_, pass_, p_.batch, first + unit);
-    const int64_t tiles = round_up(e.rows, MH) * round_up(e.columns, MW) / (MH * MW), tile = unit * unit_tiles_;
-    const int64_t wide = std::min(kWide, inputs_ - c0), at = (point * channels_ + k) * inputs_ + c0;
-    const auto multiply = [&](auto vectors) {
-      UnitTile<float, decltype(vectors)::value, kWinogradChain>{
-          q_ + q_at(point, k / kPack * kPack, tile) + k % kPack,
-          x_ + x_at(point, c0, tile),
-          1,
-          tiles,
-          kPack,
-          0,
-          wide,
-          weight_ + at,
-          grad_weight_ + at,
-          inputs_,
-          wide,
-          gamma_.at(e.n0, g) + k,
-          grad_gamma == nullptr ? nullptr : grad_gamma + unit * kGradRows}();
-    };
-    switch (wide / L) {
+  void multiply_point(int64_t g, int64_t first, int64_t count, int64_t point, int64_t k, int64_t c0,
+                      Vector<float>* grad_gamma) {
+    switch (std::min(kWide, inputs_ - c0) / L) {
       case 1:
-        return multiply(std::integral_constant<int, 1>{});
+        return multiply_point<1>(g, first, count, point, k, c0, grad_gamma);
       case 2:
-        return multiply(std::integral_constant<int, 2>{});
+        return multiply_point<2>(g, first, count, point, k, c0, grad_gamma);
       case 3:
-        return multiply(std::integral_constant<int, 3>{});
+        return multiply_point<3>(g, first, count, point, k, c0, grad_gamma);
 #if defined(__aarch64__)
       case 4:
-        return multiply(std::integral_constant<int, 4>{});
+        return multiply_point<4>(g, first, count, point, k, c0, grad_gamma);
 #endif
+    }
+  }
+
+  template <int V>
+  void multiply_point(int64_t g, int64_t first, int64_t count, int64_t point, int64_t k, int64_t c0,
+                      Vector<float>* grad_gamma) {
+    const int64_t at = (point * channels_ + k) * inputs_ + c0, units_of_a_sample = blocks_.along_h * blocks_.along_w;
+    const float *q = q_ + q_at(point, k / kPack * kPack, 0) + k % kPack, *x = x_ + x_at(point, c0, 0);
+    for (int64_t unit = 0; unit < count; ++unit) {
+      const int64_t n = (first + unit) / units_of_a_sample;
+      UnitTile<float, V, kWinogradChain>{q + unit * unit_tiles_ * kPack,
+                                         x + unit * unit_tiles_ * V * L,
+                                         1,
+                                         tiles_[unit],
+                                         kPack,
+                                         0,
+                                         V * L,
+                                         weight_ + at,
+                                         grad_weight_ + at,
+                                         inputs_,
+                                         V * L,
+                                         gamma_.at(n, g) + k,
+                                         grad_gamma == nullptr ? nullptr : grad_gamma + unit * kGradRows}();
     }
   }
 
@@ -275,6 +281,7 @@ class GradWeightWinograd {
   const Factors<float> gamma_;
   Scratch<float> x_, q_, weight_, grad_weight_;
   Scratch<double> dots_;
+  std::vector<int64_t> tiles_;  // of each unit of a round
   UnitSums sums_;
   std::atomic<bool> finite_{true};
 };

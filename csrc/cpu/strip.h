@@ -3,31 +3,10 @@
 // time, so that the loops behind know a single form of their input and no edges.
 #pragma once
 
-#include <cstdlib>
-#include <new>
-
 #include "kernels.h"
-#include "simd.h"
+#include "scratch.h"
 
 namespace film::FILM_ISA {
-
-// Memory of one thread, for the length of a kernel.
-template <class A>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<A*>(std::aligned_alloc(64, (count * sizeof(A) + 2 * kVectorBytes + 63) / 64 * 64))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(data_); }
-  operator A*() const { return data_; }
-  void zero(int64_t count) { std::memset(data_, 0, count * sizeof(A)); }
-
- private:
-  A* data_;
-};
 
 // Row (n, h) of columns [w0, w1) and channels [c0, c0 + channels) of `view`, to dst[column][pitch].
 template <class A, class T>

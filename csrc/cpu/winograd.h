@@ -167,15 +167,23 @@ Blocks plan_winograd_blocks(const Pass<float>& pass, int64_t batch, int64_t sour
   constexpr int64_t MH = T::H::M, MW = T::W::M;
   const int64_t tiles_h = (pass.h.count + MH - 1) / MH, tiles_w = (pass.w.count + MW - 1) / MW;
   const int64_t map = tiles_h * tiles_w;
-  const int64_t share = (batch * map + 2 * thread_count() - 1) / (2 * thread_count());
-  const int64_t most =
-      std::max<int64_t>(kTransformedBytes / static_cast<int64_t>(T::kPoints * source_channels * sizeof(float)), 1);
-  const int64_t target = std::max<int64_t>(std::min(most, share), kTileRows);
+  const int64_t most = kTransformedBytes / static_cast<int64_t>(T::kPoints * source_channels * sizeof(float));
+  const int64_t target = std::max<int64_t>(std::min(most, batch * map / thread_count()), kTileRows);
+  // Parts that threads have as many of, where that can be.
+  const auto share = [](int64_t total, int64_t most, int64_t times) {
+    int64_t parts = (total + most - 1) / most;
+    for (int64_t more = parts; more < std::min(parts + thread_count(), total + 1); ++more)
+      if (more * times % thread_count() == 0) {
+        parts = more;
+        break;
+      }
+    return (total + parts - 1) / parts;
+  };
   Blocks b{1, 1, 1, 0, 0, 0};
   if (map <= target) {
-    b.samples = share_evenly(batch, target / map), b.rows = tiles_h * MH, b.columns = tiles_w * MW;
+    b.samples = share(batch, target / map, 1), b.rows = tiles_h * MH, b.columns = tiles_w * MW;
   } else if (tiles_w <= target) {
-    b.rows = share_evenly(tiles_h, target / tiles_w) * MH, b.columns = tiles_w * MW;
+    b.rows = share(tiles_h, target / tiles_w, batch) * MH, b.columns = tiles_w * MW;
   } else {
     b.rows = MH, b.columns = share_evenly(tiles_w, target) * MW;
   }

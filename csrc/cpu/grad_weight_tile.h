@@ -53,24 +53,34 @@ struct UnitTile {
           }
         first = false;
       }
+    // Copies, which no store can change: the compiler need not look again.
+    const A *const w = weight, *const f = gamma;
+    A* const dw = grad_weight;
+    Vector<A>* const dots = grad_gamma;
+    const int64_t pitch = row, inside = valid;
     const Mask<A> lanes = lane_numbers<A>();
 #pragma GCC unroll 16
-    for (int m = 0; m < kGradRows; ++m) {
-      Vector<A> dot{};
+    for (int m = 0; m < kGradRows; ++m)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        Vector<A> U = sum[m][v];
-        // Lanes past the run hold products of a neighbour, or of nothing.
-        if (valid < (v + 1) * L)
-          U = lanes < static_cast<typename VectorOf<A>::integer>(valid - v * L) ? U : Vector<A>{};
-        if (grad_gamma != nullptr) dot += U * load(weight + m * row + v * L);
-        if (grad_weight != nullptr) {
-          A* d = grad_weight + m * row + v * L;
-          store(d, load(d) + gamma[m] * U);
-        }
+      for (int v = 0; v < V; ++v)  // lanes past the run hold products of a neighbour, or of nothing
+        if (inside < (v + 1) * L)
+          sum[m][v] = lanes < static_cast<typename VectorOf<A>::integer>(inside - v * L) ? sum[m][v] : Vector<A>{};
+    if (dots != nullptr)
+#pragma GCC unroll 16
+      for (int m = 0; m < kGradRows; ++m) {
+        Vector<A> dot{};
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) dot += sum[m][v] * load(w + m * pitch + v * L);
+        dots[m] += dot;
       }
-      if (grad_gamma != nullptr) grad_gamma[m] += dot;
-    }
+    if (dw != nullptr)
+#pragma GCC unroll 16
+      for (int m = 0; m < kGradRows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+          A* at = dw + m * pitch + v * L;
+          store(at, load(at) + f[m] * sum[m][v]);
+        }
   }
 };
 

@@ -174,22 +174,22 @@ class GradWeightWinograd {
       }
   }
 
-  // A task is kGradRows output channels and a row of points, for all units of the round.
+  // A task is a pack of output channels and a row of points, for all units of the round.
   void multiply_units(int64_t g, int64_t first, int64_t count) {
-    const int64_t tasks = channels_ / kGradRows;
-    parallel(NH * tasks, [&](int64_t begin, int64_t end) {
-      Scratch<Vector<float>> grad_gamma(count * kGradRows);
+    const int64_t packs = channels_ / kPack;
+    const bool gamma_wanted = args_.grad_gamma != nullptr;
+    parallel(NH * packs, [&](int64_t begin, int64_t end) {
+      Scratch<Vector<float>> grad_gamma(count * kPack);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t row = task / tasks, k = task % tasks * kGradRows;
-        std::fill(grad_gamma + 0, grad_gamma + count * kGradRows, Vector<float>{});
+        const int64_t row = task / packs, k = task % packs * kPack;
+        std::fill(grad_gamma + 0, grad_gamma + count * kPack, Vector<float>{});
         for (int64_t point = row * NW; point < (row + 1) * NW; ++point)
           for (int64_t c0 = 0; c0 < inputs_; c0 += kWide)
-            multiply_point(g, first, count, point, k, c0,
-                           args_.grad_gamma == nullptr ? nullptr : static_cast<Vector<float>*>(grad_gamma));
+            multiply_point(g, first, count, point, k, c0, gamma_wanted ? grad_gamma + 0 : nullptr);
         for (int64_t unit = 0; unit < count; ++unit)
-          for (int m = 0; m < kGradRows; ++m) {
+          for (int m = 0; m < kPack; ++m) {
             double sum = 0;
-            for (int lane = 0; lane < L; ++lane) sum += grad_gamma[unit * kGradRows + m][lane];
+            for (int lane = 0; lane < L; ++lane) sum += grad_gamma[unit * kPack + m][lane];
             dots_[(unit * NH + row) * channels_ + k + m] = sum;
           }
       }
@@ -223,22 +223,23 @@ class GradWeightWinograd {
   void multiply_point(int64_t g, int64_t first, int64_t count, int64_t point, int64_t k, int64_t c0,
                       Vector<float>* grad_gamma) {
     const int64_t at = (point * channels_ + k) * inputs_ + c0, units_of_a_sample = blocks_.along_h * blocks_.along_w;
-    const float *q = q_ + q_at(point, k / kPack * kPack, 0) + k % kPack, *x = x_ + x_at(point, c0, 0);
+    const float *q = q_ + q_at(point, k, 0), *x = x_ + x_at(point, c0, 0);
     for (int64_t unit = 0; unit < count; ++unit) {
-      const int64_t n = (first + unit) / units_of_a_sample;
-      UnitTile<float, V, kWinogradChain>{q + unit * unit_tiles_ * kPack,
-                                         x + unit * unit_tiles_ * V * L,
-                                         1,
-                                         tiles_[unit],
-                                         kPack,
-                                         0,
-                                         V * L,
-                                         weight_ + at,
-                                         grad_weight_ + at,
-                                         inputs_,
-                                         V * L,
-                                         gamma_.at(n, g) + k,
-                                         grad_gamma == nullptr ? nullptr : grad_gamma + unit * kGradRows}();
+      const float* gamma = gamma_.at((first + unit) / units_of_a_sample, g) + k;
+      for (int64_t m = 0; m < kPack; m += kGradRows)
+        UnitTile<float, V, kWinogradChain>{q + unit * unit_tiles_ * kPack + m,
+                                           x + unit * unit_tiles_ * V * L,
+                                           1,
+                                           tiles_[unit],
+                                           kPack,
+                                           0,
+                                           V * L,
+                                           weight_ + at + m * inputs_,
+                                           grad_weight_ + at + m * inputs_,
+                                           inputs_,
+                                           V * L,
+                                           gamma + m,
+                                           grad_gamma == nullptr ? nullptr : grad_gamma + unit * kPack + m}();
     }
   }
 

@@ -148,7 +148,8 @@ void forward_in_planes(const Problem& p, const ForwardArgs& args) {
 void run_forward(const Problem& p, const ForwardArgs& args) {
   if (suits_planes(p, args.output))
     p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
-  else if (!suits_winograd(p) || !forward_by_winograd<Tiles<2, 4>>(p, args))
+  else if (!suits_winograd(p) ||
+           !with_tiles<Tiles<2, 4>>(p, [&](auto t) { return forward_by_winograd<decltype(t)>(p, args); }))
     p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
 }
 

@@ -110,7 +110,8 @@ void grad_input_in_planes(const Problem& p, const GradInputArgs& args) {
 void run_grad_input(const Problem& p, const GradInputArgs& args) {
   if (suits_planes(p, args.grad))
     p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
-  else if (!suits_winograd(p) || !grad_input_by_winograd<Tiles<2, 2>>(p, args))
+  else if (!suits_winograd(p) ||
+           !with_tiles<Tiles<2, 2>>(p, [&](auto t) { return grad_input_by_winograd<decltype(t)>(p, args); }))
     p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
 }
 

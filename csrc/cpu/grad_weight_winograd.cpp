@@ -290,7 +290,7 @@ class GradWeightWinograd {
 }  // namespace
 
 bool run_grad_weight_by_winograd(const Problem& p, const GradWeightArgs& args) {
-  return GradWeightWinograd<Tiles<2, 2>>(p, args)();
+  return with_tiles<Tiles<2, 2>>(p, [&](auto t) { return GradWeightWinograd<decltype(t)>(p, args)(); });
 }
 
 }  // namespace film::FILM_ISA

@@ -45,7 +45,7 @@ void forward(const Problem& p, const ForwardArgs& args) {
   const LoadRow<A> load = row_loader<A>(p.dtype);
   Pass<A> pass{forward_taps(p.h), forward_taps(p.w), p.h.kernel * p.w.kernel * p.group_in(), {}};
   Scratch<A> weights(packed_size(pass, p.groups, p.group_out()));
-  pack_weights<A>(weights, pass, args.weight, load, p.groups, p.group_in(), p.group_out(), false);
+  pack_weights<A>(weights, pass, p, args.weight, /*transposed=*/false);
   const int64_t padded = Panels<A>{p.group_out()}.padded();
   const Factors<A> bias(p, args.bias, padded, A(0), A(0), /*per_sample=*/false);
   const Factors<A> gamma(p, args.gamma, padded, static_cast<A>(p.gamma_offset), A(1));

@@ -35,7 +35,7 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
       Pass<A> pass{grad_input_taps(p.h, fh), grad_input_taps(p.w, fw), 0, {}};
       pass.products = pass.h.offset.size() * pass.w.offset.size() * p.group_out();
       Scratch<A> weights(packed_size(pass, p.groups, p.group_in()));
-      pack_weights<A>(weights, pass, args.weight, load, p.groups, p.group_out(), p.group_in(), true);
+      pack_weights<A>(weights, pass, p, args.weight, /*transposed=*/true);
       convolve(pass, p.batch, p.groups, p.group_out(), p.group_in(), Modulated<A>{p, args, gamma, load}, epilogue);
     }
 }

@@ -46,7 +46,7 @@ void forward(const Problem& p, const ForwardArgs& args) {
   const LoadRow<A> load = row_loader<A>(p.dtype);
   Pass<A> pass{forward_taps(p.h), forward_taps(p.w), p.h.kernel * p.w.kernel * p.group_in(), {}};
   Scratch<A> weights(packed_size(pass, p.groups, p.group_out()));
-  pack_weights<A>(weights, pass, args.weight, load, p.groups, p.group_in(), p.group_out(), false);
+  pack_weights<A>(weights, pass, p, args.weight, /*transposed=*/false);
   const int64_t padded = Panels<A>{p.group_out()}.padded();
   const Factors<A> bias(p, args.bias, padded, A(0), A(0), /*per_sample=*/false);
   const Factors<A> gamma(p, args.gamma, padded, static_cast<A>(p.gamma_offset), A(1));
@@ -62,7 +62,7 @@ template <class T>
 bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
   const LoadRow<float> load = row_loader<float>(p.dtype);
   const Pass<float> pass{forward_taps(p.h), forward_taps(p.w), 0, {}};
-  const WinogradWeights<T> weights(pass, args.weight, load, p.groups, p.group_in(), p.group_out(), false);
+  const WinogradWeights<T> weights(pass, p, args.weight, false);
   const int64_t padded = Panels<float>{p.group_out()}.padded();
   const Factors<float> bias(p, args.bias, padded, 0, 0, /*per_sample=*/false);
   const Factors<float> gamma(p, args.gamma, padded, static_cast<float>(p.gamma_offset), 1);

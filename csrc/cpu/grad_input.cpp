@@ -40,7 +40,7 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
       Pass<A> pass{grad_input_taps(p.h, fh), grad_input_taps(p.w, fw), 0, {}};
       pass.products = pass.h.offset.size() * pass.w.offset.size() * p.group_out();
       Scratch<A> weights(packed_size(pass, p.groups, p.group_in()));
-      pack_weights<A>(weights, pass, args.weight, load, p.groups, p.group_out(), p.group_in(), true);
+      pack_weights<A>(weights, pass, p, args.weight, /*transposed=*/true);
       convolve(pass, p.batch, p.groups, p.group_out(), p.group_in(), Modulated<A>{p, args, gamma, load}, epilogue);
     }
 }
@@ -51,7 +51,7 @@ bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
   const LoadRow<float> load = row_loader<float>(p.dtype);
   const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
   const Pass<float> pass{grad_input_taps(p.h, 0), grad_input_taps(p.w, 0), 0, {}};
-  const WinogradWeights<T> weights(pass, args.weight, load, p.groups, p.group_out(), p.group_in(), true);
+  const WinogradWeights<T> weights(pass, p, args.weight, true);
   return convolve_winograd(pass, weights, p.batch, p.groups, p.group_out(), p.group_in(),
                            Modulated<float>{p, args, gamma, load}, store_to<float>(p, args));
 }

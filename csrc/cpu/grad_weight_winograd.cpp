@@ -25,17 +25,17 @@ class GradWeightWinograd {
         args_(args),
         load_(row_loader<float>(p.dtype)),
         pass_{forward_taps(p.h), forward_taps(p.w), 0, {}},
-        blocks_(unit_blocks(p)),
+        blocks_(unit_blocks(p, pass_)),
         unit_count_(p.batch * blocks_.along_h * blocks_.along_w),
         unit_tiles_(blocks_.rows * blocks_.columns / (MH * MW)),
         inputs_(round_up(p.group_in(), L)),
         channels_(round_up(p.group_out(), kPack)),
         round_(units_of_round()),
         gamma_(p, args.gamma, channels_, static_cast<float>(p.gamma_offset), 1),
-        x_(kPoints * inputs_ * round_ * unit_tiles_),
-        q_(kPoints * channels_ * round_ * unit_tiles_),
-        weight_(kPoints * channels_ * inputs_),
-        grad_weight_(kPoints * channels_ * inputs_),
+        x_(kPoints * inputs_of_point()),
+        q_(kPoints * gradients_of_point()),
+        weight_(kPoints * weights_of_point()),
+        grad_weight_(kPoints * weights_of_point()),
         dots_(round_ * NH * channels_),
         tiles_(round_),
         sums_(p, blocks_.along_h * blocks_.along_w, channels_) {}
@@ -44,7 +44,7 @@ class GradWeightWinograd {
   bool operator()() {
     for (int64_t g = 0; g < p_.groups && finite_; ++g) {
       if (args_.grad_gamma != nullptr) transform_weight(g);
-      grad_weight_.zero(kPoints * channels_ * inputs_);
+      grad_weight_.zero(kPoints * weights_of_point());
       for (int64_t first = 0; first < unit_count_; first += round_) {
         const int64_t count = std::min(round_, unit_count_ - first);
         transform_units(g, first, count);
@@ -63,13 +63,10 @@ class GradWeightWinograd {
   static constexpr int64_t kPack = std::lcm(L, kGradRows);  // output channels that lie together in Q
   static constexpr int64_t kWide = kGradVectors * L;        // input channels of a register tile, together in X
 
-  static Blocks unit_blocks(const Problem& p) {
+  static Blocks unit_blocks(const Problem& p, const Pass<float>& pass) {
     const int64_t tiles_h = (p.h.out + MH - 1) / MH, tiles_w = (p.w.out + MW - 1) / MW;
-    Blocks b{1, MH, std::min(tiles_w, kUnitTiles) * MW, p.batch, 0, 0};
-    if (tiles_w <= kUnitTiles) b.rows = share_evenly(tiles_h, kUnitTiles / tiles_w) * MH;
-    b.along_h = (p.h.out + b.rows - 1) / b.rows;
-    b.along_w = (p.w.out + b.columns - 1) / b.columns;
-    return b;
+    if (tiles_w > kUnitTiles) return blocks_of(1, MH, kUnitTiles * MW, p.batch, pass.h, pass.w);
+    return blocks_of(1, share_evenly(tiles_h, kUnitTiles / tiles_w) * MH, tiles_w * MW, p.batch, pass.h, pass.w);
   }
 
   int64_t units_of_round() const {
@@ -79,18 +76,21 @@ class GradWeightWinograd {
   }
 
   int64_t tiles_of_round() const { return round_ * unit_tiles_; }
+  int64_t weights_of_point() const { return apart(channels_ * inputs_); }
+  int64_t inputs_of_point() const { return apart(inputs_ * tiles_of_round()); }
+  int64_t gradients_of_point() const { return apart(channels_ * tiles_of_round()); }
   // Where a point's elements of a tile are: input channels from c0 on (kWide of them lie together), and a pack.
   int64_t x_at(int64_t point, int64_t c0, int64_t tile) const {
-    return (point * inputs_ + c0) * tiles_of_round() + tile * std::min(kWide, inputs_ - c0);
+    return point * inputs_of_point() + c0 * tiles_of_round() + tile * std::min(kWide, inputs_ - c0);
   }
   int64_t q_at(int64_t point, int64_t k0, int64_t tile) const {
-    return (point * channels_ + k0) * tiles_of_round() + tile * kPack;
+    return point * gradients_of_point() + k0 * tiles_of_round() + tile * kPack;
   }
 
   // G W G^T as [point][output channel][input channel]
   void transform_weight(int64_t g) {
     const int64_t used = p_.group_in();
-    weight_.zero(kPoints * channels_ * inputs_);
+    weight_.zero(kPoints * weights_of_point());
     parallel(p_.group_out(), [&](int64_t begin, int64_t end) {
       Scratch<float> taps(R * R * inputs_);
       taps.zero(R * R * inputs_);
@@ -98,16 +98,8 @@ class GradWeightWinograd {
         for (int h = 0; h < R; ++h)
           for (int w = 0; w < R; ++w)
             load_(taps + (h * R + w) * inputs_, used, args_.weight, g * p_.group_out() + k, h, w, w + 1, 0, used);
-        for (int64_t c = 0; c < inputs_; c += L) {
-          Vector<float> filter[R][R], points[NH][NW];
-          for (int h = 0; h < R; ++h)
-            for (int w = 0; w < R; ++w) filter[h][w] = load(taps + (h * R + w) * inputs_ + c);
-          transform_2d(
-              filter, points, [](const auto& in, auto& out) { T::H::filter(in, out); },
-              [](const auto& in, auto& out) { T::W::filter(in, out); });
-          for (int h = 0; h < NH; ++h)
-            for (int w = 0; w < NW; ++w) store(weight_ + ((h * NW + w) * channels_ + k) * inputs_ + c, points[h][w]);
-        }
+        for (int64_t c = 0; c < inputs_; c += L)
+          transform_filter<T>(weight_ + k * inputs_ + c, weights_of_point(), taps + c, inputs_);
       }
     });
   }
@@ -142,8 +134,8 @@ class GradWeightWinograd {
       for (int64_t w = 0; w < whole.columns; w += MW, ++tile)
         for (int64_t c = 0; c < pixel; c += L) {
           const int64_t c0 = c / kWide * kWide;
-          transform_tile<T>(x_ + x_at(0, c0, tile) + c - c0, inputs_ * tiles_of_round(),
-                            strip + h * line + w * pixel + c, line, pixel);
+          transform_tile<T>(x_ + x_at(0, c0, tile) + c - c0, inputs_of_point(), strip + h * line + w * pixel + c, line,
+                            pixel);
         }
   }
 
@@ -169,7 +161,7 @@ class GradWeightWinograd {
 #pragma GCC unroll 8
           for (int i = 0; i < NH; ++i)
 #pragma GCC unroll 8
-            for (int j = 0; j < NW; ++j) store(out + (i * NW + j) * channels_ * tiles_of_round(), points[i][j]);
+            for (int j = 0; j < NW; ++j) store(out + (i * NW + j) * gradients_of_point(), points[i][j]);
         }
       }
   }
@@ -222,7 +214,8 @@ class GradWeightWinograd {
   template <int V>
   void multiply_point(int64_t g, int64_t first, int64_t count, int64_t point, int64_t k, int64_t c0,
                       Vector<float>* grad_gamma) {
-    const int64_t at = (point * channels_ + k) * inputs_ + c0, units_of_a_sample = blocks_.along_h * blocks_.along_w;
+    const int64_t at = point * weights_of_point() + k * inputs_ + c0,
+                  units_of_a_sample = blocks_.along_h * blocks_.along_w;
     const float *q = q_ + q_at(point, k, 0), *x = x_ + x_at(point, c0, 0);
     for (int64_t unit = 0; unit < count; ++unit) {
       const float* gamma = gamma_.at((first + unit) / units_of_a_sample, g) + k;
@@ -254,7 +247,7 @@ class GradWeightWinograd {
           Vector<float> points[NH][NW], taps[R][R];
           for (int h = 0; h < NH; ++h)
             for (int w = 0; w < NW; ++w)
-              points[h][w] = load(grad_weight_ + ((h * NW + w) * channels_ + k) * inputs_ + c0);
+              points[h][w] = load(grad_weight_ + (h * NW + w) * weights_of_point() + k * inputs_ + c0);
           transform_2d(
               points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
               [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });

@@ -107,8 +107,8 @@ void load_planes(A* dst, int64_t pitch, const View& view, int64_t n, int64_t h, 
   const int64_t columns = w1 - w0;
   if (view.w == 1) {
     for (int64_t c = 0; c < channels; ++c) widen_copy(dst + c * pitch, src + c * view.c, columns);
-  } else if (std::is_same_v<A, T> && view.c == 1) {
-    planes_of_pixels(dst, pitch, reinterpret_cast<const A*>(src), view.w, columns, channels);
+  } else if (view.c == 1) {
+    turn<A>(dst, pitch, src, view.w, columns, channels);
   } else {
     for (int64_t w = 0; w < columns; ++w)
       for (int64_t c = 0; c < channels; ++c) dst[c * pitch + w] = widen<A>(src[w * view.w + c * view.c]);
@@ -243,8 +243,8 @@ void store_planes(const View& view, const A* tile, int64_t pitch, const Taps& w,
   const int64_t step = w.spacing * view.w;
   if (step == 1) {
     for (int64_t c = 0; c < channels; ++c) narrow_copy(dst + c * view.c, tile + c * pitch, count);
-  } else if (std::is_same_v<A, T> && view.c == 1) {
-    pixels_of_planes(reinterpret_cast<A*>(dst), step, tile, pitch, count, channels);
+  } else if (view.c == 1) {
+    turn<A>(dst, step, tile, pitch, channels, count);
   } else {
     for (int64_t j = 0; j < count; ++j)
       for (int64_t c = 0; c < channels; ++c) dst[j * step + c * view.c] = narrow<T>(tile[c * pitch + j]);

@@ -202,12 +202,14 @@ inline void widen_copy(A* __restrict dst, const T* __restrict src, int64_t count
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, bf16>) {
     for (; i + 16 <= count; i += 16) {
-      const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i)));
-      _mm512_storeu_si512(dst + i, _mm512_slli_epi32(wide, 16));
+      const __m512i wide =
+          _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i)));
+      _mm512_storeu_si512(dst + i, _mm512_maskz_slli_epi32(0xffff, wide, 16));
     }
   } else if constexpr (std::is_same_v<T, f16>) {
     for (; i + 16 <= count; i += 16)
-      _mm512_storeu_ps(dst + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i))));
+      _mm512_storeu_ps(dst + i,
+                       _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i))));
   }
 #elif defined(__AVX2__)
   if constexpr (std::is_same_v<T, bf16>) {
@@ -231,7 +233,7 @@ inline void narrow_copy(T* __restrict dst, const A* __restrict src, int64_t coun
   if constexpr (std::is_same_v<T, f16>) {
     for (; i + 16 <= count; i += 16)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i),
-                          _mm512_cvtps_ph(_mm512_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+                          _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
   }
 #elif defined(__AVX2__)
   if constexpr (std::is_same_v<T, f16>) {

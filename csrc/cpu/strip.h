@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "scratch.h"
+#include "transpose.h"
 
 namespace film::FILM_ISA {
 
@@ -18,6 +19,8 @@ void load_row(A* dst, int64_t pitch, const View& view, int64_t n, int64_t h, int
     widen_copy(dst, src, columns * channels);
   } else if (view.c == 1) {
     for (int64_t w = 0; w < columns; ++w) widen_copy(dst + w * pitch, src + w * view.w, channels);
+  } else if (view.w == 1) {
+    turn<A>(dst, pitch, src, view.c, channels, columns);
   } else {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t w = 0; w < columns; ++w) dst[w * pitch + c] = widen<A>(src[w * view.w + c * view.c]);
@@ -54,6 +57,11 @@ inline uint32_t bits_at(const uint8_t* row, int64_t first, int64_t count) {
   if (row == nullptr) return ~uint32_t(0);
   const int shift = first & 7;
   const uint8_t* p = row + (first >> 3);
+  if (shift == 0 && count == 16) {  // the usual case of 16 lanes
+    uint16_t pair;
+    std::memcpy(&pair, p, 2);
+    return pair;
+  }
   const int bytes = static_cast<int>((shift + count + 7) >> 3);
   uint64_t word = 0;
   for (int i = 0; i < bytes; ++i) word |= static_cast<uint64_t>(p[i]) << (8 * i);
@@ -64,6 +72,11 @@ inline uint32_t bits_at(const uint8_t* row, int64_t first, int64_t count) {
 inline void put_bits(uint8_t* row, int64_t first, int64_t count, uint32_t bits) {
   const int shift = first & 7;
   uint8_t* p = row + (first >> 3);
+  if (shift == 0 && count == 16) {  // the usual case of 16 lanes
+    const uint16_t pair = static_cast<uint16_t>(bits);
+    std::memcpy(p, &pair, 2);
+    return;
+  }
   const int bytes = static_cast<int>((shift + count + 7) >> 3);
   const uint64_t word = (static_cast<uint64_t>(bits) & ((uint64_t(1) << count) - 1)) << shift;
   for (int i = 0; i < bytes; ++i) p[i] = static_cast<uint8_t>((i == 0 && shift ? p[0] : 0) | (word >> (8 * i)));

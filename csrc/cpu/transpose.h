@@ -61,39 +61,56 @@ inline void transpose(Vector<A> (&rows)[kLanes<A>]) {
   }
 }
 
-// planes[c * pitch + w] = pixels[w * step + c]
-template <class A>
-inline void planes_of_pixels(A* planes, int64_t pitch, const A* pixels, int64_t step, int64_t columns,
-                             int64_t channels) {
-  constexpr int L = kLanes<A>;
-  for (int64_t w = 0; w < columns; w += L)
-    for (int64_t c = 0; c < channels; c += L) {
-      const int64_t wide = std::min<int64_t>(L, columns - w), deep = std::min<int64_t>(L, channels - c);
-      Vector<A> block[L];
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) block[i] = load_part(pixels + std::min<int64_t>(w + i, columns - 1) * step + c, deep);
-      transpose<A>(block);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i)
-        if (i < deep) store_part(planes + (c + i) * pitch + w, block[i], wide);
-    }
+// The first `count` elements as a vector of the accumulator's type; and the first `count` lanes back into storage.
+template <class A, class T>
+inline Vector<A> load_as(const T* p, int64_t count) {
+  if constexpr (std::is_same_v<A, T>) {
+    return load_part(p, count);
+  } else {
+    A lanes[kLanes<A>] = {};
+    widen_copy(lanes, p, std::min<int64_t>(count, kLanes<A>));
+    return load(lanes);
+  }
 }
 
-// pixels[w * step + c] = planes[c * pitch + w]; whole vectors of planes are read.
-template <class A>
-inline void pixels_of_planes(A* pixels, int64_t step, const A* planes, int64_t pitch, int64_t columns,
-                             int64_t channels) {
+template <class A, class T>
+inline void store_as(T* p, Vector<A> v, int64_t count) {
+  if constexpr (std::is_same_v<A, T>) {
+    store_part(p, v, count);
+  } else {
+    A lanes[kLanes<A>];
+    store(lanes, v);
+    narrow_copy(p, lanes, std::min<int64_t>(count, kLanes<A>));
+  }
+}
+
+// One block: to[j * to_pitch + i] = from[i * from_pitch + j] for i < rows, j < columns, both at most L (L where
+// `Whole`).
+template <class A, bool Whole, class To, class From>
+inline void turn_block(To* to, int64_t to_pitch, const From* from, int64_t from_pitch, int64_t rows, int64_t columns) {
   constexpr int L = kLanes<A>;
-  for (int64_t w = 0; w < columns; w += L)
-    for (int64_t c = 0; c < channels; c += L) {
-      const int64_t wide = std::min<int64_t>(L, columns - w), deep = std::min<int64_t>(L, channels - c);
-      Vector<A> block[L];
+  Vector<A> block[L];
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) block[i] = load(planes + (c + std::min<int64_t>(i, deep - 1)) * pitch + w);
-      transpose<A>(block);
+  for (int i = 0; i < L; ++i)
+    block[i] = load_as<A>(from + (Whole ? i : std::min<int64_t>(i, rows - 1)) * from_pitch, Whole ? L : columns);
+  transpose<A>(block);
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i)
-        if (i < wide) store_part(pixels + (w + i) * step + c, block[i], deep);
+  for (int j = 0; j < L; ++j)
+    if (Whole || j < columns) store_as<A>(to + j * to_pitch, block[j], Whole ? L : rows);
+}
+
+// to[j * to_pitch + i] = from[i * from_pitch + j] for i < rows and j < columns; A is the type in between.
+template <class A, class To, class From>
+void turn(To* to, int64_t to_pitch, const From* from, int64_t from_pitch, int64_t rows, int64_t columns) {
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t i = 0; i < rows; i += L)
+    for (int64_t j = 0; j < columns; j += L) {
+      To* block = to + j * to_pitch + i;
+      const From* source = from + i * from_pitch + j;
+      if (i + L <= rows && j + L <= columns)
+        turn_block<A, true>(block, to_pitch, source, from_pitch, L, L);
+      else
+        turn_block<A, false>(block, to_pitch, source, from_pitch, std::min(L, rows - i), std::min(L, columns - j));
     }
 }
 

@@ -43,128 +43,76 @@ bool with_tiles(const Problem& p, const Body& body) {
   return p.dtype == DType::f32 ? body(F32()) : body(Tiles<4, 4>());
 }
 
-// Rows of transformed tiles as multiply_points reads them: [point][group][chunk of a chain][row][kRowPitch].
+// The distance between points that hold so many elements each: some more, so that the same place of every point, which
+// are read and written together, does not fall into the same cache sets.
+inline int64_t apart(int64_t elements) { return elements + 64 / static_cast<int64_t>(sizeof(float)); }
+
+// Where transformed tiles stand: for each point, tiles of the register tile's rows, in chunks as it reads them.
 struct TileRows {
-  int64_t tiles, rows, groups, chunks;  // rows of a group, at most kTileRows
-  static constexpr int64_t kRowPitch = kWinogradChain + 16;
-  TileRows(int64_t count, int64_t channels)
-      : tiles(count),
-        rows(round_up(share_evenly(count, kTileRows), 2)),
-        groups((count + rows - 1) / rows),
+  int64_t rows, groups, chunks;  // rows of a group, at most kTileRows
+  static constexpr int64_t kRowPitch = kPitch<float, kWinogradChain>;
+  TileRows(int64_t tiles, int64_t channels)
+      : rows(tile_rows(tiles)),
+        groups((tiles + rows - 1) / rows),
         chunks((channels + kWinogradChain - 1) / kWinogradChain) {}
-  int64_t group() const { return chunks * rows * kRowPitch; }
-  int64_t point() const { return groups * group(); }
+  int64_t group() const { return chunks * kTileRows * kRowPitch; }
+  int64_t point() const { return apart(groups * group()); }
   int64_t at(int64_t tile, int64_t channel) const {
-    return tile / rows * group() + (channel / kWinogradChain * rows + tile % rows) * kRowPitch +
+    return tile / rows * group() + (channel / kWinogradChain * kTileRows + tile % rows) * kRowPitch +
            channel % kWinogradChain;
   }
 };
 
-// out[ROWS][V * lanes] = rows[ROWS][channels] * weights[channels][V * lanes]
-template <int ROWS, int V>
-void multiply_rows(int64_t channels, const float* __restrict rows, const float* __restrict weights,
-                   float* __restrict out) {
-  constexpr int L = kLanes<float>;
-  for (int64_t begin = 0; begin < channels; begin += kWinogradChain, rows += ROWS * TileRows::kRowPitch) {
-    Vector<float> sum[ROWS][V] = {};
-    const int64_t count = std::min(kWinogradChain, channels - begin);
-    for (int64_t c = 0; c < count; ++c, weights += V * L) {
-      Vector<float> w[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) w[v] = load(weights + v * L);
-#pragma GCC unroll 16
-      for (int m = 0; m < ROWS; ++m) {
-        const float x = rows[m * TileRows::kRowPitch + c];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
-      }
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        float* at = out + (m * V + v) * L;
-        store(at, begin == 0 ? sum[m][v] : load(at) + sum[m][v]);
-      }
-  }
-}
-
-using MultiplyRows = void (*)(int64_t, const float*, const float*, float*);
-
-template <int V, int ROWS = kTileRows>
-MultiplyRows rows_multiplier(int64_t rows) {
-  static_assert(ROWS % 2 == 0);
-  if constexpr (ROWS > 2)
-    if (rows < ROWS) return rows_multiplier<V, ROWS - 2>(rows);
-  return multiply_rows<ROWS, V>;
-}
-
-inline MultiplyRows rows_multiplier(int64_t rows, int vectors) {
-  switch (vectors) {
-    case 1:
-      return rows_multiplier<1>(rows);
-#if defined(__aarch64__)
-    case 3:
-      return rows_multiplier<3>(rows);
-    case 4:
-      return rows_multiplier<4>(rows);
-#endif
-    default:
-      return rows_multiplier<2>(rows);
-  }
+// G g G^T of a vector of filters, whose taps are `tap_step` apart, to points `step` apart.
+template <class T>
+inline void transform_filter(float* points, int64_t step, const float* taps, int64_t tap_step) {
+  constexpr int R = kWinogradTaps, NH = T::H::N, NW = T::W::N;
+  Vector<float> filter[R][R], out[NH][NW];
+  for (int h = 0; h < R; ++h)
+    for (int w = 0; w < R; ++w) filter[h][w] = load(taps + (h * R + w) * tap_step);
+  transform_2d(
+      filter, out, [](const auto& in, auto& out) { T::H::filter(in, out); },
+      [](const auto& in, auto& out) { T::W::filter(in, out); });
+  for (int h = 0; h < NH; ++h)
+    for (int w = 0; w < NW; ++w) store(points + (h * NW + w) * step, out[h][w]);
 }
 
 // The transformed weights of a pass: for each group and panel [point][source channel][vectors * lanes].
 template <class T>
 class WinogradWeights {
  public:
-  // `transposed` as in pack_weights
-  WinogradWeights(const Pass<float>& pass, const View& weight, LoadRow<float> load, int64_t groups,
-                  int64_t source_channels, int64_t channels, bool transposed)
-      : sources_(source_channels),
-        panels_{channels},
-        group_size_(T::kPoints * source_channels * panels_.padded()),
-        data_(groups * group_size_) {
-    View view = weight;  // load_row's channels are the destination's, its samples the source's
-    if (!transposed) std::swap(view.n, view.c);
-    parallel(groups * panels_.count() * sources_, [&](int64_t begin, int64_t end) {
+  // `transposed` as pack_weights has it
+  WinogradWeights(const Pass<float>& pass, const Problem& p, const View& weight, bool transposed)
+      : sources_(transposed ? p.group_out() : p.group_in()),
+        panels_{transposed ? p.group_in() : p.group_out()},
+        data_(p.groups * panels_.count() * panel_size()) {
+    Pass<float> taps = pass;
+    taps.products = kWinogradTaps * kWinogradTaps * sources_;
+    Scratch<float> packed(packed_size(taps, p.groups, panels_.channels));
+    pack_weights<float>(packed, taps, p, weight, transposed);
+    parallel(p.groups * panels_.count() * sources_, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t s = i % sources_, panel = i / sources_ % panels_.count(), g = i / sources_ / panels_.count();
-        const int64_t c0 = panel * panels_.kWidth, first = g * (transposed ? source_channels : channels);
-        transform(pass, view, load, transposed ? first + s : s, (transposed ? 0 : first) + c0, g, panel, s);
+        const int64_t source = i % sources_, panel = i / sources_ % panels_.count(), g = i / sources_ / panels_.count();
+        const int64_t width = panels_.vectors(panel) * kLanes<float>;
+        float* points = data_ + (g * panels_.count() + panel) * panel_size() + source * width;
+        const float* from = taps.weights[g] + panel * panels_.kWidth * taps.products + source * width;
+        for (int64_t v = 0; v < width; v += kLanes<float>)
+          transform_filter<T>(points + v, point(), from + v, sources_ * width);
       }
     });
   }
 
-  const float* at(int64_t group, int64_t panel) const {
-    return data_ + group * group_size_ + panel * panels_.kWidth * T::kPoints * sources_;
+  // [source channel][vectors * lanes] of a panel
+  const float* at(int64_t group, int64_t panel, int64_t point_number) const {
+    return data_ + (group * panels_.count() + panel) * panel_size() + point_number * point();
   }
 
  private:
-  void transform(const Pass<float>& pass, const View& view, LoadRow<float> load_taps, int64_t n, int64_t c0, int64_t g,
-                 int64_t panel, int64_t source) {
-    constexpr int L = kLanes<float>, R = kWinogradTaps;
-    const int64_t used = panels_.used(panel), width = panels_.vectors(panel) * L;
-    float taps[R][R][Panels<float>::kWidth] = {};
-    for (int h = 0; h < R; ++h)
-      for (int w = 0; w < R; ++w)
-        load_taps(taps[h][w], used, view, n, pass.h.kernel[h], pass.w.kernel[w], pass.w.kernel[w] + 1, c0, used);
-    float* out = const_cast<float*>(at(g, panel)) + source * width;
-    for (int64_t v = 0; v < width; v += L) {
-      Vector<float> filter[R][R], points[T::H::N][T::W::N];
-      for (int h = 0; h < R; ++h)
-        for (int w = 0; w < R; ++w) filter[h][w] = load(taps[h][w] + v);
-      transform_2d(
-          filter, points, [](const auto& in, auto& out) { T::H::filter(in, out); },
-          [](const auto& in, auto& out) { T::W::filter(in, out); });
-      for (int h = 0; h < T::H::N; ++h)
-        for (int w = 0; w < T::W::N; ++w) store(out + (h * T::W::N + w) * sources_ * width + v, points[h][w]);
-    }
-  }
+  int64_t point() const { return apart(sources_ * panels_.kWidth); }
+  int64_t panel_size() const { return T::kPoints * point(); }
 
   int64_t sources_;
   Panels<float> panels_;
-  int64_t group_size_;
   Scratch<float> data_;
 };
 
@@ -187,18 +135,10 @@ Blocks plan_winograd_blocks(const Pass<float>& pass, int64_t batch, int64_t sour
       }
     return (total + parts - 1) / parts;
   };
-  Blocks b{1, 1, 1, 0, 0, 0};
-  if (map <= target) {
-    b.samples = share(batch, target / map, 1), b.rows = tiles_h * MH, b.columns = tiles_w * MW;
-  } else if (tiles_w <= target) {
-    b.rows = share(tiles_h, target / tiles_w, batch) * MH, b.columns = tiles_w * MW;
-  } else {
-    b.rows = MH, b.columns = share_evenly(tiles_w, target) * MW;
-  }
-  b.along_n = (batch + b.samples - 1) / b.samples;
-  b.along_h = (pass.h.count + b.rows - 1) / b.rows;
-  b.along_w = (pass.w.count + b.columns - 1) / b.columns;
-  return b;
+  if (map <= target) return blocks_of(share(batch, target / map, 1), tiles_h * MH, tiles_w * MW, batch, pass.h, pass.w);
+  if (tiles_w <= target)
+    return blocks_of(1, share(tiles_h, target / tiles_w, batch) * MH, tiles_w * MW, batch, pass.h, pass.w);
+  return blocks_of(1, MH, share_evenly(tiles_w, target) * MW, batch, pass.h, pass.w);
 }
 
 // B^T d B of a tile, a vector of channels, to points `step` apart; its rows and columns in the strip are `line` and
@@ -239,7 +179,7 @@ void transform_tiles(float* transformed, const TileRows& layout, const float* st
 template <class T>
 bool gather_results(float* results, const float* products, const TileRows& layout, const Extent& e, int64_t width) {
   constexpr int L = kLanes<float>, NH = T::H::N, NW = T::W::N, MH = T::H::M, MW = T::W::M;
-  const int64_t point = layout.groups * layout.rows * width;
+  const int64_t point = apart(layout.groups * layout.rows * width);
   Vector<float> zero_or_nan{};
   int64_t tile = 0;
   for (int64_t n = 0; n < e.samples; ++n)
@@ -276,14 +216,15 @@ bool convolve_winograd(const Pass<float>& pass, const WinogradWeights<T>& weight
                        int64_t source_channels, int64_t channels, const Source& source, const Epilogue& epilogue) {
   const Blocks blocks = plan_winograd_blocks<T>(pass, batch, source_channels);
   const Panels<float> panels{channels};
-  const int64_t positions = blocks.samples * blocks.rows * blocks.columns;
+  const int64_t positions = blocks.positions();
   const TileRows most(positions / (T::H::M * T::W::M), source_channels);
   const int64_t margin = kWinogradTaps - 1;
   const int64_t strip_size = blocks.samples * (blocks.rows + margin) * (blocks.columns + margin) * source_channels;
   std::atomic<bool> finite{true};
-  parallel(blocks.count(), [&](int64_t begin, int64_t end) {
+  parallel(blocks.blocks(), [&](int64_t begin, int64_t end) {
     Scratch<float> strip(strip_size), transformed(T::kPoints * most.point());
-    Scratch<float> products(T::kPoints * most.groups * most.rows * panels.kWidth), results(positions * panels.kWidth);
+    Scratch<float> products(T::kPoints * apart(most.groups * most.rows * panels.kWidth)),
+        results(positions * panels.kWidth);
     std::vector<Row> rows(positions);
     for (int64_t block = begin; block < end && finite; ++block) {
       const Extent e = extent_of(blocks, pass, batch, block);
@@ -300,12 +241,12 @@ bool convolve_winograd(const Pass<float>& pass, const WinogradWeights<T>& weight
         for (int64_t panel = 0; panel < panels.count(); ++panel) {
           const int vectors = panels.vectors(panel);
           const int64_t width = vectors * kLanes<float>;
-          const MultiplyRows multiply = rows_multiplier(layout.rows, vectors);
+          const auto multiply = tile_multiplier<float, kWinogradChain>(vectors, layout.rows);
           for (int64_t point = 0; point < T::kPoints; ++point)
             for (int64_t group = 0; group < layout.groups; ++group)
               multiply(source_channels, transformed + point * layout.point() + group * layout.group(),
-                       weights.at(g, panel) + point * source_channels * width,
-                       products + (point * layout.groups + group) * layout.rows * width);
+                       weights.at(g, panel, point),
+                       products + point * apart(layout.groups * layout.rows * width) + group * layout.rows * width);
           if (!gather_results<T>(results, products, layout, e, width)) finite = false;
           for (int64_t first = 0; first < i; first += kTileRows)
             epilogue(results + first * width, vectors, &rows[first], std::min<int64_t>(kTileRows, i - first), g,

@@ -1,0 +1,46 @@
+// From a tile [positions][channels] of results to a tensor of any layout.
+#pragma once
+
+#include "strip.h"
+#include "tile.h"
+
+namespace film::FILM_ISA {
+
+// Where the rows of a tile stand in the destination.
+struct Row {
+  int64_t n, h, w;
+};
+
+// Stores a tile [kTileRows][vectors * lanes] to a tensor, channels c0 .. c0 + count of the given rows.
+template <class A, class T>
+void store_tile(const View& view, const A* tile, int vectors, const Row* rows, int64_t row_count, int64_t c0,
+                int64_t count) {
+  T* base = static_cast<T*>(view.data) + c0 * view.c;
+  const int64_t pitch = vectors * kLanes<A>;
+  int64_t at[kTileRows];
+  for (int64_t m = 0; m < row_count; ++m) at[m] = rows[m].n * view.n + rows[m].h * view.h + rows[m].w * view.w;
+  if (view.c == 1) {
+    for (int64_t m = 0; m < row_count; ++m) narrow_copy(base + at[m], tile + m * pitch, count);
+    return;
+  }
+  for (int64_t m = 0; m < row_count;) {  // runs of columns that lie side by side
+    int64_t run = 1;
+    while (m + run < row_count && at[m + run] == at[m] + run) ++run;
+    if (run > 1) {
+      turn<A>(base + at[m], view.c, tile + m * pitch, pitch, run, count);
+    } else {
+      for (int64_t c = 0; c < count; ++c) base[c * view.c + at[m]] = narrow<T>(tile[m * pitch + c]);
+    }
+    m += run;
+  }
+}
+
+template <class A>
+using StoreTile = void (*)(const View&, const A*, int, const Row*, int64_t, int64_t, int64_t);
+
+template <class A>
+StoreTile<A> tile_storer(DType dtype) {
+  return with_storage<A>(dtype, [](auto element) -> StoreTile<A> { return store_tile<A, decltype(element)>; });
+}
+
+}  // namespace film::FILM_ISA

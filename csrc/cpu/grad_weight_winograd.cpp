@@ -90,14 +90,12 @@ class GradWeightWinograd {
   // G W G^T as [point][output channel][input channel]
   void transform_weight(int64_t g) {
     const int64_t used = p_.group_in();
-    weight_.zero(kPoints * weights_of_point());
     parallel(p_.group_out(), [&](int64_t begin, int64_t end) {
       Scratch<float> taps(R * R * inputs_);
       taps.zero(R * R * inputs_);
       for (int64_t k = begin; k < end; ++k) {
         for (int h = 0; h < R; ++h)
-          for (int w = 0; w < R; ++w)
-            load_(taps + (h * R + w) * inputs_, used, args_.weight, g * p_.group_out() + k, h, w, w + 1, 0, used);
+          load_(taps + h * R * inputs_, inputs_, args_.weight, g * p_.group_out() + k, h, 0, R, 0, used);
         for (int64_t c = 0; c < inputs_; c += L)
           transform_filter<T>(weight_ + k * inputs_ + c, weights_of_point(), taps + c, inputs_);
       }
@@ -251,15 +249,19 @@ class GradWeightWinograd {
           transform_2d(
               points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
               [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
+          float turned[R * R][L];
+          for (int h = 0; h < R; ++h)
+            for (int w = 0; w < R; ++w) zero_or_nan += 0 * taps[h][w], store(turned[h * R + w], taps[h][w]);
           E* dst = static_cast<E*>(out.data) + (g * p_.group_out() + k) * out.n + c0 * out.c;
           const int64_t count = std::min<int64_t>(L, p_.group_in() - c0);
-          for (int h = 0; h < R; ++h)
-            for (int w = 0; w < R; ++w) {
-              zero_or_nan += 0 * taps[h][w];
-              float lanes[L];
-              store(lanes, taps[h][w]);
-              for (int64_t c = 0; c < count; ++c) dst[c * out.c + h * out.h + w * out.w] = narrow<E>(lanes[c]);
-            }
+          if (out.w == 1 && out.h == R) {
+            turn<float>(dst, out.c, turned[0], L, R * R, count);
+          } else {
+            for (int h = 0; h < R; ++h)
+              for (int w = 0; w < R; ++w)
+                for (int64_t c = 0; c < count; ++c)
+                  dst[c * out.c + h * out.h + w * out.w] = narrow<E>(turned[h * R + w][c]);
+          }
         }
       for (int lane = 0; lane < L; ++lane)
         if (zero_or_nan[lane] != 0) finite_ = false;

@@ -9,12 +9,12 @@
 namespace film::FILM_ISA {
 
 // Patches are packed row by row in chunks of CHUNK products with a pitch known to the compiler; the 64 bytes between
-// rows keep them from falling into the same cache sets, and take what a vector copy writes past the end. A chunk is
-// also the chain of additions in the registers: chains are then added to each other, since one chain of all R would
-// lose digits that the library's blocked sums keep.
+// rows longer than that keep them from falling into the same cache sets, and take what a vector copy writes past the
+// end. A chunk is also the chain of additions in the registers: chains are then added to each other, since one chain of
+// all R would lose digits that the library's blocked sums keep.
 constexpr int64_t kChunk = 64;
 template <class A, int64_t CHUNK = kChunk>
-constexpr int64_t kPitch = CHUNK + 64 / sizeof(A);
+constexpr int64_t kPitch = CHUNK * sizeof(A) <= 64 ? CHUNK : CHUNK + 64 / sizeof(A);
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 

@@ -23,6 +23,13 @@ def _multiplies_bfloat16() -> bool:
     return probe is not None and probe()
 
 
+def _filtered(problem: Problem) -> bool:
+    """Whether csrc/cpu/winograd.h serves it (suits_winograd)."""
+    channels = min(problem.weight_shape[0] // problem.groups, problem.weight_shape[1])
+    plain = problem.weight_shape[2:] == (3, 3) and set(problem.stride) == set(problem.dilation) == {1}
+    return plain and channels >= 16 and problem.batch * math.prod(problem.out_size) >= 64
+
+
 class Cpu(Backend):
     name = "cpu"
 
@@ -53,8 +60,11 @@ class Cpu(Backend):
         width = problem.out_channels // problem.groups
         if problem.groups > 1 and (width < 4 or (width < 8 and problem.channels_last)):
             return True
-        # ... and where the machine multiplies bfloat16 pairs, the library is about twice as fast on wide sums.
+        # ... and where the machine multiplies bfloat16 pairs, the library is about twice as fast on wide sums, but for
+        # those that are shortened by Winograd's filtering.
         products = math.prod(problem.weight_shape[1:])
+        if _filtered(problem):
+            return False
         return problem.dtype == torch.bfloat16 and products >= 256 and _multiplies_bfloat16()
 
     def kept_like(self, problem: Problem) -> Tensor:

@@ -1,0 +1,73 @@
+"""The CPU kernels for 3x3 at a stride of 1, which go through Winograd's filtering: tiles, blocks and units of every kind,
+numbers that are not finite, and any number of threads."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cases import Case, assert_as_good_as_plain, tensors_of
+from film_kernels import conv_film
+
+CASES = (
+    Case("maps_of_a_few_tiles", (19, 24, 7, 5), (40, 24, 3, 3), padding=1),
+    Case("groups_without_padding", (2, 64, 15, 18), (40, 32, 3, 3), groups=2, activation="leaky_relu"),
+    Case("rows_longer_than_a_block", (1, 18, 3, 530), (17, 18, 3, 3), padding=(1, 0), gamma_offset=1.0),
+    Case("more_padding_than_kernel", (2, 33, 6, 9), (16, 33, 3, 3), padding=4, film_position="pre"),
+    Case("several_rounds", (3, 96, 40, 36), (70, 96, 3, 3), padding=1),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("channels_last", (False, True), ids=("contiguous", "channels_last"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_output_and_gradients(case, channels_last, dtype):
+    assert_as_good_as_plain(case, lambda seed: tensors_of(case, dtype, seed, channels_last), "cpu")
+
+
+def results(tensors, grad):
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    y = conv_film(*leaves, padding=1, backend="cpu")
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+def plain_results(tensors, grad):
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    x, weight, bias, gamma, beta = leaves
+    y = gamma[:, :, None, None] * F.relu(F.conv2d(x, weight, bias, padding=1)) + beta[:, :, None, None]
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+INFINITY, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    "place, value", (("input", INFINITY), ("input", NAN), ("input", 1.5e38), ("grad", INFINITY), ("grad", NAN))
+)
+def test_what_is_not_finite_stays_where_it_is(place, value):
+    """Transformed, it would spread over a tile; 1.5e38 would become infinite though the results do not."""
+    tensors = tensors_of(Case("", (2, 32, 9, 10), (32, 32, 3, 3)), torch.float32)
+    tensors[1] /= 100
+    grad = torch.randn(2, 32, 9, 10, generator=torch.Generator().manual_seed(1)) / 10
+    (tensors[0] if place == "input" else grad)[1, 3, 4, 5] = value
+    for ours, plain in zip(results(tensors, grad), plain_results(tensors, grad), strict=True):
+        torch.testing.assert_close(ours.isfinite(), plain.isfinite())
+        if not math.isfinite(value):
+            finite = plain.isfinite()
+            torch.testing.assert_close(ours[finite], plain[finite], rtol=1e-4, atol=1e-4)
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    tensors = tensors_of(CASES[0], torch.float32)
+    grad = torch.randn(19, 40, 7, 5, generator=torch.Generator().manual_seed(1))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            found.append(results(tensors, grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

@@ -1,5 +1,4 @@
-"""The CPU kernels for 3x3 at a stride of 1, which go through Winograd's filtering: tiles, blocks and units of every kind,
-numbers that are not finite, and any number of threads."""
+"""The CPU kernels that filter by Winograd: tiles, blocks and units of every kind, threads, numbers not finite."""
 
 import math
 

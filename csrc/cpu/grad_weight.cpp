@@ -146,6 +146,7 @@ class GradWeight {
                 w_.step * pixel,
                 weight + k * runs_.row() + column,
                 grad_weight == nullptr ? nullptr : grad_weight + k * runs_.row() + column,
+                true,
                 runs_.row(),
                 valid,
                 gamma_.at(e.n0, g) + k0 + k,

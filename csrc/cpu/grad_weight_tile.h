@@ -15,6 +15,7 @@ struct UnitTile {
   int64_t rows, columns, u_pitch, x_row, x_column;
   const A* weight;        // [channel][row]
   A* grad_weight;         // the same, or null
+  bool add;               // to what is there
   int64_t row, valid;     // elements between channels; lanes of the tile that are products
   const A* gamma;         // of these channels
   Vector<A>* grad_gamma;  // lane sums of <W, U>, or null
@@ -58,6 +59,7 @@ struct UnitTile {
     A* const dw = grad_weight;
     Vector<A>* const dots = grad_gamma;
     const int64_t pitch = row, inside = valid;
+    const bool more = add;
     const Mask<A> lanes = lane_numbers<A>();
 #pragma GCC unroll 16
     for (int m = 0; m < kGradRows; ++m)
@@ -79,7 +81,7 @@ struct UnitTile {
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) {
           A* at = dw + m * pitch + v * L;
-          store(at, load(at) + f[m] * sum[m][v]);
+          store(at, more ? load(at) + f[m] * sum[m][v] : f[m] * sum[m][v]);
         }
   }
 };

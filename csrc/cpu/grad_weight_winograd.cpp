@@ -24,7 +24,7 @@ class GradWeightWinograd {
       : p_(p),
         args_(args),
         load_(row_loader<float>(p.dtype)),
-        pass_{forward_taps(p.h), forward_taps(p.w), 0, {}},
+        pass_{forward_taps(p.h), forward_taps(p.w), R * R * p.group_out(), {}},
         blocks_(unit_blocks(p, pass_)),
         unit_count_(p.batch * blocks_.along_h * blocks_.along_w),
         unit_tiles_(blocks_.rows * blocks_.columns / (MH * MW)),
@@ -42,9 +42,11 @@ class GradWeightWinograd {
 
   // Returns whether all is finite; where not, it is to be computed directly.
   bool operator()() {
+    const bool gamma_wanted = args_.grad_gamma != nullptr;
+    Scratch<float> packed(gamma_wanted ? packed_size(pass_, p_.groups, p_.group_in()) : 0);
+    if (gamma_wanted) pack_weights<float>(packed, pass_, p_, args_.weight, /*transposed=*/true);
     for (int64_t g = 0; g < p_.groups && finite_; ++g) {
-      if (args_.grad_gamma != nullptr) transform_weight(g);
-      grad_weight_.zero(kPoints * weights_of_point());
+      if (gamma_wanted) transform_weight(g);
       for (int64_t first = 0; first < unit_count_; first += round_) {
         const int64_t count = std::min(round_, unit_count_ - first);
         transform_units(g, first, count);
@@ -89,16 +91,15 @@ class GradWeightWinograd {
 
   // G W G^T as [point][output channel][input channel]
   void transform_weight(int64_t g) {
-    const int64_t used = p_.group_in();
-    parallel(p_.group_out(), [&](int64_t begin, int64_t end) {
-      Scratch<float> taps(R * R * inputs_);
-      taps.zero(R * R * inputs_);
-      for (int64_t k = begin; k < end; ++k) {
-        for (int h = 0; h < R; ++h)
-          load_(taps + h * R * inputs_, inputs_, args_.weight, g * p_.group_out() + k, h, 0, R, 0, used);
-        for (int64_t c = 0; c < inputs_; c += L)
-          transform_filter<T>(weight_ + k * inputs_ + c, weights_of_point(), taps + c, inputs_);
-      }
+    const int64_t sources = p_.group_out();
+    parallel(sources, [&](int64_t begin, int64_t end) {
+      const Panels<float> panels{p_.group_in()};
+      for (int64_t k = begin; k < end; ++k)
+        for (int64_t c = 0; c < inputs_; c += L) {
+          const int64_t panel = c / panels.kWidth, width = panels.vectors(panel) * L;
+          const float* from = pass_.weights[g] + panel * panels.kWidth * pass_.products + k * width + c % panels.kWidth;
+          transform_filter<T>(weight_ + k * inputs_ + c, weights_of_point(), from, sources * width);
+        }
     });
   }
 
@@ -227,6 +228,7 @@ class GradWeightWinograd {
                                            V * L,
                                            weight_ + at + m * inputs_,
                                            grad_weight_ + at + m * inputs_,
+                                           first + unit > 0,
                                            inputs_,
                                            V * L,
                                            gamma + m,
@@ -271,7 +273,7 @@ class GradWeightWinograd {
   const Problem& p_;
   const GradWeightArgs& args_;
   const LoadRow<float> load_;
-  const Pass<float> pass_;
+  Pass<float> pass_;  // and W with the input channels side by side
   const Blocks blocks_;
   const int64_t unit_count_, unit_tiles_, inputs_, channels_, round_;
   const Factors<float> gamma_;

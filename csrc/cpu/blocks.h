@@ -4,8 +4,7 @@
 #include <limits>
 
 #include "kernels.h"
-#include "taps.h"
-#include "tile.h"
+#include "row_tile.h"
 
 namespace film::FILM_ISA {
 
@@ -36,19 +35,23 @@ inline int64_t tile_rows(int64_t positions) { return share_evenly(positions, kTi
 template <class A>
 double cost(const Blocks& b, const Pass<A>& pass, const Panels<A>& panels, int64_t source_channels) {
   constexpr double kStrip = 0.4, kPatch = 0.15, kStream = 2, kLeastTile = 8, kTask = 1000;
-  const int64_t positions = b.positions(), rows = tile_rows(positions);
-  const double tiles = double(positions + rows - 1) / rows, vectors = panels.padded() / kLanes<A>;
+  const bool direct = reads_strip(pass, panels, b.columns, source_channels);
+  const int64_t together = direct ? b.columns : b.positions();  // positions that are shared out among tiles
+  const int64_t rows = tile_rows(together), tiles = (together + rows - 1) / rows * (b.positions() / together);
+  const double vectors = panels.padded() / kLanes<A>, patches = direct ? 0 : kPatch * b.positions();
   const double products = tiles * std::max<double>(rows, kLeastTile / panels.vectors(0)) + kStream;
   const double strip = double(b.samples) * pass.h.extent(b.rows) * pass.w.extent(b.columns) * source_channels;
-  const double task = (products * vectors / b.parts + kPatch * positions) * pass.products + kStrip * strip + kTask;
+  const double task = (products * vectors / b.parts + patches) * pass.products + kStrip * strip + kTask;
   const int64_t tasks = b.blocks() * b.parts;
   return task * ((tasks + thread_count() - 1) / thread_count());
 }
 
 // The cheapest of the ways to cut a pass: along samples, rows or columns, whichever the first is of which one does not
-// fit; and its panels in parts, where there are few positions.
+// fit; and its panels in parts, where there are few positions and no two panels
+// share a byte of bits.
 template <class A>
-Blocks plan_blocks(const Pass<A>& pass, int64_t batch, const Panels<A>& panels, int64_t source_channels) {
+Blocks plan_blocks(const Pass<A>& pass, int64_t batch, int64_t groups, const Panels<A>& panels,
+                   int64_t source_channels) {
   // Patches of a block take at most this many bytes, and a strip of so many positions about as much: L2 holds both.
   constexpr int64_t kPatchBytes = 512 * 1024, kMostTiles = 32, kCuts = 48;
   const int64_t tile_bytes = round_up(std::max<int64_t>(pass.products, 1), kChunk) * kTileRows * sizeof(A);
@@ -56,9 +59,11 @@ Blocks plan_blocks(const Pass<A>& pass, int64_t batch, const Panels<A>& panels, 
   const int64_t rows = pass.h.count, columns = pass.w.count;
   Blocks best{};
   double least = std::numeric_limits<double>::max();
+  const bool whole_bytes = panels.kWidth % 8 == 0 && (groups == 1 || panels.channels % 8 == 0);
+  const int64_t most_parts = whole_bytes ? panels.count() : 1;
   const auto consider = [&](int64_t of_samples, int64_t of_rows, int64_t of_columns) {
     Blocks b = blocks_of(of_samples, of_rows, of_columns, batch, pass.h, pass.w);
-    for (b.parts = 1; b.parts <= panels.count(); b.parts *= 2) {
+    for (b.parts = 1; b.parts <= most_parts; b.parts *= 2) {
       const double cycles = cost(b, pass, panels, source_channels);
       if (cycles < least) least = cycles, best = b;
       if (b.blocks() * b.parts >= 4 * thread_count()) break;

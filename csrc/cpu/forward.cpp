@@ -1,4 +1,5 @@
 // y = gamma * act(conv(x, W) + b) + beta, or act(gamma * (conv(x, W) + b) + beta), and the bits, in one pass.
+#include "flatten.h"
 #include "planes.h"
 #include "winograd.h"
 
@@ -145,8 +146,10 @@ void forward_in_planes(const Problem& p, const ForwardArgs& args) {
 
 }  // namespace
 
-void run_forward(const Problem& p, const ForwardArgs& args) {
-  if (suits_planes(p, args.output))
+void run_forward(const Problem& problem, const ForwardArgs& args) {
+  Problem p = problem;
+  flatten(p, args.input, args.output);
+  if (suits_planes(p, args.output, p.group_out(), p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
     p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
   else if (!suits_winograd(p) ||
            !with_tiles<Tiles<2, 4>>(p, [&](auto t) { return forward_by_winograd<decltype(t)>(p, args); }))

@@ -1,4 +1,5 @@
 // dx = conv_transpose(gamma * u, W) with u = g * slope(bits); the product is formed while the gradient is loaded.
+#include "flatten.h"
 #include "planes.h"
 #include "winograd.h"
 
@@ -22,27 +23,94 @@ struct Modulated {
   }
 };
 
+inline int64_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+// Destination rows i0 .. i1 of a pass (its own count, not the destination's), as a pass that numbers them from 0 on.
 template <class A>
-auto store_to(const Problem& p, const GradInputArgs& args) {
-  return [&p, &args, store_rows = tile_storer<A>(p.dtype)](const A* tile, int vectors, const Row* rows,
-                                                           int64_t row_count, int64_t g, int64_t c0, int64_t count) {
-    store_rows(args.grad_input, tile, vectors, rows, row_count, g * p.group_in() + c0, count);
+Pass<A> rows_of(const Pass<A>& pass, int64_t i0, int64_t i1) {
+  Pass<A> part = pass;
+  part.h.count = std::max<int64_t>(std::min(i1, pass.h.count) - i0, 0);
+  for (int64_t& offset : part.h.offset) offset += part.h.step * i0;
+  return part;
+}
+
+// Row h of a sample from pixels to where channels lie apart.
+template <class A, class T>
+void store_row(const View& out, const A* pixels, int64_t h, const Problem& p) {
+  T* dst = static_cast<T*>(out.data) + h * out.h;
+  if (out.w == 1) return turn<A>(dst, out.c, pixels, p.in_channels, p.w.in, p.in_channels);
+  for (int64_t c = 0; c < p.in_channels; ++c)
+    for (int64_t w = 0; w < p.w.in; ++w) dst[w * out.w + c * out.c] = narrow<T>(pixels[w * p.in_channels + c]);
+}
+
+// The epilogue of a pass: rows of a tile to `view`.
+template <class A>
+auto store_to(const View& view, const Problem& p, StoreTile<A> store_rows) {
+  return [&view, &p, store_rows](const A* tile, int vectors, const Row* rows, int64_t row_count, int64_t g, int64_t c0,
+                                 int64_t count) {
+    store_rows(view, tile, vectors, rows, row_count, g * p.group_in() + c0, count);
   };
+}
+
+// A stride's passes, some rows of one sample at a time: what they read stays at hand, and where channels lie apart,
+// what they write comes together (pixel by pixel, in the accumulator's type) before it goes to memory in whole rows.
+template <class A>
+void in_rows(const Problem& p, const GradInputArgs& args, const std::vector<Pass<A>>& passes,
+             const Modulated<A>& source) {
+  constexpr int64_t kBytes = 256 << 10;
+  const View& out = args.grad_input;
+  const bool apart = out.c != 1 && p.in_channels > 1;
+  const int64_t pixels_of_row = p.w.in * p.in_channels, strides = (p.h.in + p.h.stride - 1) / p.h.stride;
+  const int64_t share = (p.batch * strides + 4 * thread_count() - 1) / (4 * thread_count());
+  const int64_t rows = std::clamp<int64_t>(
+      std::min<int64_t>(kBytes / (p.h.stride * pixels_of_row * static_cast<int64_t>(sizeof(A))), share), 1, strides);
+  const int64_t parts = (strides + rows - 1) / rows;
+  parallel(p.batch * parts, [&](int64_t begin, int64_t end) {
+    Scratch<A> pixels(apart ? rows * p.h.stride * pixels_of_row : 0);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t n = task / parts, i0 = task % parts * rows, h0 = i0 * p.h.stride;
+      const View here{pixels, 0, 1, pixels_of_row, p.in_channels};
+      const View there{static_cast<char*>(out.data) + (n * out.n + h0 * out.h) * size_of(p.dtype), 0, out.c, out.h,
+                       out.w};
+      const auto of_sample = [&](A* dst, int64_t, int64_t h, int64_t w0, int64_t w1, int64_t k0, int64_t channels) {
+        source(dst, n, h, w0, w1, k0, channels);
+      };
+      for (const Pass<A>& pass : passes)
+        convolve(rows_of(pass, i0, i0 + rows), 1, p.groups, p.group_out(), p.group_in(), of_sample,
+                 apart ? store_to<A>(here, p, store_tile<A, A>) : store_to<A>(there, p, tile_storer<A>(p.dtype)));
+      if (!apart) continue;
+      with_storage<A>(p.dtype, [&](auto element) {
+        for (int64_t h = 0; h < std::min(rows * p.h.stride, p.h.in - h0); ++h)
+          store_row<A, decltype(element)>(there, pixels + h * pixels_of_row, h, p);
+      });
+    }
+  });
 }
 
 template <class A>
 void grad_input(const Problem& p, const GradInputArgs& args) {
-  const LoadRow<A> load = row_loader<A>(p.dtype);
-  const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
-  const auto epilogue = store_to<A>(p, args);
+  std::vector<Pass<A>> passes;
+  int64_t size = 0;
   for (int64_t fh = 0; fh < std::min(p.h.stride, p.h.in); ++fh)
     for (int64_t fw = 0; fw < std::min(p.w.stride, p.w.in); ++fw) {
       Pass<A> pass{grad_input_taps(p.h, fh), grad_input_taps(p.w, fw), 0, {}};
       pass.products = pass.h.offset.size() * pass.w.offset.size() * p.group_out();
-      Scratch<A> weights(packed_size(pass, p.groups, p.group_in()));
-      pack_weights<A>(weights, pass, p, args.weight, /*transposed=*/true);
-      convolve(pass, p.batch, p.groups, p.group_out(), p.group_in(), Modulated<A>{p, args, gamma, load}, epilogue);
+      size += packed_size(pass, p.groups, p.group_in());
+      passes.push_back(pass);
     }
+  Scratch<A> weights(size);
+  A* packed = weights;
+  for (Pass<A>& pass : passes) {
+    pack_weights<A>(packed, pass, p, args.weight, /*transposed=*/true);
+    packed += packed_size(pass, p.groups, p.group_in());
+  }
+  const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
+  const Modulated<A> source{p, args, gamma, row_loader<A>(p.dtype)};
+  if (passes.size() == 1)
+    convolve(passes[0], p.batch, p.groups, p.group_out(), p.group_in(), source,
+             store_to<A>(args.grad_input, p, tile_storer<A>(p.dtype)));
+  else
+    in_rows(p, args, passes, source);
 }
 
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
@@ -53,7 +121,8 @@ bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
   const Pass<float> pass{grad_input_taps(p.h, 0), grad_input_taps(p.w, 0), 0, {}};
   const WinogradWeights<T> weights(pass, p, args.weight, true);
   return convolve_winograd(pass, weights, p.batch, p.groups, p.group_out(), p.group_in(),
-                           Modulated<float>{p, args, gamma, load}, store_to<float>(p, args));
+                           Modulated<float>{p, args, gamma, load},
+                           store_to<float>(args.grad_input, p, tile_storer<float>(p.dtype)));
 }
 
 // The planes of gamma * u.
@@ -105,10 +174,15 @@ void grad_input_in_planes(const Problem& p, const GradInputArgs& args) {
     }
 }
 
+int64_t taps_of_pass(const Axis& axis) { return (axis.kernel + axis.stride - 1) / axis.stride; }  // at most
+
 }  // namespace
 
-void run_grad_input(const Problem& p, const GradInputArgs& args) {
-  if (suits_planes(p, args.grad))
+void run_grad_input(const Problem& problem, const GradInputArgs& args) {
+  Problem p = problem;
+  flatten(p, args.grad, args.grad_input);
+  const int64_t taps = taps_of_pass(p.h) * taps_of_pass(p.w);
+  if (suits_planes(p, args.grad, p.group_in(), p.group_out(), p.group_out() * taps))
     p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
   else if (!suits_winograd(p) ||
            !with_tiles<Tiles<2, 2>>(p, [&](auto t) { return grad_input_by_winograd<decltype(t)>(p, args); }))

@@ -4,27 +4,37 @@
 // U is linear in the positions, so it is worked out a unit (a block of positions of one sample) at a time: its tile
 // comes out of the registers, is dotted with the tile of W, multiplied by gamma and added to the tile of dW.
 //
-// The work is cut by shapes alone, never by the number of threads: units into splits, each with its own dW, channels
-// into blocks. Sums over units and splits are then taken in order, so that every run gives the same bits.
+// The work is cut by shapes alone, never by the number of threads: units into splits, each with its own dW, output and
+// input channels into blocks. Sums over units, splits and blocks are then taken in order, so that every run gives the
+// same bits. A task has its part of W and dW at hand, and walks over its products with several units at a time.
 #include <cmath>
 
-#include "grad_weight_tile.h"
+#include "flatten.h"
 #include "planes.h"
 #include "unit_sums.h"
+#include "unit_tile.h"
+#include "weight_order.h"
 #include "winograd.h"
 
 namespace film::FILM_ISA {
 namespace {
 
-constexpr int64_t kUnitPositions = 256;  // of one unit, at most (a row may be cut, rows are put together)
-constexpr int64_t kRun = 16;             // positions summed in one chain
-constexpr int64_t kTasks = 32;           // aimed at, so that many cores have work
+constexpr int64_t kUnitPositions = 256;     // of one unit, at most (a row may be cut, rows are put together)
+constexpr int64_t kTasks = 32;              // aimed at, so that many cores have work,
+constexpr int64_t kSplitPositions = 512;    // but a split has its own dW, which pays for so many positions only
+constexpr int64_t kBatchBytes = 320 << 10;  // of strips and u that a task has at hand: L2 holds them
+constexpr int64_t kPiece = 32;              // positions of u that are loaded together
 
-// Products (kw, c) of one kernel row are contiguous in a strip where dilation is 1; otherwise one kernel tap's are.
-struct Runs {
-  int64_t count, length, padded;
-  int64_t row() const { return count * padded; }  // elements of one output channel in W and dW
+// Channels of one task, at most. Larger blocks load each tensor less often, which is most of the work beside the
+// products where there is one kernel tap; but the task's parts of W and dW should stay in L2.
+constexpr int64_t kMostChannels = 128, kMostProducts = 1200;
+struct MostChannels {
+  int64_t out, in;
 };
+inline MostChannels most_channels(const Problem& p) {
+  const int64_t taps = p.h.kernel * p.w.kernel;
+  return taps == 1 ? MostChannels{kMostChannels, 384} : MostChannels{64, std::max<int64_t>(kMostProducts / taps, 48)};
+}
 
 template <class A>
 class GradWeight {
@@ -35,166 +45,247 @@ class GradWeight {
         load_(row_loader<A>(p.dtype)),
         h_(forward_taps(p.h)),
         w_(forward_taps(p.w)),
-        runs_(runs(p, w_)),
         pass_{h_, w_, 1, {}},
-        units_(unit_blocks(p)),
-        unit_count_(p.batch * units_.along_h * units_.along_w),
+        units_(unit_blocks()),
+        unit_count_(units_.blocks()),
         channels_(p.group_out()),
         padded_(round_up(channels_, kGradRows)),
-        block_(std::min(kChannelBlock / kGradRows * kGradRows, padded_)),
-        channel_blocks_((padded_ + block_ - 1) / block_),
+        block_(round_up(share_evenly(padded_, most_channels(p).out), kGradRows)),
+        blocks_((padded_ + block_ - 1) / block_),
+        source_block_(source_block()),
+        source_blocks_((p.group_in() + source_block_ - 1) / source_block_),
+        taps_(p.h.kernel * p.w.kernel),
+        order_(p.h.kernel, p.w.kernel),
+        row_((taps_ * source_block_ + kLine - 1) / kLine / 2 * 2 * kLine + kLine),
+        in_one_run_(w_.consecutive() && source_blocks_ == 1),
         products_wanted_(args.grad_weight.data != nullptr || args.grad_gamma != nullptr),
-        splits_(std::clamp<int64_t>(kTasks / (channel_blocks_ * p.groups), 1, std::max<int64_t>(unit_count_, 1))),
+        splits_(std::clamp<int64_t>(
+            std::min(kTasks / (blocks_ * source_blocks_ * p.groups), p.positions() / kSplitPositions), 1, unit_count_)),
         gamma_(p, args.gamma, padded_, static_cast<A>(p.gamma_offset), A(1)),
-        weight_(products_wanted_ ? weight_size() : 0),
-        partial_(args.grad_weight.data != nullptr ? splits_ * weight_size() : 0),
-        sums_(p, units_.along_h * units_.along_w, padded_) {}
+        partial_(args.grad_weight.data == nullptr || splits_ == 1 ? 0 : splits_ * weight_size()),
+        sums_(p, units_.along_h * units_.along_w, padded_, source_blocks_) {}
 
   void operator()() {
-    if (products_wanted_) pack_weight();
-    parallel(splits_ * p_.groups * channel_blocks_, [&](int64_t begin, int64_t end) {
-      const int64_t strip_size = h_.extent(units_.rows) * w_.extent(units_.columns) * p_.group_in();
-      // a tile reads past the last product by less than its width
-      Scratch<A> strip(strip_size + kGradVectors * kLanes<A>), u(units_.rows * units_.columns * block_);
-      Scratch<Vector<A>> grad_gamma(block_);
-      strip.zero(strip_size + kGradVectors * kLanes<A>);
-      for (int64_t task = begin; task < end; ++task) run_task(task, strip, u, grad_gamma);
+    parallel(splits_ * p_.groups * blocks_ * source_blocks_, [&](int64_t begin, int64_t end) {
+      Workspace space(*this);
+      for (int64_t task = begin; task < end; ++task) run_task(task, space);
     });
-    finish_weight();
+    if (splits_ > 1) add_splits();
     sums_.finish(p_, args_, gamma_);
   }
 
  private:
-  static Runs runs(const Problem& p, const Taps& w) {
-    const int64_t length = w.consecutive() ? p.w.kernel * p.group_in() : p.group_in();
-    return {p.h.kernel * p.w.kernel * p.group_in() / std::max<int64_t>(length, 1), length, round_up(length, kLanes<A>)};
-  }
+  static constexpr int64_t kLine = 64 / sizeof(A);
 
-  static Blocks unit_blocks(const Problem& p) {
-    Blocks b{1, 1, std::min(p.w.out, kUnitPositions), p.batch, 0, 0};
-    if (p.w.out <= kUnitPositions) b.rows = std::min(p.h.out, kUnitPositions / std::max<int64_t>(p.w.out, 1));
-    b.along_h = (p.h.out + b.rows - 1) / b.rows;
-    b.along_w = (p.w.out + b.columns - 1) / std::max<int64_t>(b.columns, 1);
-    return b;
-  }
-
-  int64_t weight_size() const { return p_.groups * padded_ * runs_.row(); }
-
-  // W as [group][channel][run][product], zeros after each run.
-  void pack_weight() {
-    weight_.zero(weight_size());
-    const int64_t taps_in_run = runs_.length / std::max<int64_t>(p_.group_in(), 1);
-    parallel(p_.out_channels, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        A* dst = weight_ + (k / channels_ * padded_ + k % channels_) * runs_.row();
-        int64_t tap = 0;
-        for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
-          for (int64_t kw = 0; kw < p_.w.kernel; ++kw, ++tap)
-            load_(dst + tap / taps_in_run * runs_.padded + tap % taps_in_run * p_.group_in(), p_.group_in(),
-                  args_.weight, k, kh, kw, kw + 1, 0, p_.group_in());
-      }
-    });
-  }
-
-  void run_task(int64_t task, A* strip, A* u, Vector<A>* grad_gamma) {
-    const int64_t block = task % channel_blocks_, g = task / channel_blocks_ % p_.groups;
-    const int64_t split = task / channel_blocks_ / p_.groups;
-    const int64_t k0 = block * block_, channels = std::min(block_, padded_ - k0);
-    A* grad_weight = nullptr;
-    if (args_.grad_weight.data != nullptr) {
-      grad_weight = partial_ + split * weight_size() + (g * padded_ + k0) * runs_.row();
-      std::memset(grad_weight, 0, channels * runs_.row() * sizeof(A));
+  // What a thread has at hand: strips and u of some units.
+  struct Workspace {
+    explicit Workspace(const GradWeight& of)
+        : strip_size(of.h_.extent(of.units_.rows) * of.w_.extent(of.units_.columns) * of.source_block_),
+          u_size(of.units_.rows * of.units_.columns * of.block_),
+          units(std::clamp<int64_t>(kBatchBytes / ((strip_size + u_size) * sizeof(A)), 1,
+                                    (of.unit_count_ + of.splits_ - 1) / of.splits_)),
+          strips(units * strip_size + kGradVectors * kLanes<A>),  // a tile reads past its last product
+          u(units * u_size),
+          piece(kPiece * of.block_),
+          weight(of.block_ * of.row_),
+          grad_weight(of.block_ * of.row_),
+          grad_gamma(units * of.block_) {
+      strips.zero(units * strip_size + kGradVectors * kLanes<A>);
+      piece.zero(kPiece * of.block_);
+      weight.zero(of.block_ * of.row_);
     }
-    const int64_t first = unit_count_ * split / splits_, last = unit_count_ * (split + 1) / splits_;
+    const int64_t strip_size, u_size, units;
+    Scratch<A> strips, u, piece;
+    Scratch<A> weight, grad_weight;  // [channel][row_]: the task's products (tap, source channel) of W and dW
+    Scratch<Vector<A>> grad_gamma;
+  };
+
+  // The channels of a task.
+  struct Part {
+    int64_t g, k0, channels, source, c0, sources;
+  };
+
+  Blocks unit_blocks() const {
+    const int64_t columns = std::min(p_.w.out, kUnitPositions);
+    const int64_t rows = p_.w.out <= kUnitPositions ? std::min(p_.h.out, kUnitPositions / p_.w.out) : 1;
+    return blocks_of(1, rows, columns, p_.batch, h_, w_);
+  }
+
+  int64_t source_block() const {
+    const int64_t even = share_evenly(p_.group_in(), most_channels(p_).in);
+    return even == p_.group_in() ? even : round_up(even, kGradVectors * kLanes<A>);
+  }
+
+  int64_t weight_size() const { return p_.out_channels * taps_ * p_.group_in(); }
+
+  // The task's part of W.
+  template <class T>
+  void load_weight(A* weight, const Part& part) const {
+    const int64_t k = part.g * channels_ + part.k0;
+    for (int64_t i = 0; i < std::min(part.channels, channels_ - part.k0); ++i, weight += row_)
+      order_.template load<T>(weight, args_.weight, k + i, part.c0, part.sources);
+  }
+
+  // The task's part of dW, to where it belongs or to the split's own.
+  template <class T>
+  void store_weight(const A* grad_weight, const Part& part, int64_t split) {
+    for (int64_t i = 0; i < std::min(part.channels, channels_ - part.k0); ++i, grad_weight += row_) {
+      const int64_t k = part.g * channels_ + part.k0 + i;
+      if (splits_ == 1) {
+        order_.template store<T>(args_.grad_weight, k, grad_weight, part.sources, part.c0, part.sources);
+        continue;
+      }
+      for (int64_t tap = 0; tap < taps_; ++tap)
+        std::memcpy(partial_ + split * weight_size() + (k * taps_ + tap) * p_.group_in() + part.c0,
+                    grad_weight + tap * part.sources, part.sources * sizeof(A));
+    }
+  }
+
+  void run_task(int64_t task, Workspace& space) {
+    const int64_t source = task % source_blocks_, block = task / source_blocks_ % blocks_;
+    const int64_t g = task / source_blocks_ / blocks_ % p_.groups, split = task / source_blocks_ / blocks_ / p_.groups;
+    const int64_t k0 = block * block_, c0 = source * source_block_;
+    const Part part{g, k0, std::min(block_, padded_ - k0), source, c0, std::min(source_block_, p_.group_in() - c0)};
+    if (args_.grad_gamma != nullptr)
+      with_storage<A>(p_.dtype, [&](auto element) { load_weight<decltype(element)>(space.weight, part); });
+    const int64_t begin = unit_count_ * split / splits_, last = unit_count_ * (split + 1) / splits_;
+    for (int64_t unit = begin; unit < last; unit += space.units)
+      run_units(unit, std::min(unit + space.units, last), part, unit == begin, space);
+    if (args_.grad_weight.data != nullptr)
+      with_storage<A>(p_.dtype, [&](auto element) { store_weight<decltype(element)>(space.grad_weight, part, split); });
+  }
+
+  void run_units(int64_t first, int64_t last, const Part& part, bool fresh, Workspace& space) {
     for (int64_t unit = first; unit < last; ++unit) {
       const Extent e = extent_of(units_, pass_, p_.batch, unit);
-      load_unit(u, p_, args_, load_, sums_, e, unit, g, k0, channels);
-      if (!products_wanted_) continue;
-      fill_strip(strip, e, h_, w_, g * p_.group_in(), p_.group_in(), Plain<A>{args_.input, load_});
-      std::fill(grad_gamma, grad_gamma + channels, Vector<A>{});
-      walk_products(strip, u, e, g, k0, channels, grad_weight, args_.grad_gamma != nullptr ? grad_gamma : nullptr);
-      if (args_.grad_gamma == nullptr) continue;
-      for (int64_t k = 0; k < channels; ++k) {
+      load_u(space.u + (unit - first) * space.u_size, space.piece, e, unit, part);
+      if (products_wanted_)
+        fill_strip(space.strips + (unit - first) * space.strip_size, e, h_, w_, part.g * p_.group_in() + part.c0,
+                   part.sources, Plain<A>{args_.input, load_});
+    }
+    if (!products_wanted_) return;
+    std::fill(space.grad_gamma + 0, space.grad_gamma + (last - first) * part.channels, Vector<A>{});
+    const int64_t runs_in_row = in_one_run_ ? 1 : p_.w.kernel, length = part.sources * (in_one_run_ ? p_.w.kernel : 1);
+    for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
+      for (int64_t kw = 0; kw < runs_in_row; ++kw)
+        for (int64_t at = 0; at < length; at += kGradVectors * kLanes<A>)
+          for (int64_t unit = first; unit < last; ++unit)
+            add_products(unit, unit - first, kh, kw, at, std::min<int64_t>(length - at, kGradVectors * kLanes<A>), part,
+                         fresh && unit == first, space);
+    if (args_.grad_gamma == nullptr) return;
+    for (int64_t unit = first; unit < last; ++unit)
+      for (int64_t k = 0; k < part.channels; ++k) {
+        const Vector<A> lanes = space.grad_gamma[(unit - first) * part.channels + k];
         double sum = 0;
-        for (int lane = 0; lane < kLanes<A>; ++lane) sum += grad_gamma[k][lane];
-        sums_.at(UnitSums::product, unit, g)[k0 + k] = sum;
+        for (int lane = 0; lane < kLanes<A>; ++lane) sum += lanes[lane];
+        sums_.product(part.source, unit, part.g)[part.k0 + k] = sum;
       }
+  }
+
+  // The products at .. at + valid of one run, for all output channels of the task.
+  void add_products(int64_t unit, int64_t i, int64_t kh, int64_t kw, int64_t at, int64_t valid, const Part& part,
+                    bool fresh, Workspace& space) {
+    constexpr int L = kLanes<A>;
+    const Extent e = extent_of(units_, pass_, p_.batch, unit);
+    const int64_t line = w_.extent(e.columns) * part.sources;
+    const A* x = space.strips + i * space.strip_size + (h_.offset[kh] - h_.low()) * line +
+                 (w_.offset[kw] - w_.low()) * part.sources + at;
+    const A* u = space.u + i * space.u_size;
+    const int64_t place = (kh * p_.w.kernel + kw) * part.sources + at;
+    const A* weight = space.weight + place;
+    A* grad_weight = args_.grad_weight.data == nullptr ? nullptr : space.grad_weight + place;
+    Vector<A>* grad_gamma = space.grad_gamma + i * part.channels;
+    const A* gamma = gamma_.at(e.n0, part.g) + part.k0;
+    const auto tiles = [&](auto vectors) {
+      for (int64_t k = 0; k < part.channels; k += kGradRows)
+        UnitTile<A, decltype(vectors)::value>{u + k * e.positions(),
+                                              x,
+                                              kGradRows,
+                                              e.rows,
+                                              e.columns,
+                                              h_.step * line,
+                                              w_.step * part.sources,
+                                              weight + k * row_,
+                                              grad_weight == nullptr ? nullptr : grad_weight + k * row_,
+                                              row_,
+                                              valid,
+                                              gamma + k,
+                                              args_.grad_gamma == nullptr ? nullptr : grad_gamma + k,
+                                              fresh}();
+    };
+    switch ((valid + L - 1) / L) {
+      case 1:
+        return tiles(std::integral_constant<int, 1>{});
+      case 2:
+        return tiles(std::integral_constant<int, 2>{});
+      case 3:
+        return tiles(std::integral_constant<int, 3>{});
+#if defined(__aarch64__)
+      case 4:
+        return tiles(std::integral_constant<int, 4>{});
+#endif
     }
   }
 
-  void walk_products(const A* strip, const A* u, const Extent& e, int64_t g, int64_t k0, int64_t channels,
-                     A* grad_weight, Vector<A>* grad_gamma) {
-    constexpr int L = kLanes<A>;
-    const int64_t pixel = p_.group_in(), line = w_.extent(e.columns) * pixel;
-    const int64_t runs_in_row = runs_.count / p_.h.kernel;
-    const A* weight = weight_ + (g * padded_ + k0) * runs_.row();
-    for (int64_t run = 0; run < runs_.count; ++run) {
-      const int64_t kh = run / runs_in_row, kw = run % runs_in_row;
-      const A* x = strip + (h_.offset[kh] - h_.low()) * line + (w_.offset[kw] - w_.low()) * pixel;
-      for (int64_t at = 0; at < runs_.length; at += kGradVectors * L) {
-        const int64_t valid = std::min<int64_t>(runs_.length - at, kGradVectors * L);
-        const int64_t column = run * runs_.padded + at;
-        for (int64_t k = 0; k < channels; k += kGradRows) {
-          const auto tile = [&](auto vectors) {
-            UnitTile<A, decltype(vectors)::value, kRun>{
-                u + k,
-                x + at,
-                e.rows,
-                e.columns,
-                channels,
-                h_.step * line,
-                w_.step * pixel,
-                weight + k * runs_.row() + column,
-                grad_weight == nullptr ? nullptr : grad_weight + k * runs_.row() + column,
-                true,
-                runs_.row(),
-                valid,
-                gamma_.at(e.n0, g) + k0 + k,
-                grad_gamma == nullptr ? nullptr : grad_gamma + k}();
-          };
-          switch ((valid + L - 1) / L) {
-            case 1:
-              tile(std::integral_constant<int, 1>{});
-              break;
-            case 2:
-              tile(std::integral_constant<int, 2>{});
-              break;
-            case 3:
-              tile(std::integral_constant<int, 3>{});
-              break;
-#if defined(__aarch64__)
-            case 4:
-              tile(std::integral_constant<int, 4>{});
-              break;
-#endif
+  // u of a unit as [tile of channels][position][kGradRows], zeros in channels that do not exist, and (once, not for
+  // each source block) its sums and those of g.
+  void load_u(A* u, A* piece, const Extent& e, int64_t unit, const Part& part) {
+    const int64_t channels = part.channels, used = std::min(channels, channels_ - part.k0);
+    const int64_t k = part.g * channels_ + part.k0;
+    const bool linear = p_.activation == Activation::none;
+    double sum_u[kMostChannels] = {}, sum_g[kMostChannels] = {};
+    double lost_u[kMostChannels] = {}, lost_g[kMostChannels] = {};
+    const auto add = [&](double* __restrict sum, double* __restrict lost, int64_t columns) {
+      if (part.source != 0) return;
+      for (int64_t w = 0; w < columns; ++w)
+        for (int64_t c = 0; c < used; ++c) {
+          const double x = piece[w * channels + c], before = sum[c];
+          sum[c] += x;
+          // For float32 a double is exact enough; a double's own rounding is kept and added at the end (Knuth's
+          // TwoSum).
+          if constexpr (std::is_same_v<A, double>) {
+            const double part_kept = sum[c] - before;
+            lost[c] += (before - (sum[c] - part_kept)) + (x - part_kept);
           }
         }
+    };
+    const int64_t tile_size = e.positions() * kGradRows;
+    for (int64_t h = e.h0; h < e.h0 + e.rows; ++h)
+      for (int64_t w = e.w0; w < e.w0 + e.columns; w += kPiece) {
+        const int64_t columns = std::min(kPiece, e.w0 + e.columns - w);
+        if (used < channels) std::memset(piece, 0, columns * channels * sizeof(A));
+        load_(piece, channels, args_.grad, e.n0, h, w, w + columns, k, used);
+        add(sum_g, lost_g, columns);
+        if (!linear) {
+          const uint8_t* bits = args_.bits + ((e.n0 * p_.h.out + h) * p_.w.out + w) * p_.bit_row();
+          apply_bits<A>(piece, channels, columns, used, bits, p_.bit_row(), k, static_cast<A>(p_.lower_slope), nullptr);
+          add(sum_u, lost_u, columns);
+        }
+        for (int64_t i = 0; i < columns; ++i, u += kGradRows)
+          for (int64_t c = 0; c < channels; c += kGradRows)
+            std::memcpy(u + c / kGradRows * tile_size, piece + i * channels + c, kGradRows * sizeof(A));
       }
+    if (part.source != 0) return;
+    double *all_u = sums_.at(UnitSums::u, unit, part.g) + part.k0,
+           *all_g = sums_.at(UnitSums::g, unit, part.g) + part.k0;
+    for (int64_t c = 0; c < channels; ++c) {
+      all_g[c] = sum_g[c] + (std::isfinite(lost_g[c]) ? lost_g[c] : 0);
+      all_u[c] = linear ? all_g[c] : sum_u[c] + (std::isfinite(lost_u[c]) ? lost_u[c] : 0);
     }
   }
 
-  // dW = the sum of the splits, in their order, into the weight's own layout and type.
-  void finish_weight() {
+  // dW = the sum of the splits, in their order.
+  void add_splits() {
     if (args_.grad_weight.data == nullptr) return;
-    with_storage<A>(p_.dtype, [&](auto element) { store_weight<decltype(element)>(); });
-  }
-
-  template <class T>
-  void store_weight() {
-    const View& out = args_.grad_weight;
-    const int64_t pixel = p_.group_in(), taps_in_run = runs_.length / std::max<int64_t>(pixel, 1);
+    const int64_t sources = p_.group_in(), size = taps_ * sources;
     parallel(p_.out_channels, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
-        A* total = partial_ + (k / channels_ * padded_ + k % channels_) * runs_.row();
+        A* total = partial_ + k * size;
         for (int64_t split = 1; split < splits_; ++split)
-          for (int64_t i = 0; i < runs_.row(); ++i) total[i] += total[split * weight_size() + i];
-        T* dst = static_cast<T*>(out.data) + k * out.n;
-        int64_t tap = 0;
-        for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
-          for (int64_t kw = 0; kw < p_.w.kernel; ++kw, ++tap)
-            for (int64_t c = 0; c < pixel; ++c)
-              dst[c * out.c + kh * out.h + kw * out.w] =
-                  narrow<T>(total[tap / taps_in_run * runs_.padded + tap % taps_in_run * pixel + c]);
+          for (int64_t i = 0; i < size; ++i) total[i] += total[split * weight_size() + i];
+        with_storage<A>(p_.dtype, [&](auto element) {
+          order_.template store<decltype(element)>(args_.grad_weight, k, total, sources, 0, sources);
+        });
       }
     });
   }
@@ -203,14 +294,18 @@ class GradWeight {
   const GradWeightArgs& args_;
   const LoadRow<A> load_;
   const Taps h_, w_;
-  const Runs runs_;
   const Pass<A> pass_;
   const Blocks units_;
-  const int64_t unit_count_, channels_, padded_, block_, channel_blocks_;
+  const int64_t unit_count_, channels_, padded_, block_, blocks_;  // output channels of a group, and their blocks
+  const int64_t source_block_, source_blocks_, taps_;
+  const WeightOrder<A> order_;
+  const int64_t row_;      // from one output channel to the next in a task's W and dW: an odd number of lines, so that
+                           // the rows of a tile do not fall into the same cache sets
+  const bool in_one_run_;  // whether products (kw, c) of one kernel row are side by side in a strip
   const bool products_wanted_;
   const int64_t splits_;
   const Factors<A> gamma_;
-  Scratch<A> weight_, partial_;
+  Scratch<A> partial_;  // of each split, [channel][tap][source channel]
   UnitSums sums_;
 };
 
@@ -219,8 +314,12 @@ class GradWeight {
 void run_grad_weight_in_planes(const Problem&, const GradWeightArgs&);    // grad_weight_planes.cpp
 bool run_grad_weight_by_winograd(const Problem&, const GradWeightArgs&);  // grad_weight_winograd.cpp: whether it could
 
-void run_grad_weight(const Problem& p, const GradWeightArgs& args) {
-  if (suits_planes(p, args.grad)) return run_grad_weight_in_planes(p, args);
+void run_grad_weight(const Problem& problem, const GradWeightArgs& args) {
+  Problem p = problem;
+  flatten(p, args.grad, args.input);
+  const int64_t run = p.w.dilation == 1 ? p.w.kernel * p.group_in() : p.group_in();
+  if (suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
+    return run_grad_weight_in_planes(p, args);
   if (suits_winograd(p) && run_grad_weight_by_winograd(p, args)) return;
   p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
 }

@@ -158,7 +158,7 @@ class GradWeightPlanes {
   }
 
   void add_products(const A* planes, const A* u, int64_t unit, int64_t n, int64_t rows, A* grad_weight) {
-    double* product = sums_.at(UnitSums::product, unit, 0);
+    double* product = sums_.product(0, unit, 0);
     std::fill(product, product + p_.out_channels, 0.0);
     const bool alone = p_.group_out() < 3;
     for (int64_t g = 0; g < p_.groups; ++g) {

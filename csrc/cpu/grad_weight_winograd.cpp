@@ -7,8 +7,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "grad_weight_tile.h"
 #include "unit_sums.h"
+#include "unit_tile.h"
 #include "winograd.h"
 
 namespace film::FILM_ISA {
@@ -38,7 +38,7 @@ class GradWeightWinograd {
         grad_weight_(kPoints * weights_of_point()),
         dots_(round_ * NH * channels_),
         tiles_(round_),
-        sums_(p, blocks_.along_h * blocks_.along_w, channels_) {}
+        sums_(p, blocks_.along_h * blocks_.along_w, channels_, 1) {}
 
   // Returns whether all is finite; where not, it is to be computed directly.
   bool operator()() {
@@ -190,7 +190,7 @@ class GradWeightWinograd {
         double sum = 0;
         for (int row = 0; row < NH; ++row) sum += dots_[(unit * NH + row) * channels_ + k];
         if (!std::isfinite(sum)) finite_ = false;
-        sums_.at(UnitSums::product, first + unit, g)[k] = sum;
+        sums_.product(0, first + unit, g)[k] = sum;
       }
   }
 
@@ -219,20 +219,20 @@ class GradWeightWinograd {
     for (int64_t unit = 0; unit < count; ++unit) {
       const float* gamma = gamma_.at((first + unit) / units_of_a_sample, g) + k;
       for (int64_t m = 0; m < kPack; m += kGradRows)
-        UnitTile<float, V, kWinogradChain>{q + unit * unit_tiles_ * kPack + m,
-                                           x + unit * unit_tiles_ * V * L,
-                                           1,
-                                           tiles_[unit],
-                                           kPack,
-                                           0,
-                                           V * L,
-                                           weight_ + at + m * inputs_,
-                                           grad_weight_ + at + m * inputs_,
-                                           first + unit > 0,
-                                           inputs_,
-                                           V * L,
-                                           gamma + m,
-                                           grad_gamma == nullptr ? nullptr : grad_gamma + unit * kPack + m}();
+        UnitTile<float, V>{q + unit * unit_tiles_ * kPack + m,
+                           x + unit * unit_tiles_ * V * L,
+                           kPack,
+                           1,
+                           tiles_[unit],
+                           0,
+                           V * L,
+                           weight_ + at + m * inputs_,
+                           grad_weight_ + at + m * inputs_,
+                           inputs_,
+                           V * L,
+                           gamma + m,
+                           grad_gamma == nullptr ? nullptr : grad_gamma + unit * kPack + m,
+                           first + unit == 0}();
     }
   }
 

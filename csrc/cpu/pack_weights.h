@@ -1,6 +1,7 @@
 // The weights (K, C/groups, kh, kw) of all groups as panels of [R][vectors * lanes], as the tile reads them.
 #pragma once
 
+#include "interleave.h"
 #include "kernels.h"
 #include "strip.h"
 #include "taps.h"
@@ -19,7 +20,8 @@ class LanePacker {
         lane_(transposed ? weight.c : weight.n),
         source_(transposed ? weight.n : weight.c),
         data_(static_cast<const T*>(weight.data)),
-        kernel_(h.kernel * w.kernel) {
+        kernel_(h.kernel * w.kernel),
+        interleave_(kernel_) {
     const bool dense = weight.w == 1 && (h.kernel == 1 || weight.h == w.kernel);
     taps_in_lane_ = dense && lane_ == kernel_;
     taps_in_source_ = dense && source_ == kernel_;
@@ -52,10 +54,15 @@ class LanePacker {
         if (++tap == kernel_) tap = 0, ++s;
       });
     } else if (taps_in_lane_) {
-      for (int64_t s = begin; s < end; ++s)
-        turn(src + s * source_, lanes, 0, kernel_, [&](int64_t tap, Vector<A> v) {
+      for (int64_t s = begin; s < end; ++s) {
+        const auto put = [&](int64_t tap, Vector<A> v) {
           if (places_[tap] >= 0) store(dst + (places_[tap] + s) * width, v);
-        });
+        };
+        if (lanes == kLanes<A> && interleave_.suits(kernel_))
+          interleave_.apart(src + s * source_, put);
+        else
+          turn(src + s * source_, lanes, 0, kernel_, put);
+      }
     } else {
       each(
           [&](size_t t, int64_t s) {
@@ -97,6 +104,7 @@ class LanePacker {
   int64_t sources_, lane_, source_;
   const T* data_;
   int64_t kernel_;
+  Interleave<A> interleave_;
   bool taps_in_lane_, taps_in_source_;
   std::vector<int64_t> places_;  // of each kernel tap, its first product or -1
   std::vector<int64_t> taps_;    // offsets of the taps that there are

@@ -21,15 +21,17 @@ constexpr int kPlaneChannels = 12;  // output channels of a register tile, at mo
 constexpr int kPlaneChannels = 6;  // 12 of 16
 #endif
 
-// Whether this is the faster way for a tensor that is read or written: measured, see bench/NOTES.md. Where channels lie
-// side by side, planes have to be turned first.
-inline bool suits_planes(const Problem& p, const View& tensor) {
-  constexpr int64_t kRow = 8, kFewChannels = 4, kFewProducts = 160, kFewProductsOfPixels = 64, kNarrowGroup = 8;
-  const int64_t products = p.group_in() * p.h.kernel * p.w.kernel;
+// Whether this is the faster way for a kernel whose register tiles of convolve.h or unit_tile.h would have `filled`
+// places in their lanes and sum `products`: measured, see bench/NOTES.md. `tensor` is read or written, with `sources`
+// channels of a group: where channels lie side by side, planes have to be turned first.
+inline bool suits_planes(const Problem& p, const View& tensor, int64_t filled, int64_t sources, int64_t products) {
+  constexpr int64_t kRow = 8, kNarrowGroup = 8, kFewChannels = 4, kFewProducts = 63;
   if (p.w.out < kRow) return false;
   if (p.groups > 1 && p.group_out() < kNarrowGroup) return true;
-  const bool rows = tensor.w == 1 || p.group_in() <= kFewChannels;
-  return products <= (rows ? kFewProducts : kFewProductsOfPixels);
+  const int64_t lanes = round_up(filled, kVectorBytes / (p.dtype == DType::f64 ? 8 : 4));
+  if (lanes >= 4 * filled) return products <= 1024;
+  if (3 * lanes >= 4 * filled && lanes > filled) return products <= 160;
+  return (tensor.w == 1 || sources <= kFewChannels) && products <= kFewProducts;
 }
 
 // The planes of a block.

@@ -107,6 +107,9 @@ void turn(To* to, int64_t to_pitch, const From* from, int64_t from_pitch, int64_
     for (int64_t j = 0; j < columns; j += L) {
       To* block = to + j * to_pitch + i;
       const From* source = from + i * from_pitch + j;
+    // The next rows: as many streams as rows, each too short for the machine to foresee.
+#pragma GCC unroll 16
+      for (int64_t ahead = L; ahead < 2 * L; ++ahead) __builtin_prefetch(source + ahead * from_pitch);
       if (i + L <= rows && j + L <= columns)
         turn_block<A, true>(block, to_pitch, source, from_pitch, L, L);
       else

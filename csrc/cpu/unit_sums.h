@@ -9,19 +9,19 @@ namespace film::FILM_ISA {
 
 class UnitSums {
  public:
-  enum Kind { u, g, product };  // sum_p u, sum_p g, <W, U>
+  enum Kind { u, g };  // sum_p u, sum_p g
 
-  // Of each unit, channels by group with `padded` places for one.
-  UnitSums(const Problem& p, int64_t units_of_a_sample, int64_t padded)
+  // Of each unit, channels by group with `padded` places for one; <W, U> in so many parts.
+  UnitSums(const Problem& p, int64_t units_of_a_sample, int64_t padded, int64_t parts = 1)
       : per_sample_(units_of_a_sample),
         units_(p.batch * units_of_a_sample),
         groups_(p.groups),
         padded_(padded),
-        data_(3 * units_ * groups_ * padded) {}
+        parts_(parts),
+        data_((2 + parts) * units_ * groups_ * padded) {}
 
-  double* at(Kind kind, int64_t unit, int64_t group) {
-    return data_ + ((kind * units_ + unit) * groups_ + group) * padded_;
-  }
+  double* at(Kind kind, int64_t unit, int64_t group) { return place(kind, unit, group); }
+  double* product(int64_t part, int64_t unit, int64_t group) { return place(2 + part, unit, group); }  // of <W, U>
 
   // db, dgamma and dbeta from the sums of the units, in their order.
   template <class A>
@@ -30,6 +30,10 @@ class UnitSums {
   }
 
  private:
+  double* place(int64_t kind, int64_t unit, int64_t group) {
+    return data_ + ((kind * units_ + unit) * groups_ + group) * padded_;
+  }
+
   template <class T, class A>
   void store(const Problem& p, const GradWeightArgs& args, const Factors<A>& gamma) {
     T *grad_bias = static_cast<T*>(args.grad_bias), *grad_gamma = static_cast<T*>(args.grad_gamma),
@@ -44,7 +48,8 @@ class UnitSums {
         for (int64_t unit = n * per_sample_; unit < (n + 1) * per_sample_; ++unit) {
           sum_u += at(u, unit, group)[c];
           sum_g += at(g, unit, group)[c];
-          if (grad_gamma != nullptr) sum_product += at(product, unit, group)[c];
+          if (grad_gamma == nullptr) continue;
+          for (int64_t part = 0; part < parts_; ++part) sum_product += product(part, unit, group)[c];
         }
         total_bias += gamma.at(n, group)[c] * sum_u;
         // g * relu(z) is NaN in plain PyTorch where g is not finite, though relu is off there and u is 0.
@@ -57,7 +62,7 @@ class UnitSums {
     }
   }
 
-  int64_t per_sample_, units_, groups_, padded_;
+  int64_t per_sample_, units_, groups_, padded_, parts_;
   Scratch<double> data_;  // over many positions, where a float would lose digits that PyTorch's sums keep
 };
 

@@ -1,0 +1,121 @@
+// The register tile of the weight gradient: kGradRows output channels x V vectors of products, over a unit's positions.
+#pragma once
+
+#include "transpose.h"
+
+namespace film::FILM_ISA {
+
+constexpr int64_t kRun = 16;  // positions summed in one chain; chains are then added, to keep digits
+
+// U[k][product] = sum over positions of u[k] * x[product]; then both uses of it: dW += gamma * U, dgamma += <W, U>.
+template <class A, int V>
+struct UnitTile {
+  const A *u, *x;  // u[position][u_pitch]; x at the run's first product
+  int64_t u_pitch;
+  int64_t rows, columns, x_row, x_column;
+  const A* weight;        // [channel][row]
+  A* grad_weight;         // the same, or null
+  int64_t row, valid;     // elements between channels; lanes of the tile that are products
+  const A* gamma;         // of these channels
+  Vector<A>* grad_gamma;  // lane sums of <W, U>, or null
+
+  bool fresh;  // whether dW holds nothing yet
+
+  void operator()() const {
+    Vector<A> sum[kGradRows][V];
+    if (rows * columns <= kRun) {
+      const A* uu = u;
+      add_chain(sum, uu, 0, 0, rows, columns);
+      return finish(sum);
+    }
+    // Rows of at least a chain are cut into chains, shorter ones are put together.
+    Vector<A> total[kGradRows][V];
+    const A* uu = u;
+    bool first = true;
+    const auto add = [&](int64_t h, int64_t w, int64_t some_rows, int64_t some) {
+      add_chain(sum, uu, h, w, some_rows, some);
+#pragma GCC unroll 16
+      for (int m = 0; m < kGradRows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) total[m][v] = first ? sum[m][v] : total[m][v] + sum[m][v];
+      first = false;
+    };
+    if (columns >= kRun) {
+      for (int64_t h = 0; h < rows; ++h)
+        for (int64_t w = 0; w < columns; w += kRun) add(h, w, 1, std::min(kRun, columns - w));
+    } else {
+      const int64_t together = kRun / columns;
+      for (int64_t h = 0; h < rows; h += together) add(h, 0, std::min(together, rows - h), columns);
+    }
+    finish(total);
+  }
+
+ private:
+  // sum = the products of u with x over columns [w, w + count) of some rows; u goes on.
+  inline void add_chain(Vector<A> (&sums)[kGradRows][V], const A*& uu, int64_t h0, int64_t w, int64_t some_rows,
+                        int64_t count) const {
+    constexpr int L = kLanes<A>;
+    Vector<A> sum[kGradRows][V] = {};
+    for (int64_t h = h0; h < h0 + some_rows; ++h) {
+      const A* xx = x + h * x_row + w * x_column;
+      for (int64_t i = 0; i < count; ++i, xx += x_column, uu += u_pitch) {
+        Vector<A> value[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) value[v] = load(xx + v * L);
+#pragma GCC unroll 16
+        for (int m = 0; m < kGradRows; ++m) {
+          const A scalar = uu[m];
+#pragma GCC unroll 8
+          for (int v = 0; v < V; ++v) sum[m][v] += scalar * value[v];
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < kGradRows; ++m)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[m][v] = sum[m][v];
+  }
+
+  void finish(const Vector<A> (&total)[kGradRows][V]) const {
+    if (valid == V * kLanes<A>)
+      use<true>(total);
+    else
+      use<false>(total);
+  }
+
+  template <bool Whole>
+  void use(const Vector<A> (&total)[kGradRows][V]) const {
+    constexpr int L = kLanes<A>;
+    // Copies, which no store can change: the compiler need not look again.
+    const A *const w = weight, *const f = gamma;
+    A* const dw = grad_weight;
+    Vector<A>* const dots = grad_gamma;
+    const int64_t pitch = row, in_last = Whole ? L : valid - (V - 1) * L;
+    const bool first = fresh;
+    // Lanes past the run hold products of a neighbour, or of nothing, and memory there is a neighbour's.
+    const Mask<A> inside = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(in_last);
+    const auto part = [&](int m, int v) {
+      return Whole || v + 1 < V ? total[m][v] : (inside ? total[m][v] : Vector<A>{});
+    };
+    const auto count = [&](int v) { return Whole || v + 1 < V ? L : in_last; };
+    if (dots != nullptr)
+#pragma GCC unroll 16
+      for (int m = 0; m < kGradRows; ++m) {
+        Vector<A> dot{};
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) dot += part(m, v) * load_part(w + m * pitch + v * L, count(v));
+        dots[m] += dot;
+      }
+    if (dw != nullptr)
+#pragma GCC unroll 16
+      for (int m = 0; m < kGradRows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+          A* at = dw + m * pitch + v * L;
+          const Vector<A> product = f[m] * part(m, v);
+          store_part(at, first ? product : load_part(at, count(v)) + product, count(v));
+        }
+  }
+};
+
+}  // namespace film::FILM_ISA

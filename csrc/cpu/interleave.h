@@ -44,7 +44,7 @@ class Interleave {
   }
 
  private:
-  static constexpr int64_t L = kLanes<A>, kMostTaps = 9, kPairs = (kMostTaps + 1) / 2;
+  static constexpr int64_t L = kLanes<A>, kMostTaps = 5, kPairs = (kMostTaps + 1) / 2;
   struct Pick {
     Mask<A> from[kPairs], here[kPairs];  // of each pair of vectors: which lane, and whether it is this pair's
   };

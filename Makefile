@@ -5,6 +5,7 @@ BASE_PYTHON ?= python3
 VENV ?= .venv
 PYTHON ?= $(VENV)/bin/python
 STAMP := build/.installed$(subst /,-,$(PYTHON))
+PYTEST_ARGS ?=  # for `make test` and `make test-kernels`: -n 2 shares the tests out among two processes
 CPP := '*.h' '*.cpp' '*.cu' '*.cuh'
 SOURCES := setup.py pyproject.toml requirements-dev.txt requirements-models.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
@@ -14,10 +15,10 @@ demo: $(STAMP)
 	$(PYTHON) -m examples.tutorial
 
 test: $(STAMP)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 test-kernels: $(STAMP)  ## what reaches the CPU kernels; FILM_KERNELS_CPU_ISA chooses the instruction set
-	$(PYTHON) -m pytest -q -k cpu tests/test_backends.py tests/test_special_values.py tests/test_memory.py
+	$(PYTHON) -m pytest -q $(PYTEST_ARGS) -k cpu tests/test_backends.py tests/test_winograd.py tests/test_special_values.py tests/test_memory.py
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest --slow -m slow

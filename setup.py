@@ -34,7 +34,9 @@ KERNELS = [
     "cpu/grad_weight.cpp",
     "cpu/grad_weight_planes.cpp",
     "cpu/grad_weight_winograd.cpp",
+    "cpu/row_tile.cpp",
     "cpu/table.cpp",
+    "cpu/tile.cpp",
 ]
 COMPILE = [
     "-std=c++17",

@@ -1,7 +1,6 @@
 // The register tile of the convolution where it reads the strip itself: no patch is gathered.
 #pragma once
 
-#include <cstring>
 #include <vector>
 
 #include "taps.h"
@@ -16,85 +15,12 @@ struct Piece {
 };
 
 // As multiply_tile, of positions whose products lie in memory as `pieces` say, `pitch` from one position to the next.
-template <class A, int V, int M>
-void multiply_rows(const Piece* piece, const Piece* end, const A* base, int64_t pitch, const A* __restrict weights,
-                   A* __restrict out) {
-  constexpr int L = kLanes<A>;
-  using Bytes = const char*;
-  const auto value = [](Bytes p) {
-    A x;
-    std::memcpy(&x, p, sizeof x);
-    return x;
-  };
-  int64_t one = pitch * sizeof(A), three = 3 * one, five = 5 * one;
-  asm("" : "+r"(one), "+r"(three), "+r"(five));
-  for (bool first = true; piece < end; first = false) {
-    Vector<A> sum[M][V] = {};
-    for (bool more = true; more; ++piece) {
-      more = !piece->last;
-      Bytes low = reinterpret_cast<Bytes>(base + piece->offset), high = low + 7 * one;
-      for (int64_t r = piece->count; r > 0; --r, weights += V * L) {
-        // The compiler is kept from making a pointer of each row, for which there are not enough registers.
-        asm("" : "+r"(low), "+r"(high));
-        Vector<A> w[V];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) w[v] = load(weights + v * L);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
-          Bytes p = m < 7 ? low : high;
-          switch (m % 7) {
-            case 1:
-              p += one;
-              break;
-            case 2:
-              p += 2 * one;
-              break;
-            case 3:
-              p += three;
-              break;
-            case 4:
-              p += 4 * one;
-              break;
-            case 5:
-              p += five;
-              break;
-            case 6:
-              p += 2 * three;
-              break;
-          }
-          const A x = value(p);
-#pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
-        }
-        low += sizeof(A), high += sizeof(A);
-      }
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        A* at = out + (m * V + v) * L;
-        store(at, first ? sum[m][v] : load(at) + sum[m][v]);
-      }
-  }
-}
-
 template <class A>
 using MultiplyRows = void (*)(const Piece*, const Piece*, const A*, int64_t, const A*, A*);
 
-template <class A, int V, int... M>
-MultiplyRows<A> rows_multiplier(int64_t rows, std::integer_sequence<int, M...>) {
-  static constexpr MultiplyRows<A> all[] = {multiply_rows<A, V, M + 1>...};
-  return all[rows - 1];
-}
-
-// The tile of so many vectors (at most kTileVectors) and rows (at most kTileRows).
-template <class A, int V = 1>
-MultiplyRows<A> rows_multiplier(int vectors, int64_t rows) {
-  if constexpr (V < kTileVectors)
-    if (vectors != V) return rows_multiplier<A, V + 1>(vectors, rows);
-  return rows_multiplier<A, V>(rows, std::make_integer_sequence<int, kTileRows>());
-}
+// The tile of so many vectors V (at most kTileVectors) and rows M (at most kTileRows), of row_tile.cpp.
+template <class A>
+MultiplyRows<A> rows_multiplier(int vectors, int64_t rows);
 
 // Whether tiles read the strip: where a tile's positions are neighbours in one row of at least half a tile, and
 // channels are too few to make up for packing patches.

@@ -17,7 +17,7 @@
 namespace film::FILM_ISA {
 
 constexpr int kWinogradTaps = 3;
-constexpr int64_t kWinogradChain = 16;  // products added in one chain; chains are then added, to keep digits
+constexpr int64_t kWinogradChain = kShortChunk;  // products added in one chain; chains are then added, to keep digits
 
 // Whether a problem's shape is one for Winograd's filtering.
 inline bool suits_winograd(const Problem& p) {

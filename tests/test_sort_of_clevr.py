@@ -74,7 +74,9 @@ def outcome(capsys, *argv):
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    """For another process: this checkout's package and example, one thread."""
+    path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def files_of(folder):

@@ -53,7 +53,7 @@ class Head(nn.Module):
     """Finds the object that is asked about, compares each place of the map with it, and answers.
 
     An attention over the places gives one vector, the object in question. A small network looks at each place beside
-    that vector; the largest and the sum of what it finds, over all places, lead to the answer. This is a relation
+    that vector; the largest and the sum of what it finds, over all places, lead to the answer, once more through FiLM. This is a relation
     network (Santoro et al. 2017) where one object of each pair is fixed by the question."""
 
     def __init__(self, channels: int, answers: int) -> None:
@@ -63,9 +63,10 @@ class Head(nn.Module):
         self.place = nn.Linear(inputs, HIDDEN)
         self.anchor = nn.Linear(inputs, HIDDEN, bias=False)
         self.pair = nn.Sequential(nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU())
-        self.answer = nn.Sequential(
-            nn.Linear(2 * HIDDEN + inputs + encoders.SIZE, 128), nn.ReLU(), nn.Linear(128, answers)
-        )
+        self.found = nn.Linear(2 * HIDDEN + inputs, 2 * HIDDEN)
+        self.generator = FiLMGenerator(encoders.SIZE, 2 * HIDDEN)
+        self.film = FiLM()
+        self.answer = nn.Linear(2 * HIDDEN, answers)
 
     def forward(self, maps: Tensor, question: Tensor) -> Tensor:
         """maps (N, channels, H, W), question (N, encoders.SIZE); returns (N, answers)."""
@@ -73,7 +74,9 @@ class Head(nn.Module):
         places = torch.cat([maps, where], 1).flatten(2).transpose(1, 2)  # (N, H * W, channels + 2)
         anchor = (self.attention(places).softmax(1) * places).sum(1)
         pairs = self.pair(self.place(places) + self.anchor(anchor)[:, None])
-        return self.answer(torch.cat([pairs.amax(1), pairs.sum(1) / places.shape[1] ** 0.5, anchor, question], 1))
+        found = self.found(torch.cat([pairs.amax(1), pairs.sum(1) / places.shape[1] ** 0.5, anchor], 1))
+        gamma, beta = self.generator(question)
+        return self.answer(torch.relu(self.film(found, 1 + gamma, beta)))
 
 
 class Network(nn.Module):
@@ -82,7 +85,8 @@ class Network(nn.Module):
     def __init__(self, encoder: nn.Module, answers: int, fused: bool) -> None:
         super().__init__()
         self.encoder = encoder
-        self.question_norm = nn.LayerNorm(encoders.SIZE)
+        # What all questions have in common goes, so that at first they differ as much as they can
+        self.question_norm = nn.BatchNorm1d(encoders.SIZE)
         inputs: Sequence[int] = (3 + 2, *CHANNELS)
         self.layers = nn.ModuleList(
             FiLMLayer(inputs[place], CHANNELS[place], KERNELS[place], STRIDES[place], fused)

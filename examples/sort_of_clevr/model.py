@@ -50,11 +50,13 @@ class FiLMLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """Finds the object that is asked about, compares each place of the map with it, and answers.
+    """Finds the object that is asked about, compares each place of the maps with it, and answers.
 
-    An attention over the places gives one vector, the object in question. A small network looks at each place beside
-    that vector; the largest and the sum of what it finds, over all places, lead to the answer, once more through FiLM. This is a relation
-    network (Santoro et al. 2017) where one object of each pair is fixed by the question."""
+    It sees the maps of all layers, averaged down to the size of the last: random layers one after another hide from a
+    network that has not learnt yet what the first one shows. An attention over the places gives one vector, the object
+    in question. A small network looks at each place beside that vector; the largest and the sum of what it finds, over
+    all places, lead to the answer, once more through FiLM. This is a relation network (Santoro et al. 2017) where one
+    object of each pair is fixed by the question."""
 
     def __init__(self, channels: int, answers: int) -> None:
         super().__init__()
@@ -62,19 +64,23 @@ class Head(nn.Module):
         self.attention = nn.Linear(inputs, 1)
         self.place = nn.Linear(inputs, HIDDEN)
         self.anchor = nn.Linear(inputs, HIDDEN, bias=False)
-        self.pair = nn.Sequential(nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU())
-        self.found = nn.Linear(2 * HIDDEN + inputs, 2 * HIDDEN)
+        self.pair = nn.Sequential(nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU())
+        self.found = nn.Linear(2 * HIDDEN + 2 * inputs, 2 * HIDDEN)
+        # The sums differ little from image to image, and it is by the differences that a question is answered
+        self.norm = nn.BatchNorm1d(2 * HIDDEN + 2 * inputs)
         self.generator = FiLMGenerator(encoders.SIZE, 2 * HIDDEN)
         self.film = FiLM()
         self.answer = nn.Linear(2 * HIDDEN, answers)
 
-    def forward(self, maps: Tensor, question: Tensor) -> Tensor:
-        """maps (N, channels, H, W), question (N, encoders.SIZE); returns (N, answers)."""
-        where = coordinates(*maps.shape[2:], maps.device).expand(len(maps), -1, -1, -1)
-        places = torch.cat([maps, where], 1).flatten(2).transpose(1, 2)  # (N, H * W, channels + 2)
+    def forward(self, maps: Sequence[Tensor], question: Tensor) -> Tensor:
+        """maps (N, C, H, W) of each layer, question (N, encoders.SIZE); returns (N, answers)."""
+        size = maps[-1].shape[2:]
+        where = coordinates(*size, question.device).expand(len(question), -1, -1, -1)
+        places = torch.cat([*(F.adaptive_avg_pool2d(x, size) for x in maps), where], 1)
+        places = places.flatten(2).transpose(1, 2)  # (N, H * W, inputs)
         anchor = (self.attention(places).softmax(1) * places).sum(1)
         pairs = self.pair(self.place(places) + self.anchor(anchor)[:, None])
-        found = self.found(torch.cat([pairs.amax(1), pairs.sum(1) / places.shape[1] ** 0.5, anchor], 1))
+        found = self.found(self.norm(torch.cat([pairs.amax(1), pairs.mean(1), places.mean(1), anchor], 1)))
         gamma, beta = self.generator(question)
         return self.answer(torch.relu(self.film(found, 1 + gamma, beta)))
 
@@ -94,7 +100,7 @@ class Network(nn.Module):
         )
         # An image has little but background in it: without this the differences that matter are too small to start with
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in CHANNELS)
-        self.head = Head(CHANNELS[-1], answers)
+        self.head = Head(sum(CHANNELS), answers)
 
     def forward(self, images: Tensor, questions: Tensor, which: Tensor) -> Tensor:
         """The score of each answer, (N, answers).
@@ -115,11 +121,12 @@ class Network(nn.Module):
         question = self.encode(questions)[which]
         x = (BRIGHTEST - images.float()) / SPREAD
         x = torch.cat([x, coordinates(*x.shape[2:], x.device).expand(len(x), -1, -1, -1)], 1)
-        maps = []
+        maps, seen = [], []
         for layer, norm in zip(self.layers, self.norms, strict=True):
             maps.append(layer(x, question))
             x = norm(maps[-1])
-        return self.head(x, question), maps
+            seen.append(x)
+        return self.head(seen, question), maps
 
 
 def loss_of(scores: Tensor, answers: Tensor) -> Tensor:

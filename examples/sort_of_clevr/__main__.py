@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="pretrained sentence embeddings (package wordllama), no GRU")  # fmt: skip
     command.add_argument("--epochs", type=at_least(1), default=5, help="times that every question is asked")
     command.add_argument("--batch", type=at_least(1), default=64, help="questions a step, of all processes together")
-    command.add_argument("--learning-rate", type=positive, default=2e-3, help="of Adam, at its highest")
+    command.add_argument("--learning-rate", type=positive, default=1e-3, help="of Adam, at its highest")
     command.add_argument("--seed", type=at_least(0), default=0, help="of the weights and of the questions' order")
     command.add_argument("--save-every", type=at_least(1), default=500, metavar="STEPS",
                          help="steps between checkpoints; there also is one after each epoch")  # fmt: skip

@@ -28,7 +28,7 @@ def draw_curves(history: dict[str, Any], majority: dict[str, float], output: Pat
         width = min(SMOOTH, len(values))
         smooth = values.unfold(0, width, 1).mean(1)
         label = f"training, mean of {width} steps" if name == "accuracy" else None
-        axis.plot(torch.arange(width, len(values) + 1), smooth, color="0.4", label=label)
+        axis.plot(range(width, len(values) + 1), smooth.numpy(), color="0.4", label=label)
         axis.set(xlabel="step", ylabel="cross entropy" if name == "loss" else "fraction of right answers")
         axis.grid(alpha=0.3)
     loss.set_title("Loss in training")
@@ -49,7 +49,7 @@ def draw_confusion(counts: Tensor, answers: Sequence[str], output: Path) -> None
         there = (count.sum(0) + count.sum(1)).nonzero().flatten()
         part = count[there][:, there]
         fractions = part / part.sum(1, keepdim=True).clamp_min(1)
-        axis.imshow(fractions, vmin=0, vmax=1, cmap="Blues")
+        axis.imshow(fractions.numpy(), vmin=0, vmax=1, cmap="Blues")
         for row, of_row in enumerate(fractions.tolist()):
             for column, fraction in enumerate(of_row):
                 colour = "white" if fraction > 0.6 else "black"
@@ -84,9 +84,9 @@ def draw_feature_maps(
         said = f"{text[:half]}\n{text[half + 1 :]}\n\n{answers[best]} ({given[row, best]:.0%})"
         line[0].text(0.5, 0.5, said, ha="center", va="center", fontsize=11, parse_math=False)
         line[0].axis("off")
-        line[1].imshow(image.permute(1, 2, 0))
+        line[1].imshow(image.permute(1, 2, 0).numpy())
         for channel, axis in zip(shown.tolist(), line[2:], strict=True):
-            of_channel = layer[:, channel]
+            of_channel = layer[:, channel].numpy()
             axis.imshow(of_channel[row], vmin=of_channel.min(), vmax=of_channel.max(), cmap="viridis")
             if row == 0:
                 axis.set_title(f"channel {channel}", fontsize=10)
@@ -113,7 +113,7 @@ def draw_gammas(network: Network, split: Split, output: Path) -> None:
         share = sizes[:2].square().sum() / sizes.square().sum()
         points = left[:, :2] * sizes[:2]
         for place, kind in enumerate(KINDS):
-            of_kind = points[kind_of == place]
+            of_kind = points[kind_of == place].numpy()
             marker = "o" if kind in NON_RELATIONAL else "^"
             axis.scatter(of_kind[:, 0], of_kind[:, 1], s=22, alpha=0.7, marker=marker, label=kind)
         axis.set(title=f"layer {number} ({share:.0%} of the variance)", xlabel="first axis")

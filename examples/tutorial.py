@@ -31,6 +31,8 @@ from tqdm import tqdm
 if not __package__:  # run as a file: its own folder is on the path, the checkout is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from examples.arguments import at_least
+from examples.memory import kept_bytes
 from examples.scenes import PictureError, read_captions, write_scenes
 from film_kernels import FiLM, FiLMGenerator, FusedFiLM
 
@@ -137,24 +139,6 @@ class Run:
         return loss.item()
 
 
-def kept_bytes(network: JointNetwork, images: Tensor, embeddings: Tensor) -> int:
-    """Bytes that autograd keeps after a forward pass, apart from the inputs and the parameters."""
-    known = {t.untyped_storage().data_ptr() for t in (images, embeddings, *network.parameters())}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = network(images, embeddings)
-    output.sum().backward()  # also warms up what the first step would otherwise be charged for
-    network.zero_grad()
-    return sum(kept.values())
-
-
 def train(plain: Run, fused: Run, pictures: CaptionedPictures, epochs: int, seed: int) -> None:
     """Trains both on the same shuffled batches and prints the mean losses an epoch."""
     loader = DataLoader(pictures, batch_size=BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))
@@ -243,23 +227,14 @@ def compare(pairs: Sequence[tuple[Path, str]], epochs: int, seed: int, output: P
     print(f"wrote {output}")
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) < 2**31:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
-        return int(text)
-
-    return parse
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 1 where a file cannot be used (argparse exits with 2)."""
     parser = argparse.ArgumentParser(prog="tutorial", description="Trains the tutorial's networks, plain and fused.")
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of your own pictures")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="their captions: a CSV file, image,caption")
-    parser.add_argument("--count", type=_at_least(1), help="scenes to draw where no pictures are given (default: 800)")
-    parser.add_argument("--epochs", type=_at_least(1), default=10, help="default: %(default)s")
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="default: %(default)s")
+    parser.add_argument("--count", type=at_least(1), help="scenes to draw where no pictures are given (default: 800)")
+    parser.add_argument("--epochs", type=at_least(1), default=10, help="default: %(default)s")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="default: %(default)s")
     options = parser.parse_args(argv)
     if (options.images is None) != (options.captions is None):

@@ -1,0 +1,49 @@
+"""The processes that train together: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number among `count`, and its device. The first one, number 0, does all that is written."""
+
+    number: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.number == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
+            values /= self.count
+        return values
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The process group, gloo on CPUs and NCCL on GPUs, for as long as the block runs; without torchrun, one."""
+    number, count, local = (int(os.environ.get(name, fallback)) for name, fallback in
+                            (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(number, count, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -7,8 +7,6 @@
 // The work is cut by shapes alone, never by the number of threads: units into splits, each with its own dW, output and
 // input channels into blocks. Sums over units, splits and blocks are then taken in order, so that every run gives the
 // same bits. A task has its part of W and dW at hand, and walks over its products with several units at a time.
-#include <cmath>
-
 #include "flatten.h"
 #include "planes.h"
 #include "unit_sums.h"
@@ -27,7 +25,7 @@ constexpr int64_t kPiece = 32;              // positions of u that are loaded to
 
 // Channels of one task, at most. Larger blocks load each tensor less often, which is most of the work beside the
 // products where there is one kernel tap; but the task's parts of W and dW should stay in L2.
-constexpr int64_t kMostChannels = 128, kMostProducts = 1200;
+constexpr int64_t kMostProducts = 1200;
 struct MostChannels {
   int64_t out, in;
 };
@@ -233,21 +231,9 @@ class GradWeight {
     const int64_t channels = part.channels, used = std::min(channels, channels_ - part.k0);
     const int64_t k = part.g * channels_ + part.k0;
     const bool linear = p_.activation == Activation::none;
-    double sum_u[kMostChannels] = {}, sum_g[kMostChannels] = {};
-    double lost_u[kMostChannels] = {}, lost_g[kMostChannels] = {};
-    const auto add = [&](double* __restrict sum, double* __restrict lost, int64_t columns) {
-      if (part.source != 0) return;
-      for (int64_t w = 0; w < columns; ++w)
-        for (int64_t c = 0; c < used; ++c) {
-          const double x = piece[w * channels + c], before = sum[c];
-          sum[c] += x;
-          // For float32 a double is exact enough; a double's own rounding is kept and added at the end (Knuth's
-          // TwoSum).
-          if constexpr (std::is_same_v<A, double>) {
-            const double part_kept = sum[c] - before;
-            lost[c] += (before - (sum[c] - part_kept)) + (x - part_kept);
-          }
-        }
+    ChannelSums<A> sum_u, sum_g;
+    const auto add = [&](ChannelSums<A>& sums, int64_t columns) {
+      if (part.source == 0) sums.add(piece, channels, columns, used);
     };
     const int64_t tile_size = e.positions() * kGradRows;
     for (int64_t h = e.h0; h < e.h0 + e.rows; ++h)
@@ -255,11 +241,11 @@ class GradWeight {
         const int64_t columns = std::min(kPiece, e.w0 + e.columns - w);
         if (used < channels) std::memset(piece, 0, columns * channels * sizeof(A));
         load_(piece, channels, args_.grad, e.n0, h, w, w + columns, k, used);
-        add(sum_g, lost_g, columns);
+        add(sum_g, columns);
         if (!linear) {
           const uint8_t* bits = args_.bits + ((e.n0 * p_.h.out + h) * p_.w.out + w) * p_.bit_row();
           apply_bits<A>(piece, channels, columns, used, bits, p_.bit_row(), k, static_cast<A>(p_.lower_slope), nullptr);
-          add(sum_u, lost_u, columns);
+          add(sum_u, columns);
         }
         for (int64_t i = 0; i < columns; ++i, u += kGradRows)
           for (int64_t c = 0; c < channels; c += kGradRows)
@@ -269,8 +255,8 @@ class GradWeight {
     double *all_u = sums_.at(UnitSums::u, unit, part.g) + part.k0,
            *all_g = sums_.at(UnitSums::g, unit, part.g) + part.k0;
     for (int64_t c = 0; c < channels; ++c) {
-      all_g[c] = sum_g[c] + (std::isfinite(lost_g[c]) ? lost_g[c] : 0);
-      all_u[c] = linear ? all_g[c] : sum_u[c] + (std::isfinite(lost_u[c]) ? lost_u[c] : 0);
+      all_g[c] = sum_g.at(c);
+      all_u[c] = linear ? all_g[c] : sum_u.at(c);
     }
   }
 

@@ -63,6 +63,7 @@ class GradWeightWinograd {
   static constexpr int L = kLanes<float>, R = kWinogradTaps, MH = T::H::M, MW = T::W::M, NH = T::H::N, NW = T::W::N,
                        kPoints = T::kPoints;
   static constexpr int64_t kPack = std::lcm(L, kGradRows);  // output channels that lie together in Q
+  static constexpr int64_t kBlock = 64 / kPack * kPack;     // output channels that are loaded together
   static constexpr int64_t kWide = kGradVectors * L;        // input channels of a register tile, together in X
 
   static Blocks unit_blocks(const Problem& p, const Pass<float>& pass) {
@@ -106,16 +107,15 @@ class GradWeightWinograd {
   void transform_units(int64_t g, int64_t first, int64_t count) {
     const int64_t strip_size = (blocks_.rows + R - 1) * (blocks_.columns + R - 1) * p_.group_in();
     parallel(count, [&](int64_t begin, int64_t end) {
-      Scratch<float> strip(strip_size + L), u(blocks_.rows * blocks_.columns * kChannelBlock);
+      Scratch<float> strip(strip_size + L), u(blocks_.rows * blocks_.columns * kBlock);
       strip.zero(strip_size + L);
       for (int64_t i = begin; i < end; ++i) {
         const Extent e = extent_of(blocks_, pass_, p_.batch, first + i);
         tiles_[i] = round_up(e.rows, MH) * round_up(e.columns, MW) / (MH * MW);
         transform_input(strip, g, e, i);
-        constexpr int64_t kBlock = kChannelBlock / kPack * kPack;
         for (int64_t k0 = 0; k0 < channels_; k0 += kBlock) {
           const int64_t channels = std::min(kBlock, channels_ - k0);
-          load_unit<float>(u, p_, args_, load_, sums_, e, first + i, g, k0, channels);
+          load_gradient(u, e, first + i, g, k0, channels);
           transform_gradient(u, e, i, k0, channels);
         }
       }
@@ -136,6 +136,27 @@ class GradWeightWinograd {
           transform_tile<T>(x_ + x_at(0, c0, tile) + c - c0, inputs_of_point(), strip + h * line + w * pixel + c, line,
                             pixel);
         }
+  }
+
+  // u of a unit as [position][channels], zeros in channels that do not exist, and its sums and those of g.
+  void load_gradient(float* u, const Extent& e, int64_t unit, int64_t g, int64_t k0, int64_t channels) {
+    const int64_t used = std::min(channels, p_.group_out() - k0), k = g * p_.group_out() + k0;
+    const bool linear = p_.activation == Activation::none;
+    ChannelSums<float> sum_u, sum_g;
+    for (int64_t h = e.h0; h < e.h0 + e.rows; ++h, u += e.columns * channels) {
+      if (used < channels) std::memset(u, 0, e.columns * channels * sizeof(float));
+      load_(u, channels, args_.grad, e.n0, h, e.w0, e.w0 + e.columns, k, used);
+      sum_g.add(u, channels, e.columns, used);
+      if (linear) continue;
+      const uint8_t* bits = args_.bits + ((e.n0 * p_.h.out + h) * p_.w.out + e.w0) * p_.bit_row();
+      apply_bits<float>(u, channels, e.columns, used, bits, p_.bit_row(), k, static_cast<float>(p_.lower_slope),
+                        nullptr);
+      sum_u.add(u, channels, e.columns, used);
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      sums_.at(UnitSums::g, unit, g)[k0 + c] = sum_g.at(c);
+      sums_.at(UnitSums::u, unit, g)[k0 + c] = linear ? sum_g.at(c) : sum_u.at(c);
+    }
   }
 
   void transform_gradient(const float* u, const Extent& e, int64_t unit, int64_t k0, int64_t channels) {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "convolve.h"
+#include "strip.h"
 
 namespace film::FILM_ISA {
 
@@ -66,44 +66,28 @@ class UnitSums {
   Scratch<double> data_;  // over many positions, where a float would lose digits that PyTorch's sums keep
 };
 
-constexpr int64_t kChannelBlock = 64;  // output channels that are loaded together, at most
+constexpr int64_t kMostChannels = 128;  // of one task, at most
 
-// u of a unit as [position][channels], zeros in channels that do not exist, and its sums and those of g.
+// Sums over positions, channel by channel. For float32 a double is exact enough; a double's own rounding is kept and
+// added at the end (Knuth's TwoSum).
 template <class A>
-void load_unit(A* u, const Problem& p, const GradWeightArgs& args, LoadRow<A> load_row, UnitSums& sums, const Extent& e,
-               int64_t unit, int64_t g, int64_t k0, int64_t channels) {
-  const int64_t used = std::min(channels, p.group_out() - k0), k = g * p.group_out() + k0;
-  double *sum_u = sums.at(UnitSums::u, unit, g) + k0, *sum_g = sums.at(UnitSums::g, unit, g) + k0;
-  std::fill(sum_u, sum_u + channels, 0.0);
-  std::fill(sum_g, sum_g + channels, 0.0);
-  double lost_u[kChannelBlock] = {}, lost_g[kChannelBlock] = {};
-  const auto add = [&](double* sum, double* lost, const A* pixels) {
-    for (int64_t w = 0; w < e.columns; ++w)
-      for (int64_t c = 0; c < used; ++c) {
-        const double x = pixels[w * channels + c], before = sum[c];
-        sum[c] += x;
-        // For float32 a double is exact enough; a double's own rounding is kept and added at the end (Knuth's
-        // TwoSum).
+class ChannelSums {
+ public:
+  void add(const A* __restrict pixels, int64_t pitch, int64_t columns, int64_t channels) {
+    for (int64_t w = 0; w < columns; ++w)
+      for (int64_t c = 0; c < channels; ++c) {
+        const double x = pixels[w * pitch + c], before = sum_[c];
+        sum_[c] += x;
         if constexpr (std::is_same_v<A, double>) {
-          const double part = sum[c] - before;
-          lost[c] += (before - (sum[c] - part)) + (x - part);
+          const double part = sum_[c] - before;
+          lost_[c] += (before - (sum_[c] - part)) + (x - part);
         }
       }
-  };
-  for (int64_t h = e.h0; h < e.h0 + e.rows; ++h, u += e.columns * channels) {
-    if (used < channels) std::memset(u, 0, e.columns * channels * sizeof(A));
-    load_row(u, channels, args.grad, e.n0, h, e.w0, e.w0 + e.columns, k, used);
-    add(sum_g, lost_g, u);
-    if (p.activation == Activation::none) continue;
-    const uint8_t* bits = args.bits + ((e.n0 * p.h.out + h) * p.w.out + e.w0) * p.bit_row();
-    apply_bits<A>(u, channels, e.columns, used, bits, p.bit_row(), k, static_cast<A>(p.lower_slope), nullptr);
-    add(sum_u, lost_u, u);
   }
-  for (int64_t c = 0; c < used; ++c) {
-    if (std::isfinite(lost_u[c])) sum_u[c] += lost_u[c];
-    if (std::isfinite(lost_g[c])) sum_g[c] += lost_g[c];
-  }
-  if (p.activation == Activation::none) std::copy(sum_g, sum_g + channels, sum_u);
-}
+  double at(int64_t c) const { return sum_[c] + (std::isfinite(lost_[c]) ? lost_[c] : 0); }
+
+ private:
+  double sum_[kMostChannels] = {}, lost_[kMostChannels] = {};
+};
 
 }  // namespace film::FILM_ISA

@@ -31,10 +31,11 @@ SHORT = timing.Rounds(2, 3)
 
 
 def start(*words, **variables):
-    """A Python process in the checkout, on one thread: others may be at work beside it. Triton's interpreter, which the
-    other tests use, is nobody to be timed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    environment.pop("TRITON_INTERPRET", None)
+    """A Python process in the checkout, on one thread: others may be at work beside it. It is not told of Triton's
+    interpreter, which is nobody to be timed, nor that these tests may be shared out, where pytest-benchmark is off."""
+    unlike = ("TRITON_INTERPRET", "PYTEST_XDIST", "PYTEST_ADDOPTS")
+    here = {name: value for name, value in os.environ.items() if not name.startswith(unlike)}
+    environment = {**here, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
         [sys.executable, *words], cwd=CHECKOUT, env=environment, text=True, stdout=subprocess.PIPE, timeout=4 * BUDGET
     )

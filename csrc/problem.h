@@ -62,6 +62,9 @@ struct GradWeightArgs {
   Matrix bias, gamma;
   const uint8_t* bits;
   void *grad_bias, *grad_gamma, *grad_beta;  // contiguous, or null where not wanted
+
+  // Whether anything is asked for that takes products with the input: dW, or dgamma = <W, U> + ...
+  bool products_wanted() const { return grad_weight.data != nullptr || grad_gamma != nullptr; }
 };
 
 }  // namespace film

@@ -8,6 +8,18 @@
 
 namespace film::FILM_ISA {
 
+// The destination's places of an extent, in its order; returns how many.
+template <class A>
+int64_t list_rows(std::vector<Row>& rows, const Extent& e, const Pass<A>& pass) {
+  int64_t count = 0;
+  for (int64_t n = 0; n < e.samples; ++n)
+    for (int64_t r = 0; r < e.rows; ++r)
+      for (int64_t c = 0; c < e.columns; ++c)
+        rows[count++] = {e.n0 + n, pass.h.first + pass.h.spacing * (e.h0 + r),
+                         pass.w.first + pass.w.spacing * (e.w0 + c)};
+  return count;
+}
+
 // Runs one pass: for each block, group, panel and tile, epilogue(tile, vectors, rows, row count, group, first channel,
 // channel count). `source_channels` and `channels` are those of a group, in the source and in the destination.
 template <class A, class Source, class Epilogue>
@@ -30,12 +42,7 @@ void convolve(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t source
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / blocks.parts, part = task % blocks.parts;
       const Extent e = extent_of(blocks, pass, batch, block);
-      int64_t count = 0;
-      for (int64_t n = 0; n < e.samples; ++n)
-        for (int64_t r = 0; r < e.rows; ++r)
-          for (int64_t c = 0; c < e.columns; ++c)
-            rows[count++] = {e.n0 + n, pass.h.first + pass.h.spacing * (e.h0 + r),
-                             pass.w.first + pass.w.spacing * (e.w0 + c)};
+      list_rows(rows, e, pass);
       place_tiles<A>(tiles, strip, direct ? nullptr : static_cast<const A*>(patches), tile_size, e, pass,
                      source_channels);
       for (int64_t g = 0; g < groups; ++g) {

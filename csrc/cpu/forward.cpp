@@ -6,12 +6,22 @@
 namespace film::FILM_ISA {
 namespace {
 
+// What the epilogue adds and multiplies by; `padded` as Factors has it.
+template <class A>
+struct Modulation {
+  Modulation(const Problem& p, const ForwardArgs& args, int64_t padded)
+      : bias(p, args.bias, padded, A(0), A(0), /*per_sample=*/false),
+        gamma(p, args.gamma, padded, static_cast<A>(p.gamma_offset), A(1)),
+        beta(p, args.beta, padded, A(0), A(0)) {}
+  Factors<A> bias, gamma, beta;
+};
+
 // The epilogue: z = tile + b, activation, FiLM and bits, then one store.
 template <class A>
 struct Modulate {
   const Problem& p;
   const ForwardArgs& args;
-  const Factors<A>&bias, &gamma, &beta;
+  const Modulation<A>& by;
   StoreTile<A> store_rows;
 
   void operator()(A* tile, int vectors, const Row* rows, int64_t row_count, int64_t g, int64_t c0,
@@ -20,10 +30,10 @@ struct Modulate {
     const A lower = static_cast<A>(p.lower_slope);
     const bool linear = p.activation == Activation::none, post = p.position == Position::post;
     const Vector<A> zero{}, slope = splat<A>(lower);
-    const A* b = bias.at(0, g) + c0;
+    const A* b = by.bias.at(0, g) + c0;
     const int64_t k0 = g * p.group_out() + c0;
     for (int64_t m = 0; m < row_count; ++m) {
-      const A *scale = gamma.at(rows[m].n, g) + c0, *shift = beta.at(rows[m].n, g) + c0;
+      const A *scale = by.gamma.at(rows[m].n, g) + c0, *shift = by.beta.at(rows[m].n, g) + c0;
       uint8_t* bits = args.bits;
       if (bits != nullptr) bits += ((rows[m].n * p.h.out + rows[m].h) * p.w.out + rows[m].w) * p.bit_row();
       for (int v = 0; v < vectors; ++v) {
@@ -43,35 +53,30 @@ struct Modulate {
 };
 
 template <class A>
+Modulate<A> start_modulating(const Problem& p, const ForwardArgs& args, const Modulation<A>& by) {
+  // Where a byte holds bits of two groups, they are put in one after another, which needs zeros to start from.
+  if (args.bits != nullptr && p.groups > 1) std::memset(args.bits, 0, p.positions() * p.bit_row());
+  return {p, args, by, tile_storer<A>(p.dtype)};
+}
+
+template <class A>
 void forward(const Problem& p, const ForwardArgs& args) {
-  const LoadRow<A> load = row_loader<A>(p.dtype);
   Pass<A> pass{forward_taps(p.h), forward_taps(p.w), p.h.kernel * p.w.kernel * p.group_in(), {}};
   Scratch<A> weights(packed_size(pass, p.groups, p.group_out()));
   pack_weights<A>(weights, pass, p, args.weight, /*transposed=*/false);
-  const int64_t padded = Panels<A>{p.group_out()}.padded();
-  const Factors<A> bias(p, args.bias, padded, A(0), A(0), /*per_sample=*/false);
-  const Factors<A> gamma(p, args.gamma, padded, static_cast<A>(p.gamma_offset), A(1));
-  const Factors<A> beta(p, args.beta, padded, A(0), A(0));
-  // Where a byte holds bits of two groups, they are put in one after another, which needs zeros to start from.
-  if (args.bits != nullptr && p.groups > 1) std::memset(args.bits, 0, p.positions() * p.bit_row());
-  convolve(pass, p.batch, p.groups, p.group_in(), p.group_out(), Plain<A>{args.input, load},
-           Modulate<A>{p, args, bias, gamma, beta, tile_storer<A>(p.dtype)});
+  const Modulation<A> by(p, args, Panels<A>{p.group_out()}.padded());
+  convolve(pass, p.batch, p.groups, p.group_in(), p.group_out(), Plain<A>{args.input, row_loader<A>(p.dtype)},
+           start_modulating(p, args, by));
 }
 
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
 template <class T>
 bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
-  const LoadRow<float> load = row_loader<float>(p.dtype);
   const Pass<float> pass{forward_taps(p.h), forward_taps(p.w), 0, {}};
-  const WinogradWeights<T> weights(pass, p, args.weight, false);
-  const int64_t padded = Panels<float>{p.group_out()}.padded();
-  const Factors<float> bias(p, args.bias, padded, 0, 0, /*per_sample=*/false);
-  const Factors<float> gamma(p, args.gamma, padded, static_cast<float>(p.gamma_offset), 1);
-  const Factors<float> beta(p, args.beta, padded, 0, 0);
-  if (args.bits != nullptr && p.groups > 1) std::memset(args.bits, 0, p.positions() * p.bit_row());
+  const WinogradWeights<T> weights(pass, p, args.weight, /*transposed=*/false);
+  const Modulation<float> by(p, args, Panels<float>{p.group_out()}.padded());
   return convolve_winograd(pass, weights, p.batch, p.groups, p.group_in(), p.group_out(),
-                           Plain<float>{args.input, load},
-                           Modulate<float>{p, args, bias, gamma, beta, tile_storer<float>(p.dtype)});
+                           Plain<float>{args.input, row_loader<float>(p.dtype)}, start_modulating(p, args, by));
 }
 
 // The same epilogue with columns in the lanes; the bits of a position's channels come together in words of 32.
@@ -80,7 +85,7 @@ struct ModulatePlanes {
   using Word = typename VectorOf<A>::integer;
   const Problem& p;
   const ForwardArgs& args;
-  const Factors<A>&bias, &gamma, &beta;
+  const Modulation<A>& by;
   StorePlanes<A> store_columns;
   const Taps& w;
   std::vector<Word> words;
@@ -96,7 +101,7 @@ struct ModulatePlanes {
     const Vector<A> zero{}, slope = splat<A>(lower);
     for (int64_t k = 0; k < channels; ++k) {
       const int64_t g = (k0 + k) / p.group_out(), c = (k0 + k) % p.group_out();
-      const Vector<A> b = splat(bias.at(0, g)[c]), f = splat(gamma.at(n, g)[c]), s = splat(beta.at(n, g)[c]);
+      const Vector<A> b = splat(by.bias.at(0, g)[c]), f = splat(by.gamma.at(n, g)[c]), s = splat(by.beta.at(n, g)[c]);
       Word* word = words.data() + (k0 + k) / 32 * kWidth;
       const Mask<A> bit = Mask<A>{} + static_cast<Word>(int32_t(uint32_t(1) << (k0 + k) % 32));
       for (int v = 0; v < vectors; ++v) {
@@ -135,13 +140,11 @@ void forward_in_planes(const Problem& p, const ForwardArgs& args) {
   Scratch<A> weights(p.out_channels * pass.products);
   pack_plane_weights<A>(weights, pass, args.weight, row_loader<A>(p.dtype), p.groups, p.group_in(), p.group_out(),
                         false);
-  const Factors<A> bias(p, args.bias, p.group_out(), A(0), A(0), /*per_sample=*/false);
-  const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
-  const Factors<A> beta(p, args.beta, p.group_out(), A(0), A(0));
+  const Modulation<A> by(p, args, p.group_out());
   std::vector<typename VectorOf<A>::integer> words((p.out_channels + 31) / 32 * ModulatePlanes<A>::kWidth);
   convolve_planes(pass, p.batch, p.groups, p.group_in(), p.group_out(),
                   PlainPlanes<A>{args.input, plane_loader<A>(p.dtype), p.in_channels},
-                  ModulatePlanes<A>{p, args, bias, gamma, beta, plane_storer<A>(p.dtype), pass.w, words});
+                  ModulatePlanes<A>{p, args, by, plane_storer<A>(p.dtype), pass.w, words});
 }
 
 }  // namespace

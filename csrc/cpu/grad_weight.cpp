@@ -56,7 +56,6 @@ class GradWeight {
         order_(p.h.kernel, p.w.kernel),
         row_((taps_ * source_block_ + kLine - 1) / kLine / 2 * 2 * kLine + kLine),
         in_one_run_(w_.consecutive() && source_blocks_ == 1),
-        products_wanted_(args.grad_weight.data != nullptr || args.grad_gamma != nullptr),
         splits_(std::clamp<int64_t>(
             std::min(kTasks / (blocks_ * source_blocks_ * p.groups), p.positions() / kSplitPositions), 1, unit_count_)),
         gamma_(p, args.gamma, padded_, static_cast<A>(p.gamma_offset), A(1)),
@@ -157,11 +156,11 @@ class GradWeight {
     for (int64_t unit = first; unit < last; ++unit) {
       const Extent e = extent_of(units_, pass_, p_.batch, unit);
       load_u(space.u + (unit - first) * space.u_size, space.piece, e, unit, part);
-      if (products_wanted_)
+      if (args_.products_wanted())
         fill_strip(space.strips + (unit - first) * space.strip_size, e, h_, w_, part.g * p_.group_in() + part.c0,
                    part.sources, Plain<A>{args_.input, load_});
     }
-    if (!products_wanted_) return;
+    if (!args_.products_wanted()) return;
     std::fill(space.grad_gamma + 0, space.grad_gamma + (last - first) * part.channels, Vector<A>{});
     const int64_t runs_in_row = in_one_run_ ? 1 : p_.w.kernel, length = part.sources * (in_one_run_ ? p_.w.kernel : 1);
     for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
@@ -288,7 +287,6 @@ class GradWeight {
   const int64_t row_;      // from one output channel to the next in a task's W and dW: an odd number of lines, so that
                            // the rows of a tile do not fall into the same cache sets
   const bool in_one_run_;  // whether products (kw, c) of one kernel row are side by side in a strip
-  const bool products_wanted_;
   const int64_t splits_;
   const Factors<A> gamma_;
   Scratch<A> partial_;  // of each split, [channel][tap][source channel]
@@ -306,7 +304,7 @@ void run_grad_weight(const Problem& problem, const GradWeightArgs& args) {
   const int64_t run = p.w.dilation == 1 ? p.w.kernel * p.group_in() : p.group_in();
   if (suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
     return run_grad_weight_in_planes(p, args);
-  if (suits_winograd(p) && run_grad_weight_by_winograd(p, args)) return;
+  if (args.products_wanted() && suits_winograd(p) && run_grad_weight_by_winograd(p, args)) return;
   p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
 }
 

@@ -91,14 +91,13 @@ class GradWeightPlanes {
         splits_(std::min(kSplits, units_)),
         shape_(plane_shape<A>(h_, w_, rows_, 1)),
         offsets_(plane_offsets(h_, w_, p.group_in(), shape_)),
-        wants_products_(args.grad_weight.data != nullptr || args.grad_gamma != nullptr),
         gamma_(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1)),
         weight_(p.out_channels * products_),
         partial_(args.grad_weight.data != nullptr ? splits_ * p.out_channels * products_ : 0),
         sums_(p, per_sample_, p.group_out()) {}
 
   void operator()() {
-    if (wants_products_) load_weight();
+    if (args_.products_wanted()) load_weight();
     parallel(splits_, [&](int64_t begin, int64_t end) {
       const int64_t columns = w_.extent(w_.count);
       Scratch<A> planes(p_.in_channels * shape_.plane()), line(p_.in_channels * columns);
@@ -114,7 +113,7 @@ class GradWeightPlanes {
           const int64_t n = unit / per_sample_, h0 = unit % per_sample_ * rows_;
           const int64_t rows = std::min(rows_, p_.h.out - h0);
           load_u(u, words, unit, n, h0, rows);
-          if (!wants_products_) continue;
+          if (!args_.products_wanted()) continue;
           PlainPlanes<A> source{args_.input, plane_loader<A>(p_.dtype), p_.in_channels};
           fill_planes<A>(planes, line, shape_, h_.extent(rows), h_, w_, p_.in_channels, n, h0, source);
           add_products(planes, u, unit, n, rows, grad_weight);
@@ -237,7 +236,6 @@ class GradWeightPlanes {
   const int64_t products_, u_row_, rows_, per_sample_, units_, splits_;
   const PlaneShape shape_;
   const std::vector<int64_t> offsets_;
-  const bool wants_products_;
   const Factors<A> gamma_;
   Scratch<A> weight_, partial_;
   UnitSums sums_;

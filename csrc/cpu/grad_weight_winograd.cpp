@@ -111,7 +111,7 @@ class GradWeightWinograd {
       strip.zero(strip_size + L);
       for (int64_t i = begin; i < end; ++i) {
         const Extent e = extent_of(blocks_, pass_, p_.batch, first + i);
-        tiles_[i] = round_up(e.rows, MH) * round_up(e.columns, MW) / (MH * MW);
+        tiles_[i] = whole_tiles<T>(e).positions() / (MH * MW);
         transform_input(strip, g, e, i);
         for (int64_t k0 = 0; k0 < channels_; k0 += kBlock) {
           const int64_t channels = std::min(kBlock, channels_ - k0);
@@ -124,8 +124,7 @@ class GradWeightWinograd {
 
   void transform_input(float* strip, int64_t g, const Extent& e, int64_t unit) {
     const int64_t pixel = p_.group_in();
-    Extent whole = e;
-    whole.rows = round_up(e.rows, MH), whole.columns = round_up(e.columns, MW);
+    const Extent whole = whole_tiles<T>(e);
     const int64_t line = (whole.columns + R - 1) * pixel;
     fill_strip(strip, whole, pass_.h, pass_.w, g * pixel, pixel, Plain<float>{args_.input, load_});
     int64_t tile = unit * unit_tiles_;
@@ -237,6 +236,7 @@ class GradWeightWinograd {
     const int64_t at = point * weights_of_point() + k * inputs_ + c0,
                   units_of_a_sample = blocks_.along_h * blocks_.along_w;
     const float *q = q_ + q_at(point, k, 0), *x = x_ + x_at(point, c0, 0);
+    float* grad_weight = args_.grad_weight.data == nullptr ? nullptr : grad_weight_ + at;
     for (int64_t unit = 0; unit < count; ++unit) {
       const float* gamma = gamma_.at((first + unit) / units_of_a_sample, g) + k;
       for (int64_t m = 0; m < kPack; m += kGradRows)
@@ -248,7 +248,7 @@ class GradWeightWinograd {
                            0,
                            V * L,
                            weight_ + at + m * inputs_,
-                           grad_weight_ + at + m * inputs_,
+                           grad_weight == nullptr ? nullptr : grad_weight + m * inputs_,
                            inputs_,
                            V * L,
                            gamma + m,
@@ -286,8 +286,7 @@ class GradWeightWinograd {
                   dst[c * out.c + h * out.h + w * out.w] = narrow<E>(turned[h * R + w][c]);
           }
         }
-      for (int lane = 0; lane < L; ++lane)
-        if (zero_or_nan[lane] != 0) finite_ = false;
+      if (!is_zero(zero_or_nan)) finite_ = false;
     });
   }
 

@@ -143,6 +143,21 @@ Blocks plan_winograd_blocks(const Pass<float>& pass, int64_t batch, int64_t sour
   return blocks_of(1, MH, share_evenly(tiles_w, target) * MW, batch, pass.h, pass.w);
 }
 
+// A block's extent up to the end of its last tiles.
+template <class T>
+Extent whole_tiles(const Extent& e) {
+  Extent whole = e;
+  whole.rows = round_up(e.rows, T::H::M), whole.columns = round_up(e.columns, T::W::M);
+  return whole;
+}
+
+// Whether all lanes are 0, as products of 0 with finite numbers are.
+inline bool is_zero(Vector<float> v) {
+  for (int lane = 0; lane < kLanes<float>; ++lane)
+    if (v[lane] != 0) return false;
+  return true;
+}
+
 // B^T d B of a tile, a vector of channels, to points `step` apart; its rows and columns in the strip are `line` and
 // `pixel` apart.
 template <class T>
@@ -207,9 +222,7 @@ bool gather_results(float* results, const float* products, const TileRows& layou
             }
         }
       }
-  for (int lane = 0; lane < L; ++lane)
-    if (zero_or_nan[lane] != 0) return false;
-  return true;
+  return is_zero(zero_or_nan);
 }
 
 // As convolve, for a pass of 3 x 3 taps; returns whether all sums are finite. Where not, some epilogues did not run.
@@ -230,13 +243,9 @@ bool convolve_winograd(const Pass<float>& pass, const WinogradWeights<T>& weight
     std::vector<Row> rows(positions);
     for (int64_t block = begin; block < end && finite; ++block) {
       const Extent e = extent_of(blocks, pass, batch, block);
-      Extent whole = e;  // tiles
-      whole.rows = round_up(e.rows, T::H::M), whole.columns = round_up(e.columns, T::W::M);
+      const Extent whole = whole_tiles<T>(e);
       const TileRows layout(whole.positions() / (T::H::M * T::W::M), source_channels);
-      int64_t i = 0;
-      for (int64_t n = 0; n < e.samples; ++n)
-        for (int64_t r = 0; r < e.rows; ++r)
-          for (int64_t c = 0; c < e.columns; ++c) rows[i++] = {e.n0 + n, e.h0 + r, e.w0 + c};
+      const int64_t count = list_rows(rows, e, pass);
       for (int64_t g = 0; g < groups; ++g) {
         fill_strip(static_cast<float*>(strip), whole, pass.h, pass.w, g * source_channels, source_channels, source);
         transform_tiles<T>(transformed, layout, strip, whole, source_channels);
@@ -250,8 +259,8 @@ bool convolve_winograd(const Pass<float>& pass, const WinogradWeights<T>& weight
                        weights.at(g, panel, point),
                        products + point * apart(layout.groups * layout.rows * width) + group * layout.rows * width);
           if (!gather_results<T>(results, products, layout, e, width)) finite = false;
-          for (int64_t first = 0; first < i; first += kTileRows)
-            epilogue(results + first * width, vectors, &rows[first], std::min<int64_t>(kTileRows, i - first), g,
+          for (int64_t first = 0; first < count; first += kTileRows)
+            epilogue(results + first * width, vectors, &rows[first], std::min<int64_t>(kTileRows, count - first), g,
                      panel * panels.kWidth, panels.used(panel));
         }
       }

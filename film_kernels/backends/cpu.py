@@ -62,10 +62,8 @@ class Cpu(Backend):
             return True
         # ... and where the machine multiplies bfloat16 pairs, the library is about twice as fast on wide sums, but for
         # those that are shortened by Winograd's filtering.
-        products = math.prod(problem.weight_shape[1:])
-        if _filtered(problem):
-            return False
-        return problem.dtype == torch.bfloat16 and products >= 256 and _multiplies_bfloat16()
+        wide = math.prod(problem.weight_shape[1:]) >= 256
+        return problem.dtype == torch.bfloat16 and wide and not _filtered(problem) and _multiplies_bfloat16()
 
     def kept_like(self, problem: Problem) -> Tensor:
         """As bits_like has them."""

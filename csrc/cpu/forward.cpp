@@ -79,58 +79,71 @@ bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
                            Plain<float>{args.input, row_loader<float>(p.dtype)}, start_modulating(p, args, by));
 }
 
-// The same epilogue with columns in the lanes; the bits of a position's channels come together in words of 32.
+// The same epilogue with columns in the lanes; the bits of a position's channels come together in words of 32. Where
+// the output's columns lie side by side, in the type that is worked on, they are stored at once, else from the tile.
 template <class A>
 struct ModulatePlanes {
-  using Word = typename VectorOf<A>::integer;
+  static constexpr int64_t kWidth = 4 * kLanes<A>;  // columns of a tile, at most
+
   const Problem& p;
   const ForwardArgs& args;
   const Modulation<A>& by;
   StorePlanes<A> store_columns;
   const Taps& w;
-  std::vector<Word> words;
+  std::vector<int32_t> words = std::vector<int32_t>((p.out_channels + 31) / 32 * kWidth);
+  const bool straight = args.output.w == 1 && (p.dtype == DType::f32 || p.dtype == DType::f64);
 
-  static constexpr int64_t kWidth = 4 * kLanes<A>;  // columns of a tile, at most
-
-  void begin() { std::fill(words.begin(), words.end(), Word(0)); }
+  void begin() { std::fill(words.begin(), words.end(), 0); }
 
   void operator()(A* tile, int vectors, int64_t n, int64_t h, int64_t i, int64_t count, int64_t k0, int64_t channels) {
-    constexpr int L = kLanes<A>;
-    const A lower = static_cast<A>(p.lower_slope);
-    const bool linear = p.activation == Activation::none, post = p.position == Position::post;
-    const Vector<A> zero{}, slope = splat<A>(lower);
-    for (int64_t k = 0; k < channels; ++k) {
-      const int64_t g = (k0 + k) / p.group_out(), c = (k0 + k) % p.group_out();
-      const Vector<A> b = splat(by.bias.at(0, g)[c]), f = splat(by.gamma.at(n, g)[c]), s = splat(by.beta.at(n, g)[c]);
-      Word* word = words.data() + (k0 + k) / 32 * kWidth;
-      const Mask<A> bit = Mask<A>{} + static_cast<Word>(int32_t(uint32_t(1) << (k0 + k) % 32));
-      for (int v = 0; v < vectors; ++v) {
-        A* at = tile + (k * vectors + v) * L;
-        Vector<A> y = load(at) + b;
-        if (!post) y = f * y + s;
-        const Mask<A> upper = ~(y <= zero);
-        if (!linear) y = upper ? y : (lower == 0 ? zero : slope * y);
-        if (post) y = f * y + s;
-        store(at, y);
-        if (args.bits != nullptr) {
-          Mask<A> sum;
-          std::memcpy(&sum, word + v * L, sizeof sum);
-          sum |= upper & bit;
-          std::memcpy(word + v * L, &sum, sizeof sum);
-        }
-      }
+    const View& out = args.output;
+    const int64_t width = vectors * kLanes<A>, pitch = straight ? out.c : width;
+    A* to = straight ? static_cast<A*>(out.data) + n * out.n + h * out.h + i + k0 * out.c : tile;
+    for (int64_t k = 0; k < channels;) {  // those of one word at a time
+      const int64_t some = std::min(channels - k, 32 - (k0 + k) % 32), columns = straight ? count : width;
+      (vectors == 4 ? modulate<4> : modulate<2>)(*this, tile + k * width, to + k * pitch, pitch, columns, n, k0 + k,
+                                                 some);
+      k += some;
     }
-    store_columns(args.output, tile, vectors * L, w, n, h, i, count, k0, channels);
+    if (!straight) store_columns(out, tile, width, w, n, h, i, count, k0, channels);
   }
 
   void end(int64_t n, int64_t h, int64_t i, int64_t count) {
     if (args.bits == nullptr) return;
     uint8_t* bits = args.bits + ((n * p.h.out + h) * p.w.out + i) * p.bit_row();
-    int32_t narrow_words[kWidth];
-    for (int64_t byte = 0; byte < p.bit_row(); byte += 4) {
-      for (int64_t j = 0; j < count; ++j) narrow_words[j] = static_cast<int32_t>(words[byte / 4 * kWidth + j]);
-      store_words(bits, narrow_words, p.bit_row(), byte, count);
+    for (int64_t byte = 0; byte < p.bit_row(); byte += 4)
+      store_words(bits, words.data() + byte / 4 * kWidth, p.bit_row(), byte, count);
+  }
+
+ private:
+  // From the tile's rows of V vectors to `columns` at `to`.
+  template <int V>
+  static void modulate(ModulatePlanes& self, const A* tile, A* to, int64_t pitch, int64_t columns, int64_t n,
+                       int64_t k0, int64_t channels) {
+    constexpr int L = kLanes<A>;
+    const Problem& p = self.p;
+    const Modulation<A>& by = self.by;
+    const A lower = static_cast<A>(p.lower_slope);
+    const bool linear = p.activation == Activation::none, post = p.position == Position::post;
+    const Vector<A> zero{}, slope = splat<A>(lower);
+    Mask<A> bits[V] = {};
+    for (int64_t k = k0; k < k0 + channels; ++k, tile += V * L, to += pitch) {
+      const int64_t g = k / p.group_out(), c = k % p.group_out();
+      const Vector<A> b = splat(by.bias.at(0, g)[c]), f = splat(by.gamma.at(n, g)[c]), s = splat(by.beta.at(n, g)[c]);
+      const Mask<A> bit = Mask<A>{} + int32_t(uint32_t(1) << k % 32);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        Vector<A> y = load(tile + v * L) + b;
+        if (!post) y = f * y + s;
+        const Mask<A> upper = ~(y <= zero);
+        if (!linear) y = upper ? y : (lower == 0 ? zero : slope * y);
+        if (post) y = f * y + s;
+        if (v * L < columns) store_part(to + v * L, y, columns - v * L);
+        bits[v] |= upper & bit;
+      }
     }
+    if (self.args.bits == nullptr) return;
+    for (int v = 0; v < V; ++v) add_words<A>(self.words.data() + k0 / 32 * kWidth + v * L, bits[v]);
   }
 };
 
@@ -141,10 +154,9 @@ void forward_in_planes(const Problem& p, const ForwardArgs& args) {
   pack_plane_weights<A>(weights, pass, args.weight, row_loader<A>(p.dtype), p.groups, p.group_in(), p.group_out(),
                         false);
   const Modulation<A> by(p, args, p.group_out());
-  std::vector<typename VectorOf<A>::integer> words((p.out_channels + 31) / 32 * ModulatePlanes<A>::kWidth);
   convolve_planes(pass, p.batch, p.groups, p.group_in(), p.group_out(),
                   PlainPlanes<A>{args.input, plane_loader<A>(p.dtype), p.in_channels},
-                  ModulatePlanes<A>{p, args, by, plane_storer<A>(p.dtype), pass.w, words});
+                  ModulatePlanes<A>{p, args, by, plane_storer<A>(p.dtype), pass.w});
 }
 
 }  // namespace

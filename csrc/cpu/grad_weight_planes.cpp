@@ -1,5 +1,7 @@
 // grad_weight.cpp's sums with columns in the lanes (planes.h): U[k][r] is a vector of sums over every L-th column,
 // whose lanes are added at the end of a unit, which is some rows of one sample.
+#include <numeric>
+
 #include "planes.h"
 #include "unit_sums.h"
 
@@ -16,15 +18,18 @@ constexpr int kSumProductsAlone = 8;
 constexpr int64_t kChain = 64;  // vectors that are added in one chain, where rows are not longer
 constexpr int64_t kSplits = 32;
 
-template <class A>
-inline A add_lanes(Vector<A> v) {
-  A lane[kLanes<A>];
-  store(lane, v);
-#pragma GCC unroll 4
-  for (int half = kLanes<A> / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+// The sum of each vector's lanes; L vectors at a time, which shrink to one as they are added in pairs.
+template <class A, int COUNT>
+inline void add_lanes(const Vector<A>* vectors, A* out) {
+  constexpr int L = kLanes<A>;
+  for (int first = 0; first < COUNT; first += L) {
+    Vector<A> block[L] = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i)
+      if (first + i < COUNT) block[i] = vectors[first + i];
+    add_pairs<A>(block);
+    store_part(out + first, block[0], std::min(L, COUNT - first));
+  }
 }
 
 // out[K][R] = sum over rows and columns of u[k] * x[r]. u is 0 past the last column, and x is not looked at there.
@@ -53,26 +58,34 @@ void sum_products(const A* const* u, const A* const* x, int64_t rows, int64_t u_
     for (; w + L <= columns; w += L) add(h * u_row + w, h * x_row + w, std::false_type{});
     if (w < columns) add(h * u_row + w, h * x_row + w, std::true_type{});
   }
-#pragma GCC unroll 8
-  for (int k = 0; k < K; ++k)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) out[k * R + r] = add_lanes<A>(sum[k][r]);
+  add_lanes<A, K * R>(&sum[0][0], out);
 }
 
+// u = g * s in place of g, of one channel of a row, in whole vectors: 0 past the last column. s is read off the
+// channel's bit in `words`. Adds g and u to the channel's sums, a lane to each of `sum_g` and `sum_u`.
 template <class A>
-double sum_row(const A* row, int64_t padded) {  // zeros past the last column
-  constexpr int64_t L = kLanes<A>, kRun = kChain / 4 * 4 * L;
-  double total = 0;
-  for (int64_t begin = 0; begin < padded; begin += kRun) {
-    const int64_t end = std::min(begin + kRun, padded);
-    Vector<A> sum[4] = {};
-    int64_t w = begin;
-    for (; w + 4 * L <= end; w += 4 * L)
-      for (int i = 0; i < 4; ++i) sum[i] += load(row + w + i * L);
-    for (; w < end; w += L) sum[0] += load(row + w);
-    total += add_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+void slope_row(A* row, int64_t columns, const int32_t* words, int32_t bit, A lower_slope, double* sum_g,
+               double* sum_u) {
+  constexpr int64_t L = kLanes<A>;
+  const Vector<A> zero{}, slope = splat<A>(lower_slope);
+  const auto add_to = [](double* sum, Vector<A> v) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) sum[i] += v[i];
+  };
+  for (int64_t begin = 0; begin < columns; begin += kChain * L) {
+    Vector<A> g{}, u{};
+    for (int64_t w = begin; w < std::min(begin + kChain * L, columns); w += L) {
+      Vector<A> v = load(row + w);
+      if (columns - w < L) v = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(columns - w) ? v : zero;
+      g += v;
+      const Mask<A> upper = (load_words<A>(words + w) & bit) != 0;
+      v = upper ? v : (lower_slope == 0 ? zero : v * slope);
+      store(row + w, v);
+      u += v;
+    }
+    add_to(sum_g, g);
+    add_to(sum_u, u);
   }
-  return total;
 }
 
 template <class A>
@@ -102,7 +115,8 @@ class GradWeightPlanes {
       const int64_t columns = w_.extent(w_.count);
       Scratch<A> planes(p_.in_channels * shape_.plane()), line(p_.in_channels * columns);
       Scratch<A> u(p_.out_channels * rows_ * u_row_);
-      Scratch<int32_t> words(p_.w.out);
+      Scratch<double> lanes(2 * p_.out_channels * kLanes<A>);
+      Scratch<int32_t> words(u_row_);
       for (int64_t split = begin; split < end; ++split) {
         A* grad_weight = nullptr;
         if (args_.grad_weight.data != nullptr) {
@@ -112,7 +126,7 @@ class GradWeightPlanes {
         for (int64_t unit = units_ * split / splits_; unit < units_ * (split + 1) / splits_; ++unit) {
           const int64_t n = unit / per_sample_, h0 = unit % per_sample_ * rows_;
           const int64_t rows = std::min(rows_, p_.h.out - h0);
-          load_u(u, words, unit, n, h0, rows);
+          load_u(u, lanes, words, unit, n, h0, rows);
           if (!args_.products_wanted()) continue;
           PlainPlanes<A> source{args_.input, plane_loader<A>(p_.dtype), p_.in_channels};
           fill_planes<A>(planes, line, shape_, h_.extent(rows), h_, w_, p_.in_channels, n, h0, source);
@@ -134,26 +148,27 @@ class GradWeightPlanes {
           load(dst, 1, args_.weight, k, kh, 0, p_.w.kernel, c, 1);
   }
 
-  // u of a unit as [channel][row][column], and the sums of u and g.
-  void load_u(A* u, int32_t* words, int64_t unit, int64_t n, int64_t h0, int64_t rows) {
+  // u of a unit as [channel][row][column], and the sums of u and g; `lanes` is room for kLanes sums of both.
+  void load_u(A* u, double* lanes, int32_t* words, int64_t unit, int64_t n, int64_t h0, int64_t rows) {
+    constexpr int64_t L = kLanes<A>;
     const LoadRow<A> load = plane_loader<A>(p_.dtype);
-    const int64_t plane = rows_ * u_row_;
-    double *sum_u = sums_.at(UnitSums::u, unit, 0), *sum_g = sums_.at(UnitSums::g, unit, 0);
-    std::fill(sum_u, sum_u + p_.out_channels, 0.0);
-    std::fill(sum_g, sum_g + p_.out_channels, 0.0);
+    const int64_t plane = rows_ * u_row_, channels = p_.out_channels;
+    double *sum_g = lanes, *sum_u = lanes + channels * L;
+    std::fill(lanes, lanes + 2 * channels * L, 0.0);
+    std::fill(words, words + u_row_, -1);
     for (int64_t h = h0; h < h0 + rows; ++h, u += u_row_) {
-      load(u, plane, args_.grad, n, h, 0, p_.w.out, 0, p_.out_channels);
-      for (int64_t k = 0; k < p_.out_channels; ++k) {
-        std::fill(u + k * plane + p_.w.out, u + k * plane + u_row_, A(0));
-        sum_g[k] += sum_row(u + k * plane, u_row_);
+      load(u, plane, args_.grad, n, h, 0, p_.w.out, 0, channels);
+      for (int64_t k = 0; k < channels; ++k) {
+        if (k % 32 == 0 && p_.activation != Activation::none)
+          load_words(words, args_.bits + (n * p_.h.out + h) * p_.w.out * p_.bit_row(), p_.bit_row(), k / 8, p_.w.out);
+        slope_row(u + k * plane, p_.w.out, words, int32_t(uint32_t(1) << k % 32), static_cast<A>(p_.lower_slope),
+                  sum_g + k * L, sum_u + k * L);
       }
-      if (p_.activation == Activation::none) continue;
-      const uint8_t* bits = args_.bits + (n * p_.h.out + h) * p_.w.out * p_.bit_row();
-      apply_words<A>(u, plane, p_.w.out, p_.out_channels, bits, p_.bit_row(), words, static_cast<A>(p_.lower_slope),
-                     nullptr);
-      for (int64_t k = 0; k < p_.out_channels; ++k) sum_u[k] += sum_row(u + k * plane, u_row_);
     }
-    if (p_.activation == Activation::none) std::copy(sum_g, sum_g + p_.out_channels, sum_u);
+    for (int64_t k = 0; k < channels; ++k) {
+      sums_.at(UnitSums::g, unit, 0)[k] = std::accumulate(sum_g + k * L, sum_g + (k + 1) * L, 0.0);
+      sums_.at(UnitSums::u, unit, 0)[k] = std::accumulate(sum_u + k * L, sum_u + (k + 1) * L, 0.0);
+    }
   }
 
   void add_products(const A* planes, const A* u, int64_t unit, int64_t n, int64_t rows, A* grad_weight) {

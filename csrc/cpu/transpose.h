@@ -61,6 +61,19 @@ inline void transpose(Vector<A> (&rows)[kLanes<A>]) {
   }
 }
 
+// rows[0][i] = the sum of the lanes of rows[i]; the other rows are used up.
+template <class A, int STEP = 1>
+inline void add_pairs(Vector<A> (&rows)[kLanes<A>]) {
+  if constexpr (STEP < kLanes<A>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<A>; i += 2 * STEP) {
+      swap_blocks<A, STEP>(rows[i], rows[i + STEP]);
+      rows[i] += rows[i + STEP];
+    }
+    add_pairs<A, STEP * 2>(rows);
+  }
+}
+
 // The first `count` elements as a vector of the accumulator's type; and the first `count` lanes back into storage.
 template <class A, class T>
 inline Vector<A> load_as(const T* p, int64_t count) {

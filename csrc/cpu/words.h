@@ -15,7 +15,11 @@ inline void load_words(int32_t* words, const uint8_t* bits, int64_t bit_row, int
   if (bit_row == 1) {
     for (int64_t i = 0; i < count; ++i) words[i] = bits[i];
   } else if (bit_row == 2) {
-    for (int64_t i = 0; i < count; ++i) words[i] = bits[2 * i] | bits[2 * i + 1] << 8;
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t word;
+      std::memcpy(&word, bits + 2 * i, 2);
+      words[i] = word;
+    }
   } else {
     for (int64_t i = 0; i < count; ++i) {
       uint32_t word = 0;
@@ -23,6 +27,27 @@ inline void load_words(int32_t* words, const uint8_t* bits, int64_t bit_row, int
       words[i] = static_cast<int32_t>(word);
     }
   }
+}
+
+// Words of neighbouring columns as lanes beside those of A; and bits added to them.
+template <class A>
+struct WordsOf {
+  typedef int32_t type __attribute__((vector_size(4 * kLanes<A>)));
+};
+
+template <class A>
+inline Mask<A> load_words(const int32_t* words) {
+  typename WordsOf<A>::type lanes;
+  std::memcpy(&lanes, words, sizeof lanes);
+  return __builtin_convertvector(lanes, Mask<A>);
+}
+
+template <class A>
+inline void add_words(int32_t* words, Mask<A> bits) {
+  typename WordsOf<A>::type lanes;
+  std::memcpy(&lanes, words, sizeof lanes);
+  lanes |= __builtin_convertvector(bits, typename WordsOf<A>::type);
+  std::memcpy(words, &lanes, sizeof lanes);
 }
 
 inline void store_words(uint8_t* bits, const int32_t* words, int64_t bit_row, int64_t first_byte, int64_t count) {

@@ -1,9 +1,11 @@
 // grad_weight.cpp's sums by Winograd's filtering (winograd.h): with X = B^T x B and Q = A u A^T of every tile, each
-// point is a matrix product over a unit's tiles of its own, and U = G^T (sum over tiles of Q * X) G. Both uses of U are
-// made before G: dgamma = <G W G^T, sum of Q * X>, and dW's sum over units is transformed once at the end.
+// point is a matrix product over a unit's tiles of its own, and U = G^T (sum over tiles of Q * X) G. Several samples
+// have their dgamma from before that, <G W G^T, sum of Q * X>, and dW's sum over units is transformed once at the end;
+// a single sample has U itself at the end, and both dW and dgamma from it.
 //
-// Units go in rounds: first all their tiles are transformed, units shared out among threads, then multiplied, output
-// channels and points shared out. Each sum belongs to one task and takes the units in order.
+// Units go in rounds: first all their tiles are transformed, units shared out among threads, then multiplied, parts of
+// the weights shared out, each of which stays in L2 for all points. Each sum belongs to one part and takes the units in
+// order.
 #include <cmath>
 #include <numeric>
 
@@ -14,7 +16,6 @@
 namespace film::FILM_ISA {
 namespace {
 
-constexpr int64_t kUnitTiles = 64;  // of one unit, at most
 constexpr int64_t kRoundBytes = 4 << 20;
 
 template <class T>
@@ -31,30 +32,26 @@ class GradWeightWinograd {
         inputs_(round_up(p.group_in(), L)),
         channels_(round_up(p.group_out(), kPack)),
         round_(units_of_round()),
+        wides_((inputs_ + kWide - 1) / kWide),
+        parts_(channels_ / kPack * wides_),
         gamma_(p, args.gamma, channels_, static_cast<float>(p.gamma_offset), 1),
         x_(kPoints * inputs_of_point()),
         q_(kPoints * gradients_of_point()),
-        weight_(kPoints * weights_of_point()),
-        grad_weight_(kPoints * weights_of_point()),
-        dots_(round_ * NH * channels_),
+        grad_weight_(round_ < unit_count_ && sums_wanted() ? parts_ * kPart : 0),
+        dots_(round_ * parts_ * kPack),
         tiles_(round_),
         sums_(p, blocks_.along_h * blocks_.along_w, channels_, 1) {}
 
   // Returns whether all is finite; where not, it is to be computed directly.
   bool operator()() {
-    const bool gamma_wanted = args_.grad_gamma != nullptr;
-    Scratch<float> packed(gamma_wanted ? packed_size(pass_, p_.groups, p_.group_in()) : 0);
-    if (gamma_wanted) pack_weights<float>(packed, pass_, p_, args_.weight, /*transposed=*/true);
-    for (int64_t g = 0; g < p_.groups && finite_; ++g) {
-      if (gamma_wanted) transform_weight(g);
+    Scratch<float> packed(gamma_wanted() ? packed_size(pass_, p_.groups, p_.group_in()) : 0);
+    if (gamma_wanted()) pack_weights<float>(packed, pass_, p_, args_.weight, /*transposed=*/true);
+    for (int64_t g = 0; g < p_.groups && finite_; ++g)
       for (int64_t first = 0; first < unit_count_; first += round_) {
         const int64_t count = std::min(round_, unit_count_ - first);
         transform_units(g, first, count);
         multiply_units(g, first, count);
       }
-      if (args_.grad_weight.data != nullptr)
-        with_storage<float>(p_.dtype, [&](auto element) { store_weight<decltype(element)>(g); });
-    }
     if (finite_) sums_.finish(p_, args_, gamma_);
     return finite_;
   }
@@ -65,11 +62,16 @@ class GradWeightWinograd {
   static constexpr int64_t kPack = std::lcm(L, kGradRows);  // output channels that lie together in Q
   static constexpr int64_t kBlock = 64 / kPack * kPack;     // output channels that are loaded together
   static constexpr int64_t kWide = kGradVectors * L;        // input channels of a register tile, together in X
+  // A part of the weights, kPack x kWide of them (fewer for the last input channels), point by point.
+  static constexpr int64_t kPartPoint = kPack * kWide + L, kPart = kPoints * kPartPoint;
 
+  // Units of the same size whatever the number of threads, so that sums are too; several, so that threads can share.
   static Blocks unit_blocks(const Problem& p, const Pass<float>& pass) {
+    constexpr int64_t kLeast = 16, kMost = 64, kUnits = 8;  // tiles of a unit; units, where they are not too small
     const int64_t tiles_h = (p.h.out + MH - 1) / MH, tiles_w = (p.w.out + MW - 1) / MW;
-    if (tiles_w > kUnitTiles) return blocks_of(1, MH, kUnitTiles * MW, p.batch, pass.h, pass.w);
-    return blocks_of(1, share_evenly(tiles_h, kUnitTiles / tiles_w) * MH, tiles_w * MW, p.batch, pass.h, pass.w);
+    const int64_t tiles = std::clamp(p.batch * tiles_h * tiles_w / kUnits, kLeast, kMost);
+    if (tiles_w > tiles) return blocks_of(1, MH, tiles * MW, p.batch, pass.h, pass.w);
+    return blocks_of(1, share_evenly(tiles_h, tiles / tiles_w) * MH, tiles_w * MW, p.batch, pass.h, pass.w);
   }
 
   int64_t units_of_round() const {
@@ -78,8 +80,11 @@ class GradWeightWinograd {
                     unit_count_);
   }
 
+  bool gamma_wanted() const { return args_.grad_gamma != nullptr; }
+  bool weight_wanted() const { return args_.grad_weight.data != nullptr; }
+  bool is_single() const { return p_.batch == 1; }  // sample
+  bool sums_wanted() const { return weight_wanted() || (is_single() && gamma_wanted()); }
   int64_t tiles_of_round() const { return round_ * unit_tiles_; }
-  int64_t weights_of_point() const { return apart(channels_ * inputs_); }
   int64_t inputs_of_point() const { return apart(inputs_ * tiles_of_round()); }
   int64_t gradients_of_point() const { return apart(channels_ * tiles_of_round()); }
   // Where a point's elements of a tile are: input channels from c0 on (kWide of them lie together), and a pack.
@@ -88,20 +93,6 @@ class GradWeightWinograd {
   }
   int64_t q_at(int64_t point, int64_t k0, int64_t tile) const {
     return point * gradients_of_point() + k0 * tiles_of_round() + tile * kPack;
-  }
-
-  // G W G^T as [point][output channel][input channel]
-  void transform_weight(int64_t g) {
-    const int64_t sources = p_.group_out();
-    parallel(sources, [&](int64_t begin, int64_t end) {
-      const Panels<float> panels{p_.group_in()};
-      for (int64_t k = begin; k < end; ++k)
-        for (int64_t c = 0; c < inputs_; c += L) {
-          const int64_t panel = c / panels.kWidth, width = panels.vectors(panel) * L;
-          const float* from = pass_.weights[g] + panel * panels.kWidth * pass_.products + k * width + c % panels.kWidth;
-          transform_filter<T>(weight_ + k * inputs_ + c, weights_of_point(), from, sources * width);
-        }
-    });
   }
 
   void transform_units(int64_t g, int64_t first, int64_t count) {
@@ -185,109 +176,150 @@ class GradWeightWinograd {
       }
   }
 
-  // A task is a pack of output channels and a row of points, for all units of the round.
   void multiply_units(int64_t g, int64_t first, int64_t count) {
-    const int64_t packs = channels_ / kPack;
-    const bool gamma_wanted = args_.grad_gamma != nullptr;
-    parallel(NH * packs, [&](int64_t begin, int64_t end) {
-      Scratch<Vector<float>> grad_gamma(count * kPack);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t row = task / packs, k = task % packs * kPack;
-        std::fill(grad_gamma + 0, grad_gamma + count * kPack, Vector<float>{});
-        for (int64_t point = row * NW; point < (row + 1) * NW; ++point)
-          for (int64_t c0 = 0; c0 < inputs_; c0 += kWide)
-            multiply_point(g, first, count, point, k, c0, gamma_wanted ? grad_gamma + 0 : nullptr);
-        for (int64_t unit = 0; unit < count; ++unit)
-          for (int m = 0; m < kPack; ++m) {
-            double sum = 0;
-            for (int lane = 0; lane < L; ++lane) sum += grad_gamma[unit * kPack + m][lane];
-            dots_[(unit * NH + row) * channels_ + k + m] = sum;
-          }
+    const bool keeps = round_ < unit_count_ && sums_wanted(), last = first + count == unit_count_;
+    parallel(parts_, [&](int64_t begin, int64_t end) {
+      Scratch<float> weight(kPart), sums(keeps ? 0 : kPart);
+      for (int64_t part = begin; part < end; ++part) {
+        float* part_sums = keeps ? grad_weight_ + part * kPart : sums + 0;
+        switch (std::min(kWide, inputs_ - part % wides_ * kWide) / L) {
+          case 1:
+            multiply_part<1>(g, first, count, part, weight, part_sums, last);
+            break;
+          case 2:
+            multiply_part<2>(g, first, count, part, weight, part_sums, last);
+            break;
+          case 3:
+            multiply_part<3>(g, first, count, part, weight, part_sums, last);
+            break;
+#if defined(__aarch64__)
+          case 4:
+            multiply_part<4>(g, first, count, part, weight, part_sums, last);
+            break;
+#endif
+        }
       }
     });
+    if (gamma_wanted()) add_dots(g, first, count);
+  }
+
+  // A part of V vectors of input channels, for all points and units of the round.
+  template <int V>
+  void multiply_part(int64_t g, int64_t first, int64_t count, int64_t part, float* weight, float* sums, bool last) {
+    const int64_t k = part / wides_ * kPack, c0 = part % wides_ * kWide, units = blocks_.along_h * blocks_.along_w;
+    const bool dots_wanted = gamma_wanted() && !is_single();
+    float ones[kPack];
+    std::fill(ones, ones + kPack, 1.0f);
+    Scratch<Vector<float>> dots(count * kPack);
+    std::fill(dots + 0, dots + count * kPack, Vector<float>{});
+    if (dots_wanted) transform_weight<V>(weight, g, k, c0);
+    for (int64_t point = 0; point < kPoints; ++point) {
+      const float *q = q_ + q_at(point, k, 0), *x = x_ + x_at(point, c0, 0);
+      for (int64_t unit = 0; unit < count; ++unit) {
+        const float* gamma = is_single() ? ones : gamma_.at((first + unit) / units, g) + k;
+        for (int64_t m = 0; m < kPack; m += kGradRows)
+          UnitTile<float, V>{q + unit * unit_tiles_ * kPack + m,
+                             x + unit * unit_tiles_ * V * L,
+                             kPack,
+                             1,
+                             tiles_[unit],
+                             0,
+                             V * L,
+                             weight + point * kPartPoint + m * V * L,
+                             sums_wanted() ? sums + point * kPartPoint + m * V * L : nullptr,
+                             V * L,
+                             V * L,
+                             gamma + m,
+                             dots_wanted ? dots + unit * kPack + m : nullptr,
+                             first + unit == 0}();
+      }
+    }
+    if (last && sums_wanted())
+      with_storage<float>(p_.dtype, [&](auto element) {
+        store_part_of_weight<decltype(element), V>(g, k, c0, sums, is_single() ? dots + 0 : nullptr);
+      });
+    for (int64_t i = 0; i < count * kPack; ++i) {
+      double sum = 0;
+      for (int lane = 0; lane < L; ++lane) sum += dots[i][lane];
+      dots_[(part % wides_ * round_ + i / kPack) * channels_ + k + i % kPack] = sum;
+    }
+  }
+
+  // G W G^T of a part, [point][output channel][input channel]
+  template <int V>
+  void transform_weight(float* weight, int64_t g, int64_t k0, int64_t c0) const {
+    for (int64_t k = 0; k < kPack; ++k)
+      for (int64_t c = 0; c < V * L; c += L) {
+        float* out = weight + k * V * L + c;
+        if (k0 + k < p_.group_out())
+          transform_filter<T>(out, kPartPoint, packed_weight(g, k0 + k, c0 + c), tap_step(c0 + c));
+        else
+          for (int64_t point = 0; point < kPoints; ++point) store(out + point * kPartPoint, Vector<float>{});
+      }
+  }
+
+  // The first tap of L input channels of an output channel, and from tap to tap.
+  const float* packed_weight(int64_t g, int64_t k, int64_t c) const {
+    const Panels<float> panels{p_.group_in()};
+    const int64_t panel = c / panels.kWidth;
+    return pass_.weights[g] + panel * panels.kWidth * pass_.products + k * panels.vectors(panel) * L +
+           c % panels.kWidth;
+  }
+  int64_t tap_step(int64_t c) const {
+    const Panels<float> panels{p_.group_in()};
+    return p_.group_out() * panels.vectors(c / panels.kWidth) * L;
+  }
+
+  // U = G^T (the sum) G of a part: dW into the weight's own layout and type, and of a single sample <W, U> to `dots`.
+  template <class E, int V>
+  void store_part_of_weight(int64_t g, int64_t k0, int64_t c0, const float* sums, Vector<float>* dots) {
+    const View& out = args_.grad_weight;
+    Vector<float> zero_or_nan{};
+    for (int64_t k = 0; k < std::min(kPack, p_.group_out() - k0); ++k)
+      for (int64_t c = 0; c < std::min<int64_t>(V * L, p_.group_in() - c0); c += L) {
+        Vector<float> points[NH][NW], taps[R][R];
+        for (int h = 0; h < NH; ++h)
+          for (int w = 0; w < NW; ++w) points[h][w] = load(sums + (h * NW + w) * kPartPoint + k * V * L + c);
+        transform_2d(
+            points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
+            [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
+        for (int h = 0; h < R; ++h)
+          for (int w = 0; w < R; ++w) zero_or_nan += 0 * taps[h][w];
+        const int64_t count = std::min<int64_t>(L, p_.group_in() - c0 - c);
+        if (dots != nullptr) {
+          if (gamma_wanted()) {
+            const float* from = packed_weight(g, k0 + k, c0 + c);
+            Vector<float> dot{};
+            for (int h = 0; h < R; ++h)
+              for (int w = 0; w < R; ++w) dot += load(from + (h * R + w) * tap_step(c0 + c)) * taps[h][w];
+            dots[k] += dot;
+          }
+          const float factor = gamma_.at(0, g)[k0 + k];
+          for (int h = 0; h < R; ++h)
+            for (int w = 0; w < R; ++w) taps[h][w] *= factor;
+        }
+        if (!weight_wanted()) continue;
+        E* dst = static_cast<E*>(out.data) + (g * p_.group_out() + k0 + k) * out.n + (c0 + c) * out.c;
+        if (out.w == 1 && out.h == R) {
+          turn<float>(dst, out.c, reinterpret_cast<const float*>(taps), L, R * R, count);
+        } else {
+          for (int h = 0; h < R; ++h)
+            for (int w = 0; w < R; ++w)
+              for (int64_t i = 0; i < count; ++i) dst[i * out.c + h * out.h + w * out.w] = narrow<E>(taps[h][w][i]);
+        }
+      }
+    if (!is_zero(zero_or_nan)) finite_ = false;
+  }
+
+  // <W, U> of the units from those of the parts.
+  void add_dots(int64_t g, int64_t first, int64_t count) {
     for (int64_t unit = 0; unit < count; ++unit)
       for (int64_t k = 0; k < p_.group_out(); ++k) {
         double sum = 0;
-        for (int row = 0; row < NH; ++row) sum += dots_[(unit * NH + row) * channels_ + k];
+        for (int64_t part = 0; part < wides_; ++part) sum += dots_[(part * round_ + unit) * channels_ + k];
         if (!std::isfinite(sum)) finite_ = false;
         sums_.product(0, first + unit, g)[k] = sum;
       }
-  }
-
-  void multiply_point(int64_t g, int64_t first, int64_t count, int64_t point, int64_t k, int64_t c0,
-                      Vector<float>* grad_gamma) {
-    switch (std::min(kWide, inputs_ - c0) / L) {
-      case 1:
-        return multiply_point<1>(g, first, count, point, k, c0, grad_gamma);
-      case 2:
-        return multiply_point<2>(g, first, count, point, k, c0, grad_gamma);
-      case 3:
-        return multiply_point<3>(g, first, count, point, k, c0, grad_gamma);
-#if defined(__aarch64__)
-      case 4:
-        return multiply_point<4>(g, first, count, point, k, c0, grad_gamma);
-#endif
-    }
-  }
-
-  template <int V>
-  void multiply_point(int64_t g, int64_t first, int64_t count, int64_t point, int64_t k, int64_t c0,
-                      Vector<float>* grad_gamma) {
-    const int64_t at = point * weights_of_point() + k * inputs_ + c0,
-                  units_of_a_sample = blocks_.along_h * blocks_.along_w;
-    const float *q = q_ + q_at(point, k, 0), *x = x_ + x_at(point, c0, 0);
-    float* grad_weight = args_.grad_weight.data == nullptr ? nullptr : grad_weight_ + at;
-    for (int64_t unit = 0; unit < count; ++unit) {
-      const float* gamma = gamma_.at((first + unit) / units_of_a_sample, g) + k;
-      for (int64_t m = 0; m < kPack; m += kGradRows)
-        UnitTile<float, V>{q + unit * unit_tiles_ * kPack + m,
-                           x + unit * unit_tiles_ * V * L,
-                           kPack,
-                           1,
-                           tiles_[unit],
-                           0,
-                           V * L,
-                           weight_ + at + m * inputs_,
-                           grad_weight == nullptr ? nullptr : grad_weight + m * inputs_,
-                           inputs_,
-                           V * L,
-                           gamma + m,
-                           grad_gamma == nullptr ? nullptr : grad_gamma + unit * kPack + m,
-                           first + unit == 0}();
-    }
-  }
-
-  // dW = G^T (the sum) G, into the weight's own layout and type.
-  template <class E>
-  void store_weight(int64_t g) {
-    const View& out = args_.grad_weight;
-    parallel(p_.group_out(), [&](int64_t begin, int64_t end) {
-      Vector<float> zero_or_nan{};
-      for (int64_t k = begin; k < end; ++k)
-        for (int64_t c0 = 0; c0 < p_.group_in(); c0 += L) {
-          Vector<float> points[NH][NW], taps[R][R];
-          for (int h = 0; h < NH; ++h)
-            for (int w = 0; w < NW; ++w)
-              points[h][w] = load(grad_weight_ + (h * NW + w) * weights_of_point() + k * inputs_ + c0);
-          transform_2d(
-              points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
-              [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
-          float turned[R * R][L];
-          for (int h = 0; h < R; ++h)
-            for (int w = 0; w < R; ++w) zero_or_nan += 0 * taps[h][w], store(turned[h * R + w], taps[h][w]);
-          E* dst = static_cast<E*>(out.data) + (g * p_.group_out() + k) * out.n + c0 * out.c;
-          const int64_t count = std::min<int64_t>(L, p_.group_in() - c0);
-          if (out.w == 1 && out.h == R) {
-            turn<float>(dst, out.c, turned[0], L, R * R, count);
-          } else {
-            for (int h = 0; h < R; ++h)
-              for (int w = 0; w < R; ++w)
-                for (int64_t c = 0; c < count; ++c)
-                  dst[c * out.c + h * out.h + w * out.w] = narrow<E>(turned[h * R + w][c]);
-          }
-        }
-      if (!is_zero(zero_or_nan)) finite_ = false;
-    });
   }
 
   const Problem& p_;
@@ -295,9 +327,9 @@ class GradWeightWinograd {
   const LoadRow<float> load_;
   Pass<float> pass_;  // and W with the input channels side by side
   const Blocks blocks_;
-  const int64_t unit_count_, unit_tiles_, inputs_, channels_, round_;
+  const int64_t unit_count_, unit_tiles_, inputs_, channels_, round_, wides_, parts_;
   const Factors<float> gamma_;
-  Scratch<float> x_, q_, weight_, grad_weight_;
+  Scratch<float> x_, q_, grad_weight_;
   Scratch<double> dots_;
   std::vector<int64_t> tiles_;  // of each unit of a round
   UnitSums sums_;

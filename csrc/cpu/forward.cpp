@@ -151,8 +151,9 @@ template <class A>
 void forward_in_planes(const Problem& p, const ForwardArgs& args) {
   Pass<A> pass{forward_taps(p.h), forward_taps(p.w), p.h.kernel * p.w.kernel * p.group_in(), {}};
   Scratch<A> weights(p.out_channels * pass.products);
-  pack_plane_weights<A>(weights, pass, args.weight, row_loader<A>(p.dtype), p.groups, p.group_in(), p.group_out(),
-                        false);
+  with_storage<A>(p.dtype, [&](auto element) {
+    pack_plane_weights<A, decltype(element)>(weights, pass, args.weight, p.groups, p.group_in(), p.group_out(), false);
+  });
   const Modulation<A> by(p, args, p.group_out());
   convolve_planes(pass, p.batch, p.groups, p.group_in(), p.group_out(),
                   PlainPlanes<A>{args.input, plane_loader<A>(p.dtype), p.in_channels},

@@ -166,8 +166,10 @@ void grad_input_in_planes(const Problem& p, const GradInputArgs& args) {
       Pass<A> pass{grad_input_taps(p.h, fh), grad_input_taps(p.w, fw), 0, {}};
       pass.products = pass.h.offset.size() * pass.w.offset.size() * p.group_out();
       Scratch<A> weights(p.in_channels * pass.products);
-      pack_plane_weights<A>(weights, pass, args.weight, row_loader<A>(p.dtype), p.groups, p.group_out(), p.group_in(),
-                            true);
+      with_storage<A>(p.dtype, [&](auto element) {
+        pack_plane_weights<A, decltype(element)>(weights, pass, args.weight, p.groups, p.group_out(), p.group_in(),
+                                                 true);
+      });
       const ModulatedPlanes<A> source{p, args, gamma, plane_loader<A>(p.dtype), std::vector<int32_t>(p.w.out)};
       convolve_planes(pass, p.batch, p.groups, p.group_out(), p.group_in(), source,
                       StoreColumns<A>{args.grad_input, plane_storer<A>(p.dtype), pass.w});

@@ -110,7 +110,7 @@ class GradWeightPlanes {
         sums_(p, per_sample_, p.group_out()) {}
 
   void operator()() {
-    if (args_.products_wanted()) load_weight();
+    if (args_.products_wanted()) with_storage<A>(p_.dtype, [&](auto element) { load_weight<decltype(element)>(); });
     parallel(splits_, [&](int64_t begin, int64_t end) {
       const int64_t columns = w_.extent(w_.count);
       Scratch<A> planes(p_.in_channels * shape_.plane()), line(p_.in_channels * columns);
@@ -139,13 +139,15 @@ class GradWeightPlanes {
   }
 
  private:
+  template <class T>
   void load_weight() {  // [channel][source channel][kernel row][kernel column]
-    const LoadRow<A> load = row_loader<A>(p_.dtype);
+    const View& w = args_.weight;
     A* dst = weight_;
     for (int64_t k = 0; k < p_.out_channels; ++k)
       for (int64_t c = 0; c < p_.group_in(); ++c)
-        for (int64_t kh = 0; kh < p_.h.kernel; ++kh, dst += p_.w.kernel)
-          load(dst, 1, args_.weight, k, kh, 0, p_.w.kernel, c, 1);
+        for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
+          for (int64_t kw = 0; kw < p_.w.kernel; ++kw)
+            *dst++ = widen<A>(static_cast<const T*>(w.data)[k * w.n + c * w.c + kh * w.h + kw * w.w]);
   }
 
   // u of a unit as [channel][row][column], and the sums of u and g; `lanes` is room for kLanes sums of both.

@@ -219,21 +219,23 @@ void convolve_planes(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t
 }
 
 // The weights as convolve_planes reads them: for each group and each of its tiles' channels, [product][channel].
-template <class A>
-void pack_plane_weights(A* packed, Pass<A>& pass, const View& weight, LoadRow<A> load, int64_t groups,
-                        int64_t source_channels, int64_t channels, bool transposed) {
+// `transposed` as pack_weights has it.
+template <class A, class T>
+void pack_plane_weights(A* packed, Pass<A>& pass, const View& weight, int64_t groups, int64_t source_channels,
+                        int64_t channels, bool transposed) {
+  const T* data = static_cast<const T*>(weight.data);
   const int64_t step = share_evenly(channels, kPlaneChannels);
   for (int64_t g = 0; g < groups; ++g) {
     pass.weights.push_back(packed);
+    const T* of_group = data + g * (transposed ? source_channels : channels) * weight.n;
     for (int64_t k0 = 0; k0 < channels; k0 += step)
       for (int64_t s = 0; s < source_channels; ++s)
         for (int64_t kh : pass.h.kernel)
           for (int64_t kw : pass.w.kernel)
-            for (int64_t k = k0; k < std::min(k0 + step, channels); ++k, ++packed)
-              if (transposed)
-                load(packed, 1, weight, g * source_channels + s, kh, kw, kw + 1, k, 1);
-              else
-                load(packed, 1, weight, g * channels + k, kh, kw, kw + 1, s, 1);
+            for (int64_t k = k0; k < std::min(k0 + step, channels); ++k) {
+              const int64_t at = transposed ? s * weight.n + k * weight.c : k * weight.n + s * weight.c;
+              *packed++ = widen<A>(of_group[at + kh * weight.h + kw * weight.w]);
+            }
   }
 }
 

@@ -17,6 +17,8 @@ namespace film::FILM_ISA {
 namespace {
 
 constexpr int64_t kRoundBytes = 4 << 20;
+constexpr int64_t kUnitTiles = 64;  // of one unit, at most
+constexpr int64_t kChain = 16;      // tiles that are added in one chain, where digits are short
 
 template <class T>
 class GradWeightWinograd {
@@ -67,9 +69,9 @@ class GradWeightWinograd {
 
   // Units of the same size whatever the number of threads, so that sums are too; several, so that threads can share.
   static Blocks unit_blocks(const Problem& p, const Pass<float>& pass) {
-    constexpr int64_t kLeast = 16, kMost = 64, kUnits = 8;  // tiles of a unit; units, where they are not too small
+    constexpr int64_t kLeast = 16, kUnits = 8;  // tiles of a unit, at least; units, where they are not too small
     const int64_t tiles_h = (p.h.out + MH - 1) / MH, tiles_w = (p.w.out + MW - 1) / MW;
-    const int64_t tiles = std::clamp(p.batch * tiles_h * tiles_w / kUnits, kLeast, kMost);
+    const int64_t tiles = std::clamp(p.batch * tiles_h * tiles_w / kUnits, kLeast, kUnitTiles);
     if (tiles_w > tiles) return blocks_of(1, MH, tiles * MW, p.batch, pass.h, pass.w);
     return blocks_of(1, share_evenly(tiles_h, tiles / tiles_w) * MH, tiles_w * MW, p.batch, pass.h, pass.w);
   }
@@ -231,7 +233,8 @@ class GradWeightWinograd {
                              V * L,
                              gamma + m,
                              dots_wanted ? dots + unit * kPack + m : nullptr,
-                             first + unit == 0}();
+                             first + unit == 0,
+                             p_.dtype == DType::f32 ? kChain : kUnitTiles}();
       }
     }
     if (last && sums_wanted())
@@ -339,7 +342,7 @@ class GradWeightWinograd {
 }  // namespace
 
 bool run_grad_weight_by_winograd(const Problem& p, const GradWeightArgs& args) {
-  return with_tiles<Tiles<2, 2>>(p, [&](auto t) { return GradWeightWinograd<decltype(t)>(p, args)(); });
+  return with_tiles<Tiles<2, 4>>(p, [&](auto t) { return GradWeightWinograd<decltype(t)>(p, args)(); });
 }
 
 }  // namespace film::FILM_ISA

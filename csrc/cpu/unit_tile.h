@@ -5,8 +5,6 @@
 
 namespace film::FILM_ISA {
 
-constexpr int64_t kRun = 16;  // positions summed in one chain; chains are then added, to keep digits
-
 // U[k][product] = sum over positions of u[k] * x[product]; then both uses of it: dW += gamma * U, dgamma += <W, U>.
 template <class A, int V>
 struct UnitTile {
@@ -19,11 +17,12 @@ struct UnitTile {
   const A* gamma;         // of these channels
   Vector<A>* grad_gamma;  // lane sums of <W, U>, or null
 
-  bool fresh;  // whether dW holds nothing yet
+  bool fresh;     // whether dW holds nothing yet
+  int64_t chain;  // positions summed in one chain; chains are then added, to keep digits
 
   void operator()() const {
     Vector<A> sum[kGradRows][V];
-    if (rows * columns <= kRun) {
+    if (rows * columns <= chain) {
       const A* uu = u;
       add_chain(sum, uu, 0, 0, rows, columns);
       return finish(sum);
@@ -40,11 +39,11 @@ struct UnitTile {
         for (int v = 0; v < V; ++v) total[m][v] = first ? sum[m][v] : total[m][v] + sum[m][v];
       first = false;
     };
-    if (columns >= kRun) {
+    if (columns >= chain) {
       for (int64_t h = 0; h < rows; ++h)
-        for (int64_t w = 0; w < columns; w += kRun) add(h, w, 1, std::min(kRun, columns - w));
+        for (int64_t w = 0; w < columns; w += chain) add(h, w, 1, std::min(chain, columns - w));
     } else {
-      const int64_t together = kRun / columns;
+      const int64_t together = chain / columns;
       for (int64_t h = 0; h < rows; h += together) add(h, 0, std::min(together, rows - h), columns);
     }
     finish(total);

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--plain", action="store_true", help="Conv2d, ReLU and FiLM in place of the fused layers")
     command.add_argument("--sentence-encoder", action="store_true",
                          help="pretrained sentence embeddings (package wordllama), no GRU")  # fmt: skip
-    command.add_argument("--epochs", type=at_least(1), default=5, help="times that every question is asked")
+    command.add_argument("--epochs", type=at_least(1), default=6, help="times that every question is asked")
     command.add_argument("--batch", type=at_least(1), default=64, help="questions a step, of all processes together")
     command.add_argument("--learning-rate", type=positive, default=1e-3, help="of Adam, at its highest")
     command.add_argument("--seed", type=at_least(0), default=0, help="of the weights and of the questions' order")

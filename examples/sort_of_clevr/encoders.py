@@ -12,21 +12,23 @@ from .errors import UserError
 from .questions import words
 
 WORD_SIZE = 32  # features of a word's embedding
-SIZE = 96  # features of a question, for the FiLM generators
+SIZE = 64  # features of a question, for the FiLM generators
 LONGEST = 24  # words of a question, at most
 PRETRAINED_SIZE = 256  # features of WordLlama's sentence embeddings
 
 
 class GRUEncoder(nn.Module):
-    """Word embeddings and a GRU (as Perez et al., AAAI 2018, have it); the question is the largest of its states.
+    """Word embeddings and a GRU, of which the question is the last state (as Perez et al., AAAI 2018, have it).
 
-    They take the last state, which has forgotten a colour six words back before training has begun."""
+    The sum of the words is added to it: a GRU has forgotten a colour six words back before training has begun."""
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         super().__init__()
         self.place = {word: place for place, word in enumerate(vocabulary, 1)}  # 0 stands behind the last word
         self.embedding = nn.Embedding(1 + len(vocabulary), WORD_SIZE, padding_idx=0)
         self.gru = nn.GRU(WORD_SIZE, SIZE, batch_first=True)
+        self.word = nn.Linear(WORD_SIZE, SIZE)
+        self.norm = nn.LayerNorm(SIZE)
 
     def prepare(self, questions: Sequence[str]) -> Tensor:
         """The questions' words as places in the vocabulary, (Q, LONGEST) int64.
@@ -46,11 +48,12 @@ class GRUEncoder(nn.Module):
         return rows
 
     def forward(self, rows: Tensor) -> Tensor:
-        """rows (Q, L) int64 as `prepare` makes them; returns (Q, SIZE): of each feature, the largest after any word."""
-        longest = int((rows != 0).sum(1).max())
-        rows = rows[:, :longest]
-        states, _ = self.gru(self.embedding(rows))
-        return states.masked_fill((rows == 0)[:, :, None], -1).amax(1)
+        """rows (Q, L) int64 as `prepare` makes them; returns (Q, SIZE)."""
+        lengths = (rows != 0).sum(1)
+        words = self.embedding(rows[:, : int(lengths.max())])
+        states, _ = self.gru(words)
+        last = states[torch.arange(len(rows), device=rows.device), lengths - 1]
+        return self.norm(last + self.word(words.sum(1)))
 
 
 class PretrainedEncoder(nn.Module):
@@ -59,6 +62,7 @@ class PretrainedEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(PRETRAINED_SIZE, SIZE)
+        self.norm = nn.LayerNorm(SIZE)
         try:
             import wordllama
         except ImportError as error:
@@ -76,4 +80,4 @@ class PretrainedEncoder(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """embeddings (Q, 256); returns (Q, SIZE)."""
-        return self.layer(embeddings)
+        return self.norm(self.layer(embeddings))

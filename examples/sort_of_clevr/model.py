@@ -12,11 +12,12 @@ from film_kernels import FiLM, FiLMGenerator, FusedFiLM
 
 from . import encoders
 
-CHANNELS = (16, 24, 32, 32)  # of the four FiLM layers
+CHANNELS = (16, 32, 32, 32)  # of the four FiLM layers
 KERNELS = (5, 3, 3, 3)
-STRIDES = (3, 2, 2, 1)  # 75 -> 25 -> 13 -> 7 -> 7 pixels a side
+STRIDES = (3, 2, 1, 1)  # 75 -> 25 -> 13 -> 13 -> 13 pixels a side
 BRIGHTEST, SPREAD = 245, 50  # of an image's values: the background comes to 0, the objects to a few units
 HIDDEN = 64  # of the head's layers
+CELLS = 24  # what sums over all places are divided by: about as many see an object
 
 
 def coordinates(height: int, width: int, device: torch.device) -> Tensor:
@@ -52,9 +53,8 @@ class FiLMLayer(nn.Module):
 class Head(nn.Module):
     """Finds the object that is asked about, compares each place of the maps with it, and answers.
 
-    It sees the maps of all layers, averaged down to the size of the last: random layers one after another hide from a
-    network that has not learnt yet what the first one shows. An attention over the places gives one vector, the object
-    in question. A small network looks at each place beside that vector; the largest and the sum of what it finds, over
+    An attention over the places gives one vector, the object in question: what is seen there and where it is. A small
+    network looks at each place beside that vector and their distance; the largest and the sum of what it finds, over
     all places, lead to the answer, once more through FiLM. This is a relation network (Santoro et al. 2017) where one
     object of each pair is fixed by the question."""
 
@@ -64,23 +64,23 @@ class Head(nn.Module):
         self.attention = nn.Linear(inputs, 1)
         self.place = nn.Linear(inputs, HIDDEN)
         self.anchor = nn.Linear(inputs, HIDDEN, bias=False)
+        self.distance = nn.Linear(3, HIDDEN, bias=False)
         self.pair = nn.Sequential(nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU())
         self.found = nn.Linear(2 * HIDDEN + 2 * inputs, 2 * HIDDEN)
-        # The sums differ little from image to image, and it is by the differences that a question is answered
-        self.norm = nn.BatchNorm1d(2 * HIDDEN + 2 * inputs)
         self.generator = FiLMGenerator(encoders.SIZE, 2 * HIDDEN)
         self.film = FiLM()
         self.answer = nn.Linear(2 * HIDDEN, answers)
 
-    def forward(self, maps: Sequence[Tensor], question: Tensor) -> Tensor:
-        """maps (N, C, H, W) of each layer, question (N, encoders.SIZE); returns (N, answers)."""
-        size = maps[-1].shape[2:]
-        where = coordinates(*size, question.device).expand(len(question), -1, -1, -1)
-        places = torch.cat([*(F.adaptive_avg_pool2d(x, size) for x in maps), where], 1)
-        places = places.flatten(2).transpose(1, 2)  # (N, H * W, inputs)
-        anchor = (self.attention(places).softmax(1) * places).sum(1)
-        pairs = self.pair(self.place(places) + self.anchor(anchor)[:, None])
-        found = self.found(self.norm(torch.cat([pairs.amax(1), pairs.mean(1), places.mean(1), anchor], 1)))
+    def forward(self, x: Tensor, question: Tensor) -> Tensor:
+        """x (N, C, H, W), question (N, encoders.SIZE); returns (N, answers)."""
+        where = coordinates(*x.shape[2:], x.device).expand(len(x), -1, -1, -1)
+        places = torch.cat([x, where], 1).flatten(2).transpose(1, 2)  # (N, H * W, inputs)
+        anchor = (self.attention(places).softmax(1) * places).sum(1, keepdim=True)
+        apart = places[..., -2:] - anchor[..., -2:]
+        apart = torch.cat([apart, apart.square().sum(2, keepdim=True)], 2)
+        pairs = self.pair(self.place(places) + self.anchor(anchor) + self.distance(apart))
+        sums = [pairs.sum(1) / CELLS, places.sum(1) / CELLS]
+        found = self.found(torch.cat([pairs.amax(1), *sums, anchor.squeeze(1)], 1))
         gamma, beta = self.generator(question)
         return self.answer(torch.relu(self.film(found, 1 + gamma, beta)))
 
@@ -91,8 +91,6 @@ class Network(nn.Module):
     def __init__(self, encoder: nn.Module, answers: int, fused: bool) -> None:
         super().__init__()
         self.encoder = encoder
-        # What all questions have in common goes, so that at first they differ as much as they can
-        self.question_norm = nn.BatchNorm1d(encoders.SIZE)
         inputs: Sequence[int] = (3 + 2, *CHANNELS)
         self.layers = nn.ModuleList(
             FiLMLayer(inputs[place], CHANNELS[place], KERNELS[place], STRIDES[place], fused)
@@ -100,7 +98,7 @@ class Network(nn.Module):
         )
         # An image has little but background in it: without this the differences that matter are too small to start with
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in CHANNELS)
-        self.head = Head(sum(CHANNELS), answers)
+        self.head = Head(CHANNELS[-1], answers)
 
     def forward(self, images: Tensor, questions: Tensor, which: Tensor) -> Tensor:
         """The score of each answer, (N, answers).
@@ -112,21 +110,16 @@ class Network(nn.Module):
         """
         return self.look(images, questions, which)[0]
 
-    def encode(self, questions: Tensor) -> Tensor:
-        """What the FiLM generators get, (Q, encoders.SIZE), for questions as `prepare` makes them."""
-        return self.question_norm(self.encoder(questions))
-
     def look(self, images: Tensor, questions: Tensor, which: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The scores, and the output of each FiLM layer, (N, C, H, W); arguments as for `forward`."""
-        question = self.encode(questions)[which]
+        question = self.encoder(questions)[which]
         x = (BRIGHTEST - images.float()) / SPREAD
         x = torch.cat([x, coordinates(*x.shape[2:], x.device).expand(len(x), -1, -1, -1)], 1)
-        maps, seen = [], []
+        maps = []
         for layer, norm in zip(self.layers, self.norms, strict=True):
             maps.append(layer(x, question))
             x = norm(maps[-1])
-            seen.append(x)
-        return self.head(seen, question), maps
+        return self.head(x, question), maps
 
 
 def loss_of(scores: Tensor, answers: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def draw_gammas(network: Network, split: Split, output: Path) -> None:
     kind_of = torch.zeros(len(split.texts), dtype=torch.int64)
     kind_of[split.text] = split.kind
     with torch.no_grad():
-        question = network.encode(network.encoder.prepare(split.texts))
+        question = network.encoder(network.encoder.prepare(split.texts))
         gammas = [1 + layer.generator(question)[0] for layer in network.layers]
     figure = Figure(figsize=(16, 4.6), layout="constrained")
     figure.suptitle("The gammas that each question makes, on their two principal axes: one point a question")

@@ -12,6 +12,8 @@ ANSWERS = (*SHAPES, "yes", "no", *(str(count) for count in range(1, len(COLOURS)
 NON_RELATIONAL = ("shape", "left-right", "top-bottom")  # kinds that ask about one object
 RELATIONAL = ("closest", "furthest", "count")  # kinds for which objects are compared
 KINDS = NON_RELATIONAL + RELATIONAL
+# Of the wordings about a side, two ask for the near one and one for the far one: with as many of both, neither the word
+# nor the place alone would say anything about the answer, and nothing would tell training where to begin.
 TEMPLATES = {
     "shape": (
         "what shape is the {colour} object?",
@@ -19,14 +21,14 @@ TEMPLATES = {
         "is the {colour} object a circle or a square?",
     ),
     "left-right": (
-        "is the {colour} object on the {side}?",
-        "is the {colour} thing in the {side} half of the image?",
-        "does the {colour} object lie on the {side} side?",
+        "is the {colour} object on the left?",
+        "is the {colour} thing in the left half of the image?",
+        "does the {colour} object lie on the right side?",
     ),
     "top-bottom": (
-        "is the {colour} object at the {side}?",
-        "is the {colour} thing in the {side} half of the image?",
-        "does the {colour} object lie at the {side}?",
+        "is the {colour} object at the top?",
+        "is the {colour} thing in the top half of the image?",
+        "does the {colour} object lie at the bottom?",
     ),
     "closest": (
         "what shape is the object closest to the {colour} object?",
@@ -44,7 +46,7 @@ TEMPLATES = {
         "what is the number of objects shaped like the {colour} one, itself included?",
     ),
 }
-SIDES = {"left-right": ("left", "right"), "top-bottom": ("top", "bottom")}
+FAR_SIDES = {"right", "bottom"}  # words of questions to which "yes" means beyond the middle
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,14 @@ def words(question: str) -> list[str]:
 
 def vocabulary() -> list[str]:
     """Every word that a question can have, in alphabetical order."""
-    slots = {word for sides in SIDES.values() for word in sides} | set(COLOURS)
-    fixed = {word for kind in TEMPLATES.values() for text in kind for word in words(re.sub(r"{\w+}", "", text))}
-    return sorted(fixed | slots)
+    texts = (text for kind in TEMPLATES.values() for text in kind)
+    return sorted({word for text in texts for colour in COLOURS for word in words(text.format(colour=colour))})
 
 
 def ask(kind: str, item: Object, scene: list[Object], rng: random.Random) -> Question | None:
     """A question of that kind about that object, in words drawn by `rng`; None where two answers would be right."""
-    side = rng.choice(SIDES[kind]) if kind in SIDES else ""
-    answer = _answer(kind, item, scene, side)
-    text = rng.choice(TEMPLATES[kind]).format(colour=item.colour, side=side)
+    text = rng.choice(TEMPLATES[kind]).format(colour=item.colour)
+    answer = _answer(kind, item, scene, text)
     return None if answer is None else Question(text, answer, kind)
 
 
@@ -90,14 +90,14 @@ def ask_many(scene: list[Object], count: int, rng: random.Random) -> list[Questi
     return asked
 
 
-def _answer(kind: str, item: Object, scene: list[Object], side: str) -> str | None:
+def _answer(kind: str, item: Object, scene: list[Object], text: str) -> str | None:
     if kind == "shape":
         return item.shape
-    if kind in SIDES:
+    if kind in ("left-right", "top-bottom"):
         place = item.x if kind == "left-right" else item.y
         if place == MIDDLE:
             return None
-        return "yes" if (place < MIDDLE) == (side == SIDES[kind][0]) else "no"
+        return "yes" if (place > MIDDLE) == bool(FAR_SIDES & set(words(text))) else "no"
     if kind == "count":
         return str(sum(other.shape == item.shape for other in scene))
     others = [other for other in scene if other is not item]

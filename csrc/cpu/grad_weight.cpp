@@ -22,7 +22,7 @@ constexpr int64_t kTasks = 32;              // aimed at, so that many cores have
 constexpr int64_t kSplitPositions = 512;    // but a split has its own dW, which pays for so many positions only
 constexpr int64_t kBatchBytes = 320 << 10;  // of strips and u that a task has at hand: L2 holds them
 constexpr int64_t kPiece = 32;              // positions of u that are loaded together
-constexpr int64_t kChain = 64;              // positions that are added in one chain
+constexpr int64_t kChain = 16;              // positions that are added in one chain
 
 // Channels of one task, at most. Larger blocks load each tensor less often, which is most of the work beside the
 // products where there is one kernel tap; but the task's parts of W and dW should stay in L2.

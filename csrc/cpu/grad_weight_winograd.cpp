@@ -342,7 +342,7 @@ class GradWeightWinograd {
 }  // namespace
 
 bool run_grad_weight_by_winograd(const Problem& p, const GradWeightArgs& args) {
-  return with_tiles<Tiles<2, 4>>(p, [&](auto t) { return GradWeightWinograd<decltype(t)>(p, args)(); });
+  return with_tiles<Tiles<2, 2>>(p, [&](auto t) { return GradWeightWinograd<decltype(t)>(p, args)(); });
 }
 
 }  // namespace film::FILM_ISA

@@ -36,10 +36,9 @@ struct Tiles {
 };
 
 // Larger tiles save more products and lose more digits. Against plain PyTorch's own error (which may be doubled),
-// float32 comes out at 1.4 in forward with 2 x 4 results a tile, and at 0.4 to 0.7 in dW and 1.1 to 1.7 in dgamma, but
-// at 1.7 to 2.2 in dx, where 2 x 2 come to 1.1; so they do in groups, for which plain PyTorch takes shorter sums. With
-// 4 x 4 it would be 2.4 in forward and dgamma. Of the storage types of 16 bits, which are worked on in float32, none of
-// this shows.
+// float32 comes out at 1.4 in forward with 2 x 4 results a tile, but at about 2 in dx, at 2.7 in dW where sums are
+// short, and at more than 2 in groups, for which plain PyTorch takes shorter sums; 2 x 2 come to 1.1, and 1.6 in
+// groups; 4 x 4 would come to 2.4. Of the storage types of 16 bits, which are worked on in float32, none of this shows.
 template <class F32, class Body>
 bool with_tiles(const Problem& p, const Body& body) {
   if (p.dtype != DType::f32) return body(Tiles<4, 4>());

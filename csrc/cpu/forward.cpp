@@ -101,8 +101,10 @@ struct ModulatePlanes {
     A* to = straight ? static_cast<A*>(out.data) + n * out.n + h * out.h + i + k0 * out.c : tile;
     for (int64_t k = 0; k < channels;) {  // those of one word at a time
       const int64_t some = std::min(channels - k, 32 - (k0 + k) % 32), columns = straight ? count : width;
-      (vectors == 4 ? modulate<4> : modulate<2>)(*this, tile + k * width, to + k * pitch, pitch, columns, n, k0 + k,
-                                                 some);
+      if (vectors == 4)
+        modulate<4>(tile + k * width, to + k * pitch, pitch, columns, n, k0 + k, some);
+      else
+        modulate<2>(tile + k * width, to + k * pitch, pitch, columns, n, k0 + k, some);
       k += some;
     }
     if (!straight) store_columns(out, tile, width, w, n, h, i, count, k0, channels);
@@ -118,11 +120,8 @@ struct ModulatePlanes {
  private:
   // From the tile's rows of V vectors to `columns` at `to`.
   template <int V>
-  static void modulate(ModulatePlanes& self, const A* tile, A* to, int64_t pitch, int64_t columns, int64_t n,
-                       int64_t k0, int64_t channels) {
+  void modulate(const A* tile, A* to, int64_t pitch, int64_t columns, int64_t n, int64_t k0, int64_t channels) {
     constexpr int L = kLanes<A>;
-    const Problem& p = self.p;
-    const Modulation<A>& by = self.by;
     const A lower = static_cast<A>(p.lower_slope);
     const bool linear = p.activation == Activation::none, post = p.position == Position::post;
     const Vector<A> zero{}, slope = splat<A>(lower);
@@ -142,8 +141,8 @@ struct ModulatePlanes {
         bits[v] |= upper & bit;
       }
     }
-    if (self.args.bits == nullptr) return;
-    for (int v = 0; v < V; ++v) add_words<A>(self.words.data() + k0 / 32 * kWidth + v * L, bits[v]);
+    if (args.bits == nullptr) return;
+    for (int v = 0; v < V; ++v) add_words<A>(words.data() + k0 / 32 * kWidth + v * L, bits[v]);
   }
 };
 

@@ -172,12 +172,9 @@ class GradWeight {
                          fresh && unit == first, space);
     if (args_.grad_gamma == nullptr) return;
     for (int64_t unit = first; unit < last; ++unit)
-      for (int64_t k = 0; k < part.channels; ++k) {
-        const Vector<A> lanes = space.grad_gamma[(unit - first) * part.channels + k];
-        double sum = 0;
-        for (int lane = 0; lane < kLanes<A>; ++lane) sum += lanes[lane];
-        sums_.product(part.source, unit, part.g)[part.k0 + k] = sum;
-      }
+      for (int64_t k = 0; k < part.channels; ++k)
+        sums_.product(part.source, unit, part.g)[part.k0 + k] =
+            sum_lanes<A>(space.grad_gamma[(unit - first) * part.channels + k]);
   }
 
   // The products at .. at + valid of one run, for all output channels of the task.
@@ -212,18 +209,7 @@ class GradWeight {
                                               fresh,
                                               kChain}();
     };
-    switch ((valid + L - 1) / L) {
-      case 1:
-        return tiles(std::integral_constant<int, 1>{});
-      case 2:
-        return tiles(std::integral_constant<int, 2>{});
-      case 3:
-        return tiles(std::integral_constant<int, 3>{});
-#if defined(__aarch64__)
-      case 4:
-        return tiles(std::integral_constant<int, 4>{});
-#endif
-    }
+    with_vectors((valid + L - 1) / L, tiles);
   }
 
   // u of a unit as [tile of channels][position][kGradRows], zeros in channels that do not exist, and (once, not for

@@ -78,7 +78,7 @@ void slope_row(A* row, int64_t columns, const int32_t* words, int32_t bit, A low
       Vector<A> v = load(row + w);
       if (columns - w < L) v = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(columns - w) ? v : zero;
       g += v;
-      const Mask<A> upper = (load_words<A>(words + w) & bit) != 0;
+      const Mask<A> upper = (words_as_lanes<A>(words + w) & bit) != 0;
       v = upper ? v : (lower_slope == 0 ? zero : v * slope);
       store(row + w, v);
       u += v;

@@ -39,7 +39,7 @@ class GradWeightWinograd {
         gamma_(p, args.gamma, channels_, static_cast<float>(p.gamma_offset), 1),
         x_(kPoints * inputs_of_point()),
         q_(kPoints * gradients_of_point()),
-        grad_weight_(round_ < unit_count_ && sums_wanted() ? parts_ * kPart : 0),
+        grad_weight_(keeps_sums() ? parts_ * kPart : 0),
         dots_(round_ * parts_ * kPack),
         tiles_(round_),
         sums_(p, blocks_.along_h * blocks_.along_w, channels_, 1) {}
@@ -86,6 +86,7 @@ class GradWeightWinograd {
   bool weight_wanted() const { return args_.grad_weight.data != nullptr; }
   bool is_single() const { return p_.batch == 1; }  // sample
   bool sums_wanted() const { return weight_wanted() || (is_single() && gamma_wanted()); }
+  bool keeps_sums() const { return round_ < unit_count_ && sums_wanted(); }  // from round to round
   int64_t tiles_of_round() const { return round_ * unit_tiles_; }
   int64_t inputs_of_point() const { return apart(inputs_ * tiles_of_round()); }
   int64_t gradients_of_point() const { return apart(channels_ * tiles_of_round()); }
@@ -179,35 +180,20 @@ class GradWeightWinograd {
   }
 
   void multiply_units(int64_t g, int64_t first, int64_t count) {
-    const bool keeps = round_ < unit_count_ && sums_wanted(), last = first + count == unit_count_;
     parallel(parts_, [&](int64_t begin, int64_t end) {
-      Scratch<float> weight(kPart), sums(keeps ? 0 : kPart);
-      for (int64_t part = begin; part < end; ++part) {
-        float* part_sums = keeps ? grad_weight_ + part * kPart : sums + 0;
-        switch (std::min(kWide, inputs_ - part % wides_ * kWide) / L) {
-          case 1:
-            multiply_part<1>(g, first, count, part, weight, part_sums, last);
-            break;
-          case 2:
-            multiply_part<2>(g, first, count, part, weight, part_sums, last);
-            break;
-          case 3:
-            multiply_part<3>(g, first, count, part, weight, part_sums, last);
-            break;
-#if defined(__aarch64__)
-          case 4:
-            multiply_part<4>(g, first, count, part, weight, part_sums, last);
-            break;
-#endif
-        }
-      }
+      Scratch<float> weight(kPart), sums(keeps_sums() ? 0 : kPart);
+      for (int64_t part = begin; part < end; ++part)
+        with_vectors(std::min(kWide, inputs_ - part % wides_ * kWide) / L, [&](auto vectors) {
+          multiply_part<decltype(vectors)::value>(g, first, count, part, weight,
+                                                  keeps_sums() ? grad_weight_ + part * kPart : sums + 0);
+        });
     });
     if (gamma_wanted()) add_dots(g, first, count);
   }
 
   // A part of V vectors of input channels, for all points and units of the round.
   template <int V>
-  void multiply_part(int64_t g, int64_t first, int64_t count, int64_t part, float* weight, float* sums, bool last) {
+  void multiply_part(int64_t g, int64_t first, int64_t count, int64_t part, float* weight, float* sums) {
     const int64_t k = part / wides_ * kPack, c0 = part % wides_ * kWide, units = blocks_.along_h * blocks_.along_w;
     const bool dots_wanted = gamma_wanted() && !is_single();
     float ones[kPack];
@@ -237,18 +223,13 @@ class GradWeightWinograd {
                              p_.dtype == DType::f32 ? kChain : kUnitTiles}();
       }
     }
-    if (last && sums_wanted())
-      with_storage<float>(p_.dtype, [&](auto element) {
-        store_part_of_weight<decltype(element), V>(g, k, c0, sums, is_single() ? dots + 0 : nullptr);
-      });
-    for (int64_t i = 0; i < count * kPack; ++i) {
-      double sum = 0;
-      for (int lane = 0; lane < L; ++lane) sum += dots[i][lane];
-      dots_[(part % wides_ * round_ + i / kPack) * channels_ + k + i % kPack] = sum;
-    }
+    if (first + count == unit_count_ && sums_wanted())
+      with_storage<float>(p_.dtype, [&](auto element) { finish_part<decltype(element), V>(g, k, c0, sums, dots); });
+    for (int64_t i = 0; i < count * kPack; ++i)
+      dots_[(part % wides_ * round_ + i / kPack) * channels_ + k + i % kPack] = sum_lanes<float>(dots[i]);
   }
 
-  // G W G^T of a part, [point][output channel][input channel]
+  // G W G^T of a part, [point][output channel][input channel]; made anew in each round, a small part of its products
   template <int V>
   void transform_weight(float* weight, int64_t g, int64_t k0, int64_t c0) const {
     for (int64_t k = 0; k < kPack; ++k)
@@ -273,10 +254,9 @@ class GradWeightWinograd {
     return p_.group_out() * panels.vectors(c / panels.kWidth) * L;
   }
 
-  // U = G^T (the sum) G of a part: dW into the weight's own layout and type, and of a single sample <W, U> to `dots`.
+  // G^T (the sum) G of a part: dW, or of a single sample U, which gives <W, U> (into `dots`) and dW.
   template <class E, int V>
-  void store_part_of_weight(int64_t g, int64_t k0, int64_t c0, const float* sums, Vector<float>* dots) {
-    const View& out = args_.grad_weight;
+  void finish_part(int64_t g, int64_t k0, int64_t c0, const float* sums, Vector<float>* dots) {
     Vector<float> zero_or_nan{};
     for (int64_t k = 0; k < std::min(kPack, p_.group_out() - k0); ++k)
       for (int64_t c = 0; c < std::min<int64_t>(V * L, p_.group_in() - c0); c += L) {
@@ -288,30 +268,33 @@ class GradWeightWinograd {
             [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
         for (int h = 0; h < R; ++h)
           for (int w = 0; w < R; ++w) zero_or_nan += 0 * taps[h][w];
-        const int64_t count = std::min<int64_t>(L, p_.group_in() - c0 - c);
-        if (dots != nullptr) {
-          if (gamma_wanted()) {
-            const float* from = packed_weight(g, k0 + k, c0 + c);
-            Vector<float> dot{};
-            for (int h = 0; h < R; ++h)
-              for (int w = 0; w < R; ++w) dot += load(from + (h * R + w) * tap_step(c0 + c)) * taps[h][w];
-            dots[k] += dot;
-          }
-          const float factor = gamma_.at(0, g)[k0 + k];
-          for (int h = 0; h < R; ++h)
-            for (int w = 0; w < R; ++w) taps[h][w] *= factor;
-        }
-        if (!weight_wanted()) continue;
-        E* dst = static_cast<E*>(out.data) + (g * p_.group_out() + k0 + k) * out.n + (c0 + c) * out.c;
-        if (out.w == 1 && out.h == R) {
-          turn<float>(dst, out.c, reinterpret_cast<const float*>(taps), L, R * R, count);
-        } else {
-          for (int h = 0; h < R; ++h)
-            for (int w = 0; w < R; ++w)
-              for (int64_t i = 0; i < count; ++i) dst[i * out.c + h * out.h + w * out.w] = narrow<E>(taps[h][w][i]);
-        }
+        if (is_single() && gamma_wanted()) dots[k] += dot_with_weight(taps, g, k0 + k, c0 + c);
+        if (weight_wanted()) store_taps<E>(taps, is_single() ? gamma_.at(0, g)[k0 + k] : 1, g, k0 + k, c0 + c);
       }
     if (!is_zero(zero_or_nan)) finite_ = false;
+  }
+
+  Vector<float> dot_with_weight(const Vector<float> (&taps)[R][R], int64_t g, int64_t k, int64_t c) const {
+    const float* from = packed_weight(g, k, c);
+    Vector<float> dot{};
+    for (int h = 0; h < R; ++h)
+      for (int w = 0; w < R; ++w) dot += load(from + (h * R + w) * tap_step(c)) * taps[h][w];
+    return dot;
+  }
+
+  // factor * taps of an output channel and L input channels, into the weight's own layout and type
+  template <class E>
+  void store_taps(const Vector<float> (&taps)[R][R], float factor, int64_t g, int64_t k, int64_t c) const {
+    const View& out = args_.grad_weight;
+    float turned[R * R][L];
+    for (int h = 0; h < R; ++h)
+      for (int w = 0; w < R; ++w) store(turned[h * R + w], factor * taps[h][w]);
+    E* dst = static_cast<E*>(out.data) + (g * p_.group_out() + k) * out.n + c * out.c;
+    const int64_t count = std::min<int64_t>(L, p_.group_in() - c);
+    if (out.w == 1 && out.h == R) return turn<float>(dst, out.c, turned[0], L, R * R, count);
+    for (int h = 0; h < R; ++h)
+      for (int w = 0; w < R; ++w)
+        for (int64_t i = 0; i < count; ++i) dst[i * out.c + h * out.h + w * out.w] = narrow<E>(turned[h * R + w][i]);
   }
 
   // <W, U> of the units from those of the parts.

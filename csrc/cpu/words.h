@@ -36,7 +36,7 @@ struct WordsOf {
 };
 
 template <class A>
-inline Mask<A> load_words(const int32_t* words) {
+inline Mask<A> words_as_lanes(const int32_t* words) {
   typename WordsOf<A>::type lanes;
   std::memcpy(&lanes, words, sizeof lanes);
   return __builtin_convertvector(lanes, Mask<A>);
@@ -65,7 +65,7 @@ inline void store_words(uint8_t* bits, const int32_t* words, int64_t bit_row, in
   }
 }
 
-// u = g * s of the planes of a row, in place of g, and times `scale` (gamma) first where that is given.
+// gamma * u of the planes of a row, in place of g; `scale` is gamma.
 template <class A>
 void apply_words(A* planes, int64_t pitch, int64_t columns, int64_t channels, const uint8_t* bits, int64_t bit_row,
                  int32_t* words, A lower_slope, const A* scale) {
@@ -73,7 +73,7 @@ void apply_words(A* planes, int64_t pitch, int64_t columns, int64_t channels, co
     if (bits != nullptr) load_words(words, bits, bit_row, c0 / 8, columns);
     for (int64_t c = c0; c < std::min(c0 + 32, channels); ++c) {
       A* row = planes + c * pitch;
-      const A factor = scale == nullptr ? A(1) : scale[c];
+      const A factor = scale[c];
       const int32_t bit = int32_t(uint32_t(1) << (c - c0));
       if (bits == nullptr) {
         for (int64_t w = 0; w < columns; ++w) row[w] *= factor;

@@ -50,10 +50,10 @@ class GRUEncoder(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """rows (Q, L) int64 as `prepare` makes them; returns (Q, SIZE)."""
         lengths = (rows != 0).sum(1)
-        words = self.embedding(rows[:, : int(lengths.max())])
-        states, _ = self.gru(words)
+        embedded = self.embedding(rows[:, : int(lengths.max())])
+        states, _ = self.gru(embedded)
         last = states[torch.arange(len(rows), device=rows.device), lengths - 1]
-        return self.norm(last + self.word(words.sum(1)))
+        return self.norm(last + self.word(embedded.sum(1)))
 
 
 class PretrainedEncoder(nn.Module):

@@ -56,7 +56,9 @@ def run(parts: Sequence[Part], budget: float, log: Path) -> list[Done]:
 def _run(part: Part, seconds: float, at_most: float, log: Path, output) -> Done:
     begin, start = time.monotonic(), output.tell()
     try:
-        process = subprocess.Popen(part.command(seconds), stdout=output, start_new_session=True)
+        process = subprocess.Popen(
+            part.command(seconds), stdout=output, start_new_session=True, preexec_fn=_heed_interrupts
+        )
     except OSError as error:
         return Done(part.name, True, f"could not be started: {error}")
     stopped = False
@@ -77,6 +79,11 @@ def _run(part: Part, seconds: float, at_most: float, log: Path, output) -> Done:
         return Done(part.name, True, f"stopped after {took}, when its time was spent; it said: {last}")
     said = "passed" if process.returncode == 0 else f"FAILED (exit code {process.returncode})"
     return Done(part.name, process.returncode != 0, f"{said} in {took}: {last}")
+
+
+def _heed_interrupts() -> None:
+    """In the command's process: a shell's background job (`make bench-gpu &`) ignores them, and what it starts too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen) -> None:

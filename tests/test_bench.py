@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -259,6 +260,19 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_others(tmp_path):
     assert "stopped" in lines["hangs"] and lines["hangs"].endswith("begun")
     assert lines["works"].endswith(": True")
     assert "not begun" in lines["too late"]
+
+
+def test_a_part_can_be_interrupted_in_a_background_job(tmp_path):
+    """There a shell has interrupts ignored, which a part inherits; nothing it had to say would be written."""
+    code = "import time\ntry:\n    time.sleep(99)\nexcept KeyboardInterrupt:\n    print('written')"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        (done,) = parts.run(
+            [parts.Part("hangs", lambda seconds: [sys.executable, "-c", code], 0.5)], 6, tmp_path / "log"
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.failed and done.line.endswith("it said: written")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")

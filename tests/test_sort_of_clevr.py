@@ -256,6 +256,27 @@ def test_two_processes_train_as_the_mean_of_their_halves(dataset, vocabulary, sp
         assert loss == pytest.approx(torch.stack(of_halves).mean().item(), rel=1e-4)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux lists a process's threads there")
+def test_no_thread_of_the_process_group_outlives_it():
+    code = """
+from pathlib import Path
+import torch
+from examples.sort_of_clevr.processes import processes
+def gloo():
+    return [task.name for task in Path("/proc/self/task").iterdir() if "gloo" in (task / "comm").read_text()]
+with processes() as team:
+    torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))(torch.ones(2, 3)).sum().backward()
+    assert gloo()
+assert not gloo(), "they could call into an interpreter that has ended, which aborts the process"
+"""
+    group = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**environment(), **group, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_ask_answers(trained, dataset, capsys):
     code, printed, _ = outcome(
         capsys,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ def processes() -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
+        # DistributedDataParallel imports this module, whose functions keep the group of that moment as a default
+        # argument: imported after the group is there, gloo's threads would outlive it and could abort the exit.
+        importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(number, count, device)

@@ -15,6 +15,13 @@ CASES = (
     Case("rows_longer_than_a_block", (1, 18, 3, 530), (17, 18, 3, 3), padding=(1, 0), gamma_offset=1.0),
     Case("more_padding_than_kernel", (2, 33, 6, 9), (16, 33, 3, 3), padding=4, film_position="pre"),
     Case("several_rounds", (3, 96, 40, 36), (70, 96, 3, 3), padding=1),
+    Case("large_enough_for_larger_tiles", (3, 36, 45, 33), (42, 36, 3, 3), padding=1, film_position="pre"),
+    Case("lines_of_3", (2, 80, 101), (67, 80, 3), padding=2),
+    Case("lines_of_3_in_groups", (2, 128, 71), (128, 64, 3), padding=1, groups=2),
+    Case("lines_of_5", (3, 64, 45), (70, 64, 5), padding=2, activation="leaky_relu"),
+    Case("many_short_lines", (130, 64, 1, 16), (64, 64, 1, 5), padding=(0, 2)),
+    Case("lines_of_5_in_groups", (2, 128, 71), (128, 64, 5), groups=2),
+    Case("rows_of_an_image", (2, 64, 9, 17), (65, 64, 1, 5), padding=(0, 4), gamma_offset=1.0),
 )
 
 

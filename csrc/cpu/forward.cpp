@@ -71,12 +71,18 @@ void forward(const Problem& p, const ForwardArgs& args) {
 
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
 template <class T>
-bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
+bool forward_in_tiles(const Problem& p, const ForwardArgs& args) {
   const Pass<float> pass{forward_taps(p.h), forward_taps(p.w), 0, {}};
   const WinogradWeights<T> weights(pass, p, args.weight, /*transposed=*/false);
   const Modulation<float> by(p, args, Panels<float>{p.group_out()}.padded());
-  return convolve_winograd(pass, weights, p.batch, p.groups, p.group_in(), p.group_out(),
+  return convolve_winograd(kFastTile, pass, weights, p.batch, p.groups, p.group_in(), p.group_out(),
                            Plain<float>{args.input, row_loader<float>(p.dtype)}, start_modulating(p, args, by));
+}
+
+// Returns whether it could and did.
+bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
+  return with_tiles<Square<2, 4>, Line<4, 3>, Line<2, 5>>(
+      p, [&](auto tiles) { return forward_in_tiles<decltype(tiles)>(p, args); });
 }
 
 // The same epilogue with columns in the lanes; the bits of a position's channels come together in words of 32. Where
@@ -166,8 +172,7 @@ void run_forward(const Problem& problem, const ForwardArgs& args) {
   flatten(p, args.input, args.output);
   if (suits_planes(p, args.output, p.group_out(), p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
     p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
-  else if (!suits_winograd(p) ||
-           !with_tiles<Tiles<2, 4>>(p, [&](auto t) { return forward_by_winograd<decltype(t)>(p, args); }))
+  else if (!forward_by_winograd(p, args))
     p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
 }
 

@@ -115,14 +115,23 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
 
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
 template <class T>
-bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
+bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
+  const bool precise = p.dtype == DType::f32 && T::W::N > 4;
   const LoadRow<float> load = row_loader<float>(p.dtype);
   const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
   const Pass<float> pass{grad_input_taps(p.h, 0), grad_input_taps(p.w, 0), 0, {}};
   const WinogradWeights<T> weights(pass, p, args.weight, /*transposed=*/true);
-  return convolve_winograd(pass, weights, p.batch, p.groups, p.group_out(), p.group_in(),
-                           Modulated<float>{p, args, gamma, load},
+  return convolve_winograd(precise ? kPreciseTile : kFastTile, pass, weights, p.batch, p.groups, p.group_out(),
+                           p.group_in(), Modulated<float>{p, args, gamma, load},
                            store_to<float>(args.grad_input, p, tile_storer<float>(p.dtype)));
+}
+
+// Returns whether it could and did.
+bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
+  const auto in_tiles = [&](auto tiles) { return grad_input_in_tiles<decltype(tiles)>(p, args); };
+  const bool large = p.positions() >= 1024 && std::min(p.group_in(), p.group_out()) >= 32;
+  return large ? with_tiles<Square<2, 4>, Line<2, 3>, Line<2, 5>>(p, in_tiles)
+               : with_tiles<Square<2, 2>, Line<2, 3>, Line<2, 5>>(p, in_tiles);
 }
 
 // The planes of gamma * u.
@@ -186,8 +195,7 @@ void run_grad_input(const Problem& problem, const GradInputArgs& args) {
   const int64_t taps = taps_of_pass(p.h) * taps_of_pass(p.w);
   if (suits_planes(p, args.grad, p.group_in(), p.group_out(), p.group_out() * taps))
     p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
-  else if (!suits_winograd(p) ||
-           !with_tiles<Tiles<2, 2>>(p, [&](auto t) { return grad_input_by_winograd<decltype(t)>(p, args); }))
+  else if (!grad_input_by_winograd(p, args))
     p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
 }
 

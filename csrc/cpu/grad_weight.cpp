@@ -22,7 +22,6 @@ constexpr int64_t kTasks = 32;              // aimed at, so that many cores have
 constexpr int64_t kSplitPositions = 512;    // but a split has its own dW, which pays for so many positions only
 constexpr int64_t kBatchBytes = 320 << 10;  // of strips and u that a task has at hand: L2 holds them
 constexpr int64_t kPiece = 32;              // positions of u that are loaded together
-constexpr int64_t kChain = 16;              // positions that are added in one chain
 
 // Channels of one task, at most. Larger blocks load each tensor less often, which is most of the work beside the
 // products where there is one kernel tap; but the task's parts of W and dW should stay in L2.
@@ -56,6 +55,7 @@ class GradWeight {
         taps_(p.h.kernel * p.w.kernel),
         order_(p.h.kernel, p.w.kernel),
         row_((taps_ * source_block_ + kLine - 1) / kLine / 2 * 2 * kLine + kLine),
+        chain_(p.positions() < kSplitPositions ? 16 : 32),
         in_one_run_(w_.consecutive() && source_blocks_ == 1),
         splits_(std::clamp<int64_t>(
             std::min(kTasks / (blocks_ * source_blocks_ * p.groups), p.positions() / kSplitPositions), 1, unit_count_)),
@@ -121,7 +121,7 @@ class GradWeight {
   void load_weight(A* weight, const Part& part) const {
     const int64_t k = part.g * channels_ + part.k0;
     for (int64_t i = 0; i < std::min(part.channels, channels_ - part.k0); ++i, weight += row_)
-      order_.template load<T>(weight, args_.weight, k + i, part.c0, part.sources);
+      order_.template load<T>(weight, part.sources, args_.weight, k + i, part.c0, part.sources);
   }
 
   // The task's part of dW, to where it belongs or to the split's own.
@@ -207,7 +207,7 @@ class GradWeight {
                                               gamma + k,
                                               args_.grad_gamma == nullptr ? nullptr : grad_gamma + k,
                                               fresh,
-                                              kChain}();
+                                              chain_}();
     };
     with_vectors((valid + L - 1) / L, tiles);
   }
@@ -274,6 +274,7 @@ class GradWeight {
   const WeightOrder<A> order_;
   const int64_t row_;      // from one output channel to the next in a task's W and dW: an odd number of lines, so that
                            // the rows of a tile do not fall into the same cache sets
+  const int64_t chain_;    // positions that are added in one chain: of few, a longer one would lose too many digits
   const bool in_one_run_;  // whether products (kw, c) of one kernel row are side by side in a strip
   const int64_t splits_;
   const Factors<A> gamma_;
@@ -292,7 +293,7 @@ void run_grad_weight(const Problem& problem, const GradWeightArgs& args) {
   const int64_t run = p.w.dilation == 1 ? p.w.kernel * p.group_in() : p.group_in();
   if (suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
     return run_grad_weight_in_planes(p, args);
-  if (args.products_wanted() && suits_winograd(p) && run_grad_weight_by_winograd(p, args)) return;
+  if (args.products_wanted() && run_grad_weight_by_winograd(p, args)) return;
   p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
 }
 

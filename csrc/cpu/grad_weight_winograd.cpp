@@ -11,6 +11,7 @@
 
 #include "unit_sums.h"
 #include "unit_tile.h"
+#include "weight_order.h"
 #include "winograd.h"
 
 namespace film::FILM_ISA {
@@ -27,7 +28,8 @@ class GradWeightWinograd {
       : p_(p),
         args_(args),
         load_(row_loader<float>(p.dtype)),
-        pass_{forward_taps(p.h), forward_taps(p.w), R * R * p.group_out(), {}},
+        pass_{forward_taps(p.h), forward_taps(p.w), 0, {}},
+        order_(RH, RW),
         blocks_(unit_blocks(p, pass_)),
         unit_count_(p.batch * blocks_.along_h * blocks_.along_w),
         unit_tiles_(blocks_.rows * blocks_.columns / (MH * MW)),
@@ -46,8 +48,6 @@ class GradWeightWinograd {
 
   // Returns whether all is finite; where not, it is to be computed directly.
   bool operator()() {
-    Scratch<float> packed(gamma_wanted() ? packed_size(pass_, p_.groups, p_.group_in()) : 0);
-    if (gamma_wanted()) pack_weights<float>(packed, pass_, p_, args_.weight, /*transposed=*/true);
     for (int64_t g = 0; g < p_.groups && finite_; ++g)
       for (int64_t first = 0; first < unit_count_; first += round_) {
         const int64_t count = std::min(round_, unit_count_ - first);
@@ -59,8 +59,8 @@ class GradWeightWinograd {
   }
 
  private:
-  static constexpr int L = kLanes<float>, R = kWinogradTaps, MH = T::H::M, MW = T::W::M, NH = T::H::N, NW = T::W::N,
-                       kPoints = T::kPoints;
+  static constexpr int L = kLanes<float>, RH = T::H::R, RW = T::W::R, MH = T::H::M, MW = T::W::M, NH = T::H::N,
+                       NW = T::W::N, kPoints = T::kPoints;
   static constexpr int64_t kPack = std::lcm(L, kGradRows);  // output channels that lie together in Q
   static constexpr int64_t kBlock = 64 / kPack * kPack;     // output channels that are loaded together
   static constexpr int64_t kWide = kGradVectors * L;        // input channels of a register tile, together in X
@@ -99,7 +99,7 @@ class GradWeightWinograd {
   }
 
   void transform_units(int64_t g, int64_t first, int64_t count) {
-    const int64_t strip_size = (blocks_.rows + R - 1) * (blocks_.columns + R - 1) * p_.group_in();
+    const int64_t strip_size = (blocks_.rows + RH - 1) * (blocks_.columns + RW - 1) * p_.group_in();
     parallel(count, [&](int64_t begin, int64_t end) {
       Scratch<float> strip(strip_size + L), u(blocks_.rows * blocks_.columns * kBlock);
       strip.zero(strip_size + L);
@@ -119,7 +119,7 @@ class GradWeightWinograd {
   void transform_input(float* strip, int64_t g, const Extent& e, int64_t unit) {
     const int64_t pixel = p_.group_in();
     const Extent whole = whole_tiles<T>(e);
-    const int64_t line = (whole.columns + R - 1) * pixel;
+    const int64_t line = (whole.columns + RW - 1) * pixel;
     fill_strip(strip, whole, pass_.h, pass_.w, g * pixel, pixel, Plain<float>{args_.input, load_});
     int64_t tile = unit * unit_tiles_;
     for (int64_t h = 0; h < whole.rows; h += MH)
@@ -229,72 +229,55 @@ class GradWeightWinograd {
       dots_[(part % wides_ * round_ + i / kPack) * channels_ + k + i % kPack] = sum_lanes<float>(dots[i]);
   }
 
+  // W of an output channel and so many input channels, [tap][input channel]
+  void load_weight(float* taps, int64_t sources, int64_t g, int64_t k, int64_t c0) const {
+    with_storage<float>(p_.dtype, [&](auto element) {
+      order_.template load<decltype(element)>(taps, sources, args_.weight, g * p_.group_out() + k, c0,
+                                              std::min(sources, p_.group_in() - c0));
+    });
+  }
+
   // G W G^T of a part, [point][output channel][input channel]; made anew in each round, a small part of its products
   template <int V>
   void transform_weight(float* weight, int64_t g, int64_t k0, int64_t c0) const {
-    for (int64_t k = 0; k < kPack; ++k)
-      for (int64_t c = 0; c < V * L; c += L) {
-        float* out = weight + k * V * L + c;
-        if (k0 + k < p_.group_out())
-          transform_filter<T>(out, kPartPoint, packed_weight(g, k0 + k, c0 + c), tap_step(c0 + c));
-        else
-          for (int64_t point = 0; point < kPoints; ++point) store(out + point * kPartPoint, Vector<float>{});
-      }
-  }
-
-  // The first tap of L input channels of an output channel, and from tap to tap.
-  const float* packed_weight(int64_t g, int64_t k, int64_t c) const {
-    const Panels<float> panels{p_.group_in()};
-    const int64_t panel = c / panels.kWidth;
-    return pass_.weights[g] + panel * panels.kWidth * pass_.products + k * panels.vectors(panel) * L +
-           c % panels.kWidth;
-  }
-  int64_t tap_step(int64_t c) const {
-    const Panels<float> panels{p_.group_in()};
-    return p_.group_out() * panels.vectors(c / panels.kWidth) * L;
+    float taps[RH * RW][V * L] = {};
+    for (int64_t k = 0; k < kPack; ++k, weight += V * L) {
+      if (k0 + k < p_.group_out())
+        load_weight(taps[0], V * L, g, k0 + k, c0);
+      else
+        std::memset(taps, 0, sizeof taps);
+      for (int64_t c = 0; c < V * L; c += L) transform_filter<T>(weight + c, kPartPoint, taps[0] + c, V * L);
+    }
   }
 
   // G^T (the sum) G of a part: dW, or of a single sample U, which gives <W, U> (into `dots`) and dW.
   template <class E, int V>
   void finish_part(int64_t g, int64_t k0, int64_t c0, const float* sums, Vector<float>* dots) {
+    const int64_t sources = std::min<int64_t>(V * L, p_.group_in() - c0);
+    const bool dots_wanted = gamma_wanted() && is_single();
+    float weight[RH * RW][V * L] = {}, grad_weight[RH * RW][V * L];
     Vector<float> zero_or_nan{};
-    for (int64_t k = 0; k < std::min(kPack, p_.group_out() - k0); ++k)
-      for (int64_t c = 0; c < std::min<int64_t>(V * L, p_.group_in() - c0); c += L) {
-        Vector<float> points[NH][NW], taps[R][R];
+    for (int64_t k = 0; k < std::min(kPack, p_.group_out() - k0); ++k) {
+      const Vector<float> factor = splat(is_single() ? gamma_.at(0, g)[k0 + k] : 1);
+      if (dots_wanted) load_weight(weight[0], V * L, g, k0 + k, c0);
+      for (int64_t c = 0; c < V * L; c += L) {
+        Vector<float> points[NH][NW], taps[RH][RW];
         for (int h = 0; h < NH; ++h)
           for (int w = 0; w < NW; ++w) points[h][w] = load(sums + (h * NW + w) * kPartPoint + k * V * L + c);
         transform_2d(
             points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
             [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
-        for (int h = 0; h < R; ++h)
-          for (int w = 0; w < R; ++w) zero_or_nan += 0 * taps[h][w];
-        if (is_single() && gamma_wanted()) dots[k] += dot_with_weight(taps, g, k0 + k, c0 + c);
-        if (weight_wanted()) store_taps<E>(taps, is_single() ? gamma_.at(0, g)[k0 + k] : 1, g, k0 + k, c0 + c);
+        for (int h = 0; h < RH; ++h)
+          for (int w = 0; w < RW; ++w) {
+            zero_or_nan += 0 * taps[h][w];
+            if (dots_wanted) dots[k] += load(weight[h * RW + w] + c) * taps[h][w];
+            store(grad_weight[h * RW + w] + c, factor * taps[h][w]);
+          }
       }
+      if (weight_wanted())
+        order_.template store<E>(args_.grad_weight, g * p_.group_out() + k0 + k, grad_weight[0], V * L, c0, sources);
+    }
     if (!is_zero(zero_or_nan)) finite_ = false;
-  }
-
-  Vector<float> dot_with_weight(const Vector<float> (&taps)[R][R], int64_t g, int64_t k, int64_t c) const {
-    const float* from = packed_weight(g, k, c);
-    Vector<float> dot{};
-    for (int h = 0; h < R; ++h)
-      for (int w = 0; w < R; ++w) dot += load(from + (h * R + w) * tap_step(c)) * taps[h][w];
-    return dot;
-  }
-
-  // factor * taps of an output channel and L input channels, into the weight's own layout and type
-  template <class E>
-  void store_taps(const Vector<float> (&taps)[R][R], float factor, int64_t g, int64_t k, int64_t c) const {
-    const View& out = args_.grad_weight;
-    float turned[R * R][L];
-    for (int h = 0; h < R; ++h)
-      for (int w = 0; w < R; ++w) store(turned[h * R + w], factor * taps[h][w]);
-    E* dst = static_cast<E*>(out.data) + (g * p_.group_out() + k) * out.n + c * out.c;
-    const int64_t count = std::min<int64_t>(L, p_.group_in() - c);
-    if (out.w == 1 && out.h == R) return turn<float>(dst, out.c, turned[0], L, R * R, count);
-    for (int h = 0; h < R; ++h)
-      for (int w = 0; w < R; ++w)
-        for (int64_t i = 0; i < count; ++i) dst[i * out.c + h * out.h + w * out.w] = narrow<E>(turned[h * R + w][i]);
   }
 
   // <W, U> of the units from those of the parts.
@@ -311,7 +294,8 @@ class GradWeightWinograd {
   const Problem& p_;
   const GradWeightArgs& args_;
   const LoadRow<float> load_;
-  Pass<float> pass_;  // and W with the input channels side by side
+  const Pass<float> pass_;
+  const WeightOrder<float> order_;
   const Blocks blocks_;
   const int64_t unit_count_, unit_tiles_, inputs_, channels_, round_, wides_, parts_;
   const Factors<float> gamma_;
@@ -325,7 +309,9 @@ class GradWeightWinograd {
 }  // namespace
 
 bool run_grad_weight_by_winograd(const Problem& p, const GradWeightArgs& args) {
-  return with_tiles<Tiles<2, 2>>(p, [&](auto t) { return GradWeightWinograd<decltype(t)>(p, args)(); });
+  const auto in_tiles = [&](auto tiles) { return GradWeightWinograd<decltype(tiles)>(p, args)(); };
+  return p.positions() >= 2048 ? with_tiles<Square<2, 4>, void, void>(p, in_tiles)
+                               : with_tiles<Square<2, 2>, void, void>(p, in_tiles);
 }
 
 }  // namespace film::FILM_ISA

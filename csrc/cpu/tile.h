@@ -31,6 +31,10 @@ using MultiplyTile = void (*)(int64_t, const A*, const A*, A*);
 template <class A, int64_t CHUNK = kChunk>
 MultiplyTile<A> tile_multiplier(int vectors, int64_t rows);
 
+// One of fewer rows, at most kPreciseRows, which keeps more digits; chunks of kShortChunk.
+constexpr int64_t kPreciseRows = kTileRows / 2;
+MultiplyTile<float> precise_tile_multiplier(int vectors, int64_t rows);
+
 // Output channels of one group in panels of kTileVectors vectors, the last one narrower where that is enough.
 template <class A>
 struct Panels {

@@ -13,27 +13,27 @@ class WeightOrder {
   WeightOrder(int64_t kernel_h, int64_t kernel_w)
       : kernel_h_(kernel_h), kernel_w_(kernel_w), taps_(kernel_h * kernel_w), interleave_(taps_) {}
 
-  // dst[tap * sources + c] = source channels c0 .. c0 + sources of output channel k
+  // dst[tap * pitch + c] = source channels c0 .. c0 + sources of output channel k
   template <class T>
-  void load(A* dst, const View& v, int64_t k, int64_t c0, int64_t sources) const {
+  void load(A* dst, int64_t pitch, const View& v, int64_t k, int64_t c0, int64_t sources) const {
     const T* src = static_cast<const T*>(v.data) + k * v.n + c0 * v.c;
     if (in_planes(v)) {
       const int64_t whole = interleave_.suits(taps_) ? sources / kLanes<A> * kLanes<A> : 0;
       for (int64_t c = 0; c < whole; c += kLanes<A>)
         interleave_.apart(src + c * taps_,
-                          [&](int64_t tap, Vector<A> x) { film::FILM_ISA::store(dst + tap * sources + c, x); });
-      return turn<A>(dst + whole, sources, src + whole * taps_, taps_, sources - whole, taps_);
+                          [&](int64_t tap, Vector<A> x) { film::FILM_ISA::store(dst + tap * pitch + c, x); });
+      return turn<A>(dst + whole, pitch, src + whole * taps_, taps_, sources - whole, taps_);
     }
     each_tap(v, [&](int64_t at) {
       if (v.c == 1)
         widen_copy(dst, src + at, sources);
       else
         for (int64_t c = 0; c < sources; ++c) dst[c] = widen<A>(src[at + c * v.c]);
-      dst += sources;
+      dst += pitch;
     });
   }
 
-  // and back, from src[tap * pitch + c]
+  // and back
   template <class T>
   void store(const View& v, int64_t k, const A* src, int64_t pitch, int64_t c0, int64_t sources) const {
     T* dst = static_cast<T*>(v.data) + k * v.n + c0 * v.c;

@@ -1,6 +1,6 @@
-// The convolution of forward and grad_input by Winograd's filtering, for kernels of 3 x 3 taps at a stride of 1: tiles
-// of MH x MW results from NH x NW = (MH + 2) x (MW + 2) inputs, in which every point (one of NH * NW) is a matrix
-// product of its own, [tiles x source channels] with [source channels x channels].
+// The convolution of forward and grad_input by Winograd's filtering, for kernels of 3 x 3 taps, or of 3 or 5 along a
+// row, at a stride of 1: tiles of MH x MW results from NH x NW = (MH + RH - 1) x (MW + RW - 1) inputs, in which every
+// point (one of NH * NW) is a matrix product of its own, [tiles x source channels] with [source channels x channels].
 //
 // A block of tiles goes through it at a time: strip -> transformed tiles -> products, a panel of channels at a time
 // -> results, in the order of rows -> the epilogue. The transformed tiles and one panel's products stay in L2.
@@ -16,67 +16,106 @@
 
 namespace film::FILM_ISA {
 
-constexpr int kWinogradTaps = 3;
-constexpr int64_t kWinogradChain = kShortChunk;  // products added in one chain; chains are then added, to keep digits
-
-// Whether a problem's shape is one for Winograd's filtering.
-inline bool suits_winograd(const Problem& p) {
-  constexpr int64_t kChannels = 16, kPositions = 64;  // with fewer, transforms cost more than products save
-  const auto fits = [](const Axis& a) { return a.kernel == kWinogradTaps && a.stride == 1 && a.dilation == 1; };
-  return p.dtype != DType::f64 && fits(p.h) && fits(p.w) && std::min(p.group_in(), p.group_out()) >= kChannels &&
-         p.positions() >= kPositions;
-}
-
 // The sizes of tiles along both dimensions, and their transforms.
-template <int MH, int MW>
+template <class HEIGHT, class WIDTH>
 struct Tiles {
-  using H = Filtering<MH, kWinogradTaps>;
-  using W = Filtering<MW, kWinogradTaps>;
+  using H = HEIGHT;
+  using W = WIDTH;
   static constexpr int kPoints = H::N * W::N;
 };
+template <int MH, int MW>
+using Square = Tiles<Filtering<MH, 3>, Filtering<MW, 3>>;  // for 3 x 3 taps
+template <int MW, int R>
+using Line = Tiles<Filtering<1, 1>, Filtering<MW, R>>;  // for R taps along a row
 
 // Larger tiles save more products and lose more digits. Against plain PyTorch's own error (which may be doubled),
-// float32 comes out at 1.4 in forward with 2 x 4 results a tile, but at about 2 in dx, at 2.7 in dW where sums are
-// short, and at more than 2 in groups, for which plain PyTorch takes shorter sums; 2 x 2 come to 1.1, and 1.6 in
-// groups; 4 x 4 would come to 2.4. Of the storage types of 16 bits, which are worked on in float32, none of this shows.
-template <class F32, class Body>
+// float32 comes out at 1.3 to 1.5 in forward with 2 x 4 results a tile, and at 2.4 with 4 x 4. Of the gradients, dW is
+// at 2.7 with 2 x 4 where sums are short and at 1.4 where they are long, and dx at 1.5 to 1.9 in a tile that keeps more
+// digits, but at 2.9 of small problems, for which plain PyTorch takes shorter sums, as in groups; 2 x 2 come to 1.1,
+// and 1.6 in groups. Along a row, dW is at 2.4 with 4 results. Of the storage types of 16 bits, which are worked on in
+// float32, none of this shows.
+//
+// Calls body(tiles) with those of a problem's shape; in float32 with SQUARE for 3 x 3 taps, LINE3 and LINE5 along a
+// row. false where the shape, or void in its place, is not one for Winograd's filtering.
+template <class SQUARE, class LINE3, class LINE5, class Body>
 bool with_tiles(const Problem& p, const Body& body) {
-  if (p.dtype != DType::f32) return body(Tiles<4, 4>());
-  return p.groups > 1 ? body(Tiles<2, 2>()) : body(F32());
+  const auto has = [](const Axis& a, int64_t taps) {
+    return a.kernel == taps && a.stride == 1 && (taps == 1 || a.dilation == 1);
+  };
+  // with fewer, transforms cost more than products save
+  const auto has_enough = [&](int64_t channels, int64_t positions) {
+    return std::min(p.group_in(), p.group_out()) >= channels && p.positions() >= positions;
+  };
+  if (p.dtype == DType::f64) return false;
+  const bool exact = p.dtype == DType::f32, one_group = p.groups == 1;
+  if (has(p.h, 3) && has(p.w, 3) && has_enough(16, 64)) {
+    if (!exact) return body(Square<4, 4>());
+    return one_group ? body(SQUARE()) : body(Square<2, 2>());
+  }
+  if (!has(p.h, 1) || !has_enough(64, 128) || (exact && !one_group)) return false;
+  if (has(p.w, 3)) {
+    if (!exact) return body(Line<4, 3>());
+    if constexpr (!std::is_void_v<LINE3>) return body(LINE3());
+  }
+  if (has(p.w, 5)) {
+    if (!exact) return body(Line<2, 5>());
+    if constexpr (!std::is_void_v<LINE5>) return body(LINE5());
+  }
+  return false;
 }
 
 // The distance between points that hold so many elements each: some more, so that the same place of every point, which
 // are read and written together, does not fall into the same cache sets.
 inline int64_t apart(int64_t elements) { return elements + 64 / static_cast<int64_t>(sizeof(float)); }
 
+// The register tile that multiplies: its rows, at most, and the tile itself by vectors and rows.
+struct PointTile {
+  int64_t most_rows;
+  MultiplyTile<float> (*multiplier)(int vectors, int64_t rows);
+};
+constexpr PointTile kFastTile{kTileRows, tile_multiplier<float, kShortChunk>};
+constexpr PointTile kPreciseTile{kPreciseRows, precise_tile_multiplier};
+
 // Where transformed tiles stand: for each point, tiles of the register tile's rows, in chunks as it reads them.
 struct TileRows {
-  int64_t rows, groups, chunks;  // rows of a group, at most kTileRows
-  static constexpr int64_t kRowPitch = kPitch<float, kWinogradChain>;
-  TileRows(int64_t tiles, int64_t channels)
-      : rows(tile_rows(tiles)),
+  int64_t most_rows, rows, groups, chunks;  // rows of a group
+  static constexpr int64_t kRowPitch = kPitch<float, kShortChunk>;
+  TileRows(int64_t tile_rows, int64_t tiles, int64_t channels)
+      : most_rows(tile_rows),
+        rows(share_evenly(tiles, most_rows)),
         groups((tiles + rows - 1) / rows),
-        chunks((channels + kWinogradChain - 1) / kWinogradChain) {}
-  int64_t group() const { return chunks * kTileRows * kRowPitch; }
+        chunks((channels + kShortChunk - 1) / kShortChunk) {}
+  int64_t group() const { return chunks * most_rows * kRowPitch; }
   int64_t point() const { return apart(groups * group()); }
   int64_t at(int64_t tile, int64_t channel) const {
-    return tile / rows * group() + (channel / kWinogradChain * kTileRows + tile % rows) * kRowPitch +
-           channel % kWinogradChain;
+    return tile / rows * group() + (channel / kShortChunk * most_rows + tile % rows) * kRowPitch +
+           channel % kShortChunk;
   }
 };
 
-// G g G^T of a vector of filters, whose taps are `tap_step` apart, to points `step` apart.
+// G g G^T of a vector of filters, whose taps are `tap_step` apart, to points `step` apart; in double, so that nothing
+// but the results is rounded.
 template <class T>
 inline void transform_filter(float* points, int64_t step, const float* taps, int64_t tap_step) {
-  constexpr int R = kWinogradTaps, NH = T::H::N, NW = T::W::N;
-  Vector<float> filter[R][R], out[NH][NW];
-  for (int h = 0; h < R; ++h)
-    for (int w = 0; w < R; ++w) filter[h][w] = load(taps + (h * R + w) * tap_step);
-  transform_2d(
-      filter, out, [](const auto& in, auto& out) { T::H::filter(in, out); },
-      [](const auto& in, auto& out) { T::W::filter(in, out); });
-  for (int h = 0; h < NH; ++h)
-    for (int w = 0; w < NW; ++w) store(points + (h * NW + w) * step, out[h][w]);
+  constexpr int RH = T::H::R, RW = T::W::R, NH = T::H::N, NW = T::W::N, L = kLanes<double>;
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));  // as many lanes as a vector of doubles has
+  for (int lane = 0; lane < kLanes<float>; lane += L) {
+    Vector<double> filter[RH][RW], out[NH][NW];
+    Half half;
+    for (int h = 0; h < RH; ++h)
+      for (int w = 0; w < RW; ++w) {
+        std::memcpy(&half, taps + (h * RW + w) * tap_step + lane, sizeof half);
+        filter[h][w] = __builtin_convertvector(half, Vector<double>);
+      }
+    transform_2d(
+        filter, out, [](const auto& in, auto& out) { T::H::filter(in, out); },
+        [](const auto& in, auto& out) { T::W::filter(in, out); });
+    for (int h = 0; h < NH; ++h)
+      for (int w = 0; w < NW; ++w) {
+        half = __builtin_convertvector(out[h][w], Half);
+        std::memcpy(points + (h * NW + w) * step + lane, &half, sizeof half);
+      }
+  }
 }
 
 // The transformed weights of a pass: for each group and panel [point][source channel][vectors * lanes].
@@ -88,19 +127,23 @@ class WinogradWeights {
       : sources_(transposed ? p.group_out() : p.group_in()),
         panels_{transposed ? p.group_in() : p.group_out()},
         data_(p.groups * panels_.count() * panel_size()) {
-    Pass<float> taps = pass;
-    taps.products = kWinogradTaps * kWinogradTaps * sources_;
-    Scratch<float> packed(packed_size(taps, p.groups, panels_.channels));
-    pack_weights<float>(packed, taps, p, weight, transposed);
-    parallel(p.groups * panels_.count() * sources_, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t source = i % sources_, panel = i / sources_ % panels_.count(), g = i / sources_ / panels_.count();
-        const int64_t width = panels_.vectors(panel) * kLanes<float>;
-        float* points = data_ + (g * panels_.count() + panel) * panel_size() + source * width;
-        const float* from = taps.weights[g] + panel * panels_.kWidth * taps.products + source * width;
-        for (int64_t v = 0; v < width; v += kLanes<float>)
-          transform_filter<T>(points + v, point(), from + v, sources_ * width);
-      }
+    constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels that go through it together
+    const int64_t vectors = panels_.padded() / L, cuts = (sources_ + kSources - 1) / kSources;
+    with_storage<float>(p.dtype, [&](auto element) {
+      const LanePacker<float, decltype(element)> pack(pass, weight, p.h, p.w, kSources, transposed);
+      parallel(p.groups * vectors * cuts, [&](int64_t begin, int64_t end) {
+        float taps[T::H::R * T::W::R][kSources * L];
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t s0 = i % cuts * kSources, vector = i / cuts % vectors, g = i / cuts / vectors;
+          const int64_t c0 = vector * L, panel = vector / kTileVectors, width = panels_.vectors(panel) * L;
+          const int64_t count = std::min(kSources, sources_ - s0);
+          pack(taps[0], L, g * (transposed ? 0 : panels_.channels) + c0, std::min(L, panels_.channels - c0),
+               g * (transposed ? sources_ : 0) + s0, 0, count);
+          float* points = data_ + (g * panels_.count() + panel) * panel_size() + s0 * width + vector % kTileVectors * L;
+          for (int64_t s = 0; s < count; ++s)
+            transform_filter<T>(points + s * width, point(), taps[0] + s * L, kSources * L);
+        }
+      });
     });
   }
 
@@ -181,7 +224,7 @@ inline void transform_tile(float* points, int64_t step, const float* corner, int
 template <class T>
 void transform_tiles(float* transformed, const TileRows& layout, const float* strip, const Extent& e,
                      int64_t channels) {
-  const int64_t line = (e.columns + kWinogradTaps - 1) * channels, map = (e.rows + kWinogradTaps - 1) * line;
+  const int64_t line = (e.columns + T::W::R - 1) * channels, map = (e.rows + T::H::R - 1) * line;
   int64_t tile = 0;
   for (int64_t n = 0; n < e.samples; ++n)
     for (int64_t h = 0; h < e.rows; h += T::H::M)
@@ -225,16 +268,17 @@ bool gather_results(float* results, const float* products, const TileRows& layou
   return is_zero(zero_or_nan);
 }
 
-// As convolve, for a pass of 3 x 3 taps; returns whether all sums are finite. Where not, some epilogues did not run.
+// As convolve, for a pass of T's taps; returns whether all sums are finite. Where not, some epilogues did not run.
 template <class T, class Source, class Epilogue>
-bool convolve_winograd(const Pass<float>& pass, const WinogradWeights<T>& weights, int64_t batch, int64_t groups,
-                       int64_t source_channels, int64_t channels, const Source& source, const Epilogue& epilogue) {
+bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const WinogradWeights<T>& weights, int64_t batch,
+                       int64_t groups, int64_t source_channels, int64_t channels, const Source& source,
+                       const Epilogue& epilogue) {
   const Blocks blocks = plan_winograd_blocks<T>(pass, batch, source_channels);
   const Panels<float> panels{channels};
   const int64_t positions = blocks.positions();
-  const TileRows most(positions / (T::H::M * T::W::M), source_channels);
-  const int64_t margin = kWinogradTaps - 1;
-  const int64_t strip_size = blocks.samples * (blocks.rows + margin) * (blocks.columns + margin) * source_channels;
+  const TileRows most(tile.most_rows, positions / (T::H::M * T::W::M), source_channels);
+  const int64_t strip_size =
+      blocks.samples * (blocks.rows + T::H::R - 1) * (blocks.columns + T::W::R - 1) * source_channels;
   std::atomic<bool> finite{true};
   parallel(blocks.blocks(), [&](int64_t begin, int64_t end) {
     Scratch<float> strip(strip_size), transformed(T::kPoints * most.point());
@@ -244,7 +288,7 @@ bool convolve_winograd(const Pass<float>& pass, const WinogradWeights<T>& weight
     for (int64_t block = begin; block < end && finite; ++block) {
       const Extent e = extent_of(blocks, pass, batch, block);
       const Extent whole = whole_tiles<T>(e);
-      const TileRows layout(whole.positions() / (T::H::M * T::W::M), source_channels);
+      const TileRows layout(tile.most_rows, whole.positions() / (T::H::M * T::W::M), source_channels);
       const int64_t count = list_rows(rows, e, pass);
       for (int64_t g = 0; g < groups; ++g) {
         fill_strip(static_cast<float*>(strip), whole, pass.h, pass.w, g * source_channels, source_channels, source);
@@ -252,7 +296,7 @@ bool convolve_winograd(const Pass<float>& pass, const WinogradWeights<T>& weight
         for (int64_t panel = 0; panel < panels.count(); ++panel) {
           const int vectors = panels.vectors(panel);
           const int64_t width = vectors * kLanes<float>;
-          const auto multiply = tile_multiplier<float, kWinogradChain>(vectors, layout.rows);
+          const auto multiply = tile.multiplier(vectors, layout.rows);
           for (int64_t point = 0; point < T::kPoints; ++point)
             for (int64_t group = 0; group < layout.groups; ++group)
               multiply(source_channels, transformed + point * layout.point() + group * layout.group(),

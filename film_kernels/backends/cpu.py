@@ -24,7 +24,7 @@ def _multiplies_bfloat16() -> bool:
 
 
 def _filtered(problem: Problem) -> bool:
-    """Whether csrc/cpu/winograd.h serves it (suits_winograd)."""
+    """Whether it has 3 x 3 taps and csrc/cpu/winograd.h serves it (with_tiles)."""
     channels = min(problem.weight_shape[0] // problem.groups, problem.weight_shape[1])
     plain = problem.weight_shape[2:] == (3, 3) and set(problem.stride) == set(problem.dilation) == {1}
     return plain and channels >= 16 and problem.batch * math.prod(problem.out_size) >= 64

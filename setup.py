@@ -151,7 +151,7 @@ def extension(name: str, source: Path, compile_args: list[str], **options) -> Ex
 
 
 sanitize = os.environ.get("FILM_KERNELS_SANITIZE")  # "address,undefined", for the tests
-sanitizer = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"] if sanitize else []
+sanitizer = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1"] if sanitize else []
 extensions = [extension("film_kernels._cpu", CSRC / "library.cpp", sanitizer, extra_link_args=sanitizer)]
 print(f"film_kernels._cpu: built for {', '.join(ISA_FLAGS)} against torch {torch.__version__}")
 

@@ -73,7 +73,7 @@ void forward(const Problem& p, const ForwardArgs& args) {
 template <class T>
 bool forward_in_tiles(const Problem& p, const ForwardArgs& args) {
   const Pass<float> pass{forward_taps(p.h), forward_taps(p.w), 0, {}};
-  const WinogradWeights<T> weights(pass, p, args.weight, /*transposed=*/false);
+  const WinogradWeights<T> weights(kFastTile, pass, p, args.weight, /*transposed=*/false);
   const Modulation<float> by(p, args, Panels<float>{p.group_out()}.padded());
   return convolve_winograd(kFastTile, pass, weights, p.batch, p.groups, p.group_in(), p.group_out(),
                            Plain<float>{args.input, row_loader<float>(p.dtype)}, start_modulating(p, args, by));

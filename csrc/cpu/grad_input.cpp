@@ -116,13 +116,13 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
 template <class T>
 bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
-  const bool precise = p.dtype == DType::f32 && T::W::N > 4;
+  const PointTile& tile = p.dtype == DType::f32 && T::W::N > 4 ? kPreciseTile : kFastTile;
   const LoadRow<float> load = row_loader<float>(p.dtype);
   const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
   const Pass<float> pass{grad_input_taps(p.h, 0), grad_input_taps(p.w, 0), 0, {}};
-  const WinogradWeights<T> weights(pass, p, args.weight, /*transposed=*/true);
-  return convolve_winograd(precise ? kPreciseTile : kFastTile, pass, weights, p.batch, p.groups, p.group_out(),
-                           p.group_in(), Modulated<float>{p, args, gamma, load},
+  const WinogradWeights<T> weights(tile, pass, p, args.weight, /*transposed=*/true);
+  return convolve_winograd(tile, pass, weights, p.batch, p.groups, p.group_out(), p.group_in(),
+                           Modulated<float>{p, args, gamma, load},
                            store_to<float>(args.grad_input, p, tile_storer<float>(p.dtype)));
 }
 

@@ -68,13 +68,15 @@ bool with_tiles(const Problem& p, const Body& body) {
 // are read and written together, does not fall into the same cache sets.
 inline int64_t apart(int64_t elements) { return elements + 64 / static_cast<int64_t>(sizeof(float)); }
 
-// The register tile that multiplies: its rows, at most, and the tile itself by vectors and rows.
+// How points are multiplied: in a register tile of so many rows at most, made for a number of vectors and rows; and
+// whether the weights are transformed in double.
 struct PointTile {
   int64_t most_rows;
   MultiplyTile<float> (*multiplier)(int vectors, int64_t rows);
+  bool in_double;
 };
-constexpr PointTile kFastTile{kTileRows, tile_multiplier<float, kShortChunk>};
-constexpr PointTile kPreciseTile{kPreciseRows, precise_tile_multiplier};
+constexpr PointTile kFastTile{kTileRows, tile_multiplier<float, kShortChunk>, false};
+constexpr PointTile kPreciseTile{kPreciseRows, precise_tile_multiplier, true};
 
 // Where transformed tiles stand: for each point, tiles of the register tile's rows, in chunks as it reads them.
 struct TileRows {
@@ -93,28 +95,35 @@ struct TileRows {
   }
 };
 
-// G g G^T of a vector of filters, whose taps are `tap_step` apart, to points `step` apart; in double, so that nothing
+// A vector of A from as many floats, and back.
+template <class A>
+inline Vector<A> load_floats(const float* p) {
+  typedef float Floats __attribute__((vector_size(kLanes<A> * sizeof(float))));
+  Floats v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Vector<A>);
+}
+template <class A>
+inline void store_floats(float* p, Vector<A> v) {
+  typedef float Floats __attribute__((vector_size(kLanes<A> * sizeof(float))));
+  const Floats rounded = __builtin_convertvector(v, Floats);
+  std::memcpy(p, &rounded, sizeof rounded);
+}
+
+// G g G^T of a vector of filters, whose taps are `tap_step` apart, to points `step` apart. Where A is double, nothing
 // but the results is rounded.
-template <class T>
+template <class T, class A = float>
 inline void transform_filter(float* points, int64_t step, const float* taps, int64_t tap_step) {
-  constexpr int RH = T::H::R, RW = T::W::R, NH = T::H::N, NW = T::W::N, L = kLanes<double>;
-  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));  // as many lanes as a vector of doubles has
+  constexpr int RH = T::H::R, RW = T::W::R, NH = T::H::N, NW = T::W::N, L = kLanes<A>;
   for (int lane = 0; lane < kLanes<float>; lane += L) {
-    Vector<double> filter[RH][RW], out[NH][NW];
-    Half half;
+    Vector<A> filter[RH][RW], out[NH][NW];
     for (int h = 0; h < RH; ++h)
-      for (int w = 0; w < RW; ++w) {
-        std::memcpy(&half, taps + (h * RW + w) * tap_step + lane, sizeof half);
-        filter[h][w] = __builtin_convertvector(half, Vector<double>);
-      }
+      for (int w = 0; w < RW; ++w) filter[h][w] = load_floats<A>(taps + (h * RW + w) * tap_step + lane);
     transform_2d(
         filter, out, [](const auto& in, auto& out) { T::H::filter(in, out); },
         [](const auto& in, auto& out) { T::W::filter(in, out); });
     for (int h = 0; h < NH; ++h)
-      for (int w = 0; w < NW; ++w) {
-        half = __builtin_convertvector(out[h][w], Half);
-        std::memcpy(points + (h * NW + w) * step + lane, &half, sizeof half);
-      }
+      for (int w = 0; w < NW; ++w) store_floats<A>(points + (h * NW + w) * step + lane, out[h][w]);
   }
 }
 
@@ -123,25 +132,28 @@ template <class T>
 class WinogradWeights {
  public:
   // `transposed` as pack_weights has it
-  WinogradWeights(const Pass<float>& pass, const Problem& p, const View& weight, bool transposed)
+  WinogradWeights(const PointTile& tile, const Pass<float>& pass, const Problem& p, const View& weight, bool transposed)
       : sources_(transposed ? p.group_out() : p.group_in()),
         panels_{transposed ? p.group_in() : p.group_out()},
         data_(p.groups * panels_.count() * panel_size()) {
-    constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels that go through it together
-    const int64_t vectors = panels_.padded() / L, cuts = (sources_ + kSources - 1) / kSources;
+    constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels of a panel that go through it together
+    const auto transform = tile.in_double ? transform_filter<T, double> : transform_filter<T>;
+    const int64_t cuts = (sources_ + kSources - 1) / kSources;
     with_storage<float>(p.dtype, [&](auto element) {
       const LanePacker<float, decltype(element)> pack(pass, weight, p.h, p.w, kSources, transposed);
-      parallel(p.groups * vectors * cuts, [&](int64_t begin, int64_t end) {
-        float taps[T::H::R * T::W::R][kSources * L];
+      parallel(p.groups * panels_.count() * cuts, [&](int64_t begin, int64_t end) {
+        Scratch<float> taps(T::H::R * T::W::R * kSources * panels_.kWidth);
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t s0 = i % cuts * kSources, vector = i / cuts % vectors, g = i / cuts / vectors;
-          const int64_t c0 = vector * L, panel = vector / kTileVectors, width = panels_.vectors(panel) * L;
-          const int64_t count = std::min(kSources, sources_ - s0);
-          pack(taps[0], L, g * (transposed ? 0 : panels_.channels) + c0, std::min(L, panels_.channels - c0),
-               g * (transposed ? sources_ : 0) + s0, 0, count);
-          float* points = data_ + (g * panels_.count() + panel) * panel_size() + s0 * width + vector % kTileVectors * L;
-          for (int64_t s = 0; s < count; ++s)
-            transform_filter<T>(points + s * width, point(), taps[0] + s * L, kSources * L);
+          const int64_t s0 = i % cuts * kSources, panel = i / cuts % panels_.count(), g = i / cuts / panels_.count();
+          const int64_t width = panels_.vectors(panel) * L, count = std::min(kSources, sources_ - s0);
+          float* points = data_ + (g * panels_.count() + panel) * panel_size() + s0 * width;
+          for (int64_t v = 0; v < width; v += L) {
+            const int64_t c = panel * panels_.kWidth + v;
+            pack(taps + v, width, g * (transposed ? 0 : panels_.channels) + c, std::min(L, panels_.channels - c),
+                 g * (transposed ? sources_ : 0) + s0, 0, count);
+          }
+          for (int64_t at = 0; at < count * width; at += L)
+            transform(points + at, point(), taps + at, kSources * width);
         }
       });
     });

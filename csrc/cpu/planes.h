@@ -140,13 +140,7 @@ void multiply_planes(const int64_t* offsets, int64_t products, const A* base, co
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[k][v] += weights[k] * x[v];
     }
-#pragma GCC unroll 16
-    for (int k = 0; k < K; ++k)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        A* at = out + (k * V + v) * L;
-        store(at, begin == 0 ? sum[k][v] : load(at) + sum[k][v]);
-      }
+    put_sums(out, sum, begin == 0);
   }
 }
 

@@ -1,92 +1,79 @@
 // The register tiles of row_tile.h, in every size: compiled once, since that takes long.
 #include "row_tile.h"
 
-#include <utility>
+#include "tile_choice.h"
 
 namespace film::FILM_ISA {
 namespace {
 
-template <class A, int V, int M>
-void multiply_rows(const Piece* piece, const Piece* end, const A* base, int64_t pitch, const A* __restrict weights,
-                   A* __restrict out) {
-  constexpr int L = kLanes<A>;
-  using Bytes = const char*;
-  const auto value = [](Bytes p) {
-    A x;
-    std::memcpy(&x, p, sizeof x);
-    return x;
-  };
-  int64_t one = pitch * sizeof(A), three = 3 * one, five = 5 * one;
-  asm("" : "+r"(one), "+r"(three), "+r"(five));
-  for (bool first = true; piece < end; first = false) {
-    Vector<A> sum[M][V] = {};
-    for (bool more = true; more; ++piece) {
-      more = !piece->last;
-      Bytes low = reinterpret_cast<Bytes>(base + piece->offset), high = low + 7 * one;
-      for (int64_t r = piece->count; r > 0; --r, weights += V * L) {
-        // The compiler is kept from making a pointer of each row, for which there are not enough registers.
-        asm("" : "+r"(low), "+r"(high));
-        Vector<A> w[V];
+template <class A>
+struct RowTile {
+  using Function = MultiplyRows<A>;
+  static constexpr int kRows = kTileRows;
+
+  template <int V, int M>
+  static void multiply(const Piece* piece, const Piece* end, const A* base, int64_t pitch, const A* __restrict weights,
+                       A* __restrict out) {
+    constexpr int L = kLanes<A>;
+    using Bytes = const char*;
+    const auto value = [](Bytes p) {
+      A x;
+      std::memcpy(&x, p, sizeof x);
+      return x;
+    };
+    int64_t one = pitch * sizeof(A), three = 3 * one, five = 5 * one;
+    asm("" : "+r"(one), "+r"(three), "+r"(five));
+    for (bool first = true; piece < end; first = false) {
+      Vector<A> sum[M][V] = {};
+      for (bool more = true; more; ++piece) {
+        more = !piece->last;
+        Bytes low = reinterpret_cast<Bytes>(base + piece->offset), high = low + 7 * one;
+        for (int64_t r = piece->count; r > 0; --r, weights += V * L) {
+          // The compiler is kept from making a pointer of each row, for which there are not enough registers.
+          asm("" : "+r"(low), "+r"(high));
+          Vector<A> w[V];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) w[v] = load(weights + v * L);
+          for (int v = 0; v < V; ++v) w[v] = load(weights + v * L);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
-          Bytes p = m < 7 ? low : high;
-          switch (m % 7) {
-            case 1:
-              p += one;
-              break;
-            case 2:
-              p += 2 * one;
-              break;
-            case 3:
-              p += three;
-              break;
-            case 4:
-              p += 4 * one;
-              break;
-            case 5:
-              p += five;
-              break;
-            case 6:
-              p += 2 * three;
-              break;
+          for (int m = 0; m < M; ++m) {
+            Bytes p = m < 7 ? low : high;
+            switch (m % 7) {
+              case 1:
+                p += one;
+                break;
+              case 2:
+                p += 2 * one;
+                break;
+              case 3:
+                p += three;
+                break;
+              case 4:
+                p += 4 * one;
+                break;
+              case 5:
+                p += five;
+                break;
+              case 6:
+                p += 2 * three;
+                break;
+            }
+            const A x = value(p);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
           }
-          const A x = value(p);
-#pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
+          low += sizeof(A), high += sizeof(A);
         }
-        low += sizeof(A), high += sizeof(A);
       }
+      put_sums(out, sum, first);
     }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        A* at = out + (m * V + v) * L;
-        store(at, first ? sum[m][v] : load(at) + sum[m][v]);
-      }
   }
-}
-
-template <class A, int V, int... M>
-MultiplyRows<A> rows_of_tile(int64_t rows, std::integer_sequence<int, M...>) {
-  static constexpr MultiplyRows<A> all[] = {multiply_rows<A, V, M + 1>...};
-  return all[rows - 1];
-}
-
-template <class A, int V = 1>
-MultiplyRows<A> rows_of_vectors(int vectors, int64_t rows) {
-  if constexpr (V < kTileVectors)
-    if (vectors != V) return rows_of_vectors<A, V + 1>(vectors, rows);
-  return rows_of_tile<A, V>(rows, std::make_integer_sequence<int, kTileRows>());
-}
+};
 
 }  // namespace
 
 template <class A>
 MultiplyRows<A> rows_multiplier(int vectors, int64_t rows) {
-  return rows_of_vectors<A>(vectors, rows);
+  return choose_tile<RowTile<A>>(vectors, rows);
 }
 
 template MultiplyRows<float> rows_multiplier<float>(int, int64_t);

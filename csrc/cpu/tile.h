@@ -9,8 +9,8 @@ namespace film::FILM_ISA {
 
 // Patches are packed row by row in chunks of CHUNK products with a pitch known to the compiler; the 64 bytes between
 // rows longer than that keep them from falling into the same cache sets, and take what a vector copy writes past the
-// end. A chunk is also the chain of additions in the registers: chains are then added to each other, since one chain of
-// all R would lose digits that the library's blocked sums keep.
+// end. A chunk, or half of a short one, is also the chain of additions in the registers: chains are then added to each
+// other, since one chain of all R would lose digits that the library's blocked sums keep.
 constexpr int64_t kChunk = 64, kShortChunk = 16;
 template <class A, int64_t CHUNK = kChunk>
 constexpr int64_t kPitch = CHUNK * sizeof(A) <= 64 ? CHUNK : CHUNK + 64 / sizeof(A);
@@ -21,6 +21,18 @@ inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1)
 inline int64_t share_evenly(int64_t total, int64_t most) {
   const int64_t parts = (total + most - 1) / most;
   return (total + parts - 1) / parts;
+}
+
+// out[M][V * lanes] = a tile's sums, or has them added.
+template <class A, int M, int V>
+[[gnu::always_inline]] inline void put_sums(A* out, const Vector<A> (&sum)[M][V], bool first) {
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      A* at = out + (m * V + v) * kLanes<A>;
+      store(at, first ? sum[m][v] : load(at) + sum[m][v]);
+    }
 }
 
 // out[M][V * lanes] = patches[M][R] * weights[R][V * lanes]

@@ -63,7 +63,7 @@ void convolve(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t source
               rows_multiplier<A>(vectors, place.count)(pieces.data(), pieces.data() + pieces.size(), place.at,
                                                        pass.w.step * source_channels, weights, tile);
             else
-              tile_multiplier<A>(vectors, place.count)(pass.products, place.at, weights, tile);
+              tile_multiplier<A>(vectors, place.count)(pass.products, place.at, weights, tile, /*first=*/true);
             epilogue(static_cast<A*>(tile), vectors, &rows[place.first], place.count, g, panel * panels.kWidth,
                      panels.used(panel));
           }

@@ -81,8 +81,9 @@ bool forward_in_tiles(const Problem& p, const ForwardArgs& args) {
 
 // Returns whether it could and did.
 bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
-  return with_tiles<Square<2, 4>, Line<4, 3>, Line<2, 5>>(
-      p, [&](auto tiles) { return forward_in_tiles<decltype(tiles)>(p, args); });
+  const bool unusual_padding = p.h.pad > p.h.kernel / 2 || p.w.pad > p.w.kernel / 2;
+  return with_tiles<Square<2, 4>, Line<4, 3>>(p, unusual_padding,
+                                              [&](auto tiles) { return forward_in_tiles<decltype(tiles)>(p, args); });
 }
 
 // The same epilogue with columns in the lanes; the bits of a position's channels come together in words of 32. Where
@@ -170,9 +171,10 @@ void forward_in_planes(const Problem& p, const ForwardArgs& args) {
 void run_forward(const Problem& problem, const ForwardArgs& args) {
   Problem p = problem;
   flatten(p, args.input, args.output);
+  if (forward_by_winograd(p, args)) return;
   if (suits_planes(p, args.output, p.group_out(), p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
     p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
-  else if (!forward_by_winograd(p, args))
+  else
     p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
 }
 

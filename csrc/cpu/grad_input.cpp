@@ -129,9 +129,13 @@ bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
 // Returns whether it could and did.
 bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
   const auto in_tiles = [&](auto tiles) { return grad_input_in_tiles<decltype(tiles)>(p, args); };
-  const bool large = p.positions() >= 1024 && std::min(p.group_in(), p.group_out()) >= 32;
-  return large ? with_tiles<Square<2, 4>, Line<2, 3>, Line<2, 5>>(p, in_tiles)
-               : with_tiles<Square<2, 2>, Line<2, 3>, Line<2, 5>>(p, in_tiles);
+  // Where padding is not half of the kernel, plain PyTorch takes another way here too, either side of it.
+  const auto compare_pad = [](const Axis& a) { return a.pad - a.kernel / 2; };
+  const bool pads_more = compare_pad(p.h) > 0 || compare_pad(p.w) > 0;
+  const bool pads_less = compare_pad(p.h) < 0 || compare_pad(p.w) < 0;
+  const bool large = p.positions() >= 1024 && std::min(p.group_in(), p.group_out()) >= 32 && !pads_more;
+  return large ? with_tiles<Square<2, 4>, Line<2, 3>>(p, pads_more || pads_less, in_tiles)
+               : with_tiles<Square<2, 2>, Line<2, 3>>(p, pads_more || pads_less, in_tiles);
 }
 
 // The planes of gamma * u.
@@ -192,10 +196,11 @@ int64_t taps_of_pass(const Axis& axis) { return (axis.kernel + axis.stride - 1) 
 void run_grad_input(const Problem& problem, const GradInputArgs& args) {
   Problem p = problem;
   flatten(p, args.grad, args.grad_input);
+  if (grad_input_by_winograd(p, args)) return;
   const int64_t taps = taps_of_pass(p.h) * taps_of_pass(p.w);
   if (suits_planes(p, args.grad, p.group_in(), p.group_out(), p.group_out() * taps))
     p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
-  else if (!grad_input_by_winograd(p, args))
+  else
     p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
 }
 

@@ -290,10 +290,10 @@ bool run_grad_weight_by_winograd(const Problem&, const GradWeightArgs&);  // gra
 void run_grad_weight(const Problem& problem, const GradWeightArgs& args) {
   Problem p = problem;
   flatten(p, args.grad, args.input);
+  if (args.products_wanted() && run_grad_weight_by_winograd(p, args)) return;
   const int64_t run = p.w.dilation == 1 ? p.w.kernel * p.group_in() : p.group_in();
   if (suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
     return run_grad_weight_in_planes(p, args);
-  if (args.products_wanted() && run_grad_weight_by_winograd(p, args)) return;
   p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
 }
 

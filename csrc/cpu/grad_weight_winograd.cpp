@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t kRoundBytes = 4 << 20;
 constexpr int64_t kUnitTiles = 64;  // of one unit, at most
-constexpr int64_t kChain = 16;      // tiles that are added in one chain, where digits are short
+constexpr int64_t kChain = 32;      // tiles that are added in one chain, where digits are short
 
 template <class T>
 class GradWeightWinograd {
@@ -29,10 +29,12 @@ class GradWeightWinograd {
         args_(args),
         load_(row_loader<float>(p.dtype)),
         pass_{forward_taps(p.h), forward_taps(p.w), 0, {}},
-        order_(RH, RW),
+        pieces_(p.h.kernel, p.w.kernel),
+        order_(p.h.kernel, p.w.kernel),
         blocks_(unit_blocks(p, pass_)),
         unit_count_(p.batch * blocks_.along_h * blocks_.along_w),
         unit_tiles_(blocks_.rows * blocks_.columns / (MH * MW)),
+        unit_inputs_((blocks_.rows / MH + pieces_.along_h - 1) * (blocks_.columns / MW + pieces_.along_w - 1)),
         inputs_(round_up(p.group_in(), L)),
         channels_(round_up(p.group_out(), kPack)),
         round_(units_of_round()),
@@ -41,9 +43,9 @@ class GradWeightWinograd {
         gamma_(p, args.gamma, channels_, static_cast<float>(p.gamma_offset), 1),
         x_(kPoints * inputs_of_point()),
         q_(kPoints * gradients_of_point()),
-        grad_weight_(keeps_sums() ? parts_ * kPart : 0),
+        grad_weight_(keeps_sums() ? parts_ * part() : 0),
         dots_(round_ * parts_ * kPack),
-        tiles_(round_),
+        units_(round_),
         sums_(p, blocks_.along_h * blocks_.along_w, channels_, 1) {}
 
   // Returns whether all is finite; where not, it is to be computed directly.
@@ -64,12 +66,11 @@ class GradWeightWinograd {
   static constexpr int64_t kPack = std::lcm(L, kGradRows);  // output channels that lie together in Q
   static constexpr int64_t kBlock = 64 / kPack * kPack;     // output channels that are loaded together
   static constexpr int64_t kWide = kGradVectors * L;        // input channels of a register tile, together in X
-  // A part of the weights, kPack x kWide of them (fewer for the last input channels), point by point.
-  static constexpr int64_t kPartPoint = kPack * kWide + L, kPart = kPoints * kPartPoint;
+  static constexpr int64_t kPartPoint = kPack * kWide + L;
 
   // Units of the same size whatever the number of threads, so that sums are too; several, so that threads can share.
   static Blocks unit_blocks(const Problem& p, const Pass<float>& pass) {
-    constexpr int64_t kLeast = 16, kUnits = 8;  // tiles of a unit, at least; units, where they are not too small
+    constexpr int64_t kLeast = 16, kUnits = 4;  // tiles of a unit, at least; units, where they are not too small
     const int64_t tiles_h = (p.h.out + MH - 1) / MH, tiles_w = (p.w.out + MW - 1) / MW;
     const int64_t tiles = std::clamp(p.batch * tiles_h * tiles_w / kUnits, kLeast, kUnitTiles);
     if (tiles_w > tiles) return blocks_of(1, MH, tiles * MW, p.batch, pass.h, pass.w);
@@ -77,7 +78,7 @@ class GradWeightWinograd {
   }
 
   int64_t units_of_round() const {
-    const int64_t unit_bytes = kPoints * unit_tiles_ * (inputs_ + channels_) * sizeof(float);
+    const int64_t unit_bytes = kPoints * (unit_inputs_ * inputs_ + unit_tiles_ * channels_) * sizeof(float);
     return std::min(round_up(share_evenly(unit_count_, std::max<int64_t>(kRoundBytes / unit_bytes, 1)), thread_count()),
                     unit_count_);
   }
@@ -87,25 +88,26 @@ class GradWeightWinograd {
   bool is_single() const { return p_.batch == 1; }  // sample
   bool sums_wanted() const { return weight_wanted() || (is_single() && gamma_wanted()); }
   bool keeps_sums() const { return round_ < unit_count_ && sums_wanted(); }  // from round to round
-  int64_t tiles_of_round() const { return round_ * unit_tiles_; }
-  int64_t inputs_of_point() const { return apart(inputs_ * tiles_of_round()); }
-  int64_t gradients_of_point() const { return apart(channels_ * tiles_of_round()); }
+  // A part of the weights, kPack x kWide of them (fewer for the last input channels), point by point of every piece.
+  int64_t part() const { return pieces_.count() * kPoints * kPartPoint; }
+  int64_t inputs_of_point() const { return apart(inputs_ * round_ * unit_inputs_); }
+  int64_t gradients_of_point() const { return apart(channels_ * round_ * unit_tiles_); }
   // Where a point's elements of a tile are: input channels from c0 on (kWide of them lie together), and a pack.
   int64_t x_at(int64_t point, int64_t c0, int64_t tile) const {
-    return point * inputs_of_point() + c0 * tiles_of_round() + tile * std::min(kWide, inputs_ - c0);
+    return point * inputs_of_point() + c0 * round_ * unit_inputs_ + tile * std::min(kWide, inputs_ - c0);
   }
   int64_t q_at(int64_t point, int64_t k0, int64_t tile) const {
-    return point * gradients_of_point() + k0 * tiles_of_round() + tile * kPack;
+    return point * gradients_of_point() + k0 * round_ * unit_tiles_ + tile * kPack;
   }
 
   void transform_units(int64_t g, int64_t first, int64_t count) {
-    const int64_t strip_size = (blocks_.rows + RH - 1) * (blocks_.columns + RW - 1) * p_.group_in();
+    const int64_t strip_size = pass_.h.extent(blocks_.rows) * pass_.w.extent(blocks_.columns) * p_.group_in();
     parallel(count, [&](int64_t begin, int64_t end) {
       Scratch<float> strip(strip_size + L), u(blocks_.rows * blocks_.columns * kBlock);
       strip.zero(strip_size + L);
       for (int64_t i = begin; i < end; ++i) {
         const Extent e = extent_of(blocks_, pass_, p_.batch, first + i);
-        tiles_[i] = whole_tiles<T>(e).positions() / (MH * MW);
+        units_[i] = {(e.rows + MH - 1) / MH, (e.columns + MW - 1) / MW};
         transform_input(strip, g, e, i);
         for (int64_t k0 = 0; k0 < channels_; k0 += kBlock) {
           const int64_t channels = std::min(kBlock, channels_ - k0);
@@ -119,15 +121,16 @@ class GradWeightWinograd {
   void transform_input(float* strip, int64_t g, const Extent& e, int64_t unit) {
     const int64_t pixel = p_.group_in();
     const Extent whole = whole_tiles<T>(e);
-    const int64_t line = (whole.columns + RW - 1) * pixel;
+    const int64_t high = whole.rows / MH + pieces_.along_h - 1, wide = whole.columns / MW + pieces_.along_w - 1;
+    const int64_t line = pass_.w.extent(whole.columns) * pixel;
     fill_strip(strip, whole, pass_.h, pass_.w, g * pixel, pixel, Plain<float>{args_.input, load_});
-    int64_t tile = unit * unit_tiles_;
-    for (int64_t h = 0; h < whole.rows; h += MH)
-      for (int64_t w = 0; w < whole.columns; w += MW, ++tile)
+    int64_t tile = unit * unit_inputs_;
+    for (int64_t h = 0; h < high; ++h)
+      for (int64_t w = 0; w < wide; ++w, ++tile)
         for (int64_t c = 0; c < pixel; c += L) {
           const int64_t c0 = c / kWide * kWide;
-          transform_tile<T>(x_ + x_at(0, c0, tile) + c - c0, inputs_of_point(), strip + h * line + w * pixel + c, line,
-                            pixel);
+          transform_tile<T>(x_ + x_at(0, c0, tile) + c - c0, inputs_of_point(),
+                            strip + h * MH * line + w * MW * pixel + c, line, pixel);
         }
   }
 
@@ -181,11 +184,11 @@ class GradWeightWinograd {
 
   void multiply_units(int64_t g, int64_t first, int64_t count) {
     parallel(parts_, [&](int64_t begin, int64_t end) {
-      Scratch<float> weight(kPart), sums(keeps_sums() ? 0 : kPart);
+      Scratch<float> weight(this->part()), sums(keeps_sums() ? 0 : this->part());
       for (int64_t part = begin; part < end; ++part)
         with_vectors(std::min(kWide, inputs_ - part % wides_ * kWide) / L, [&](auto vectors) {
           multiply_part<decltype(vectors)::value>(g, first, count, part, weight,
-                                                  keeps_sums() ? grad_weight_ + part * kPart : sums + 0);
+                                                  keeps_sums() ? grad_weight_ + part * this->part() : sums + 0);
         });
     });
     if (gamma_wanted()) add_dots(g, first, count);
@@ -205,22 +208,29 @@ class GradWeightWinograd {
       const float *q = q_ + q_at(point, k, 0), *x = x_ + x_at(point, c0, 0);
       for (int64_t unit = 0; unit < count; ++unit) {
         const float* gamma = is_single() ? ones : gamma_.at((first + unit) / units, g) + k;
-        for (int64_t m = 0; m < kPack; m += kGradRows)
-          UnitTile<float, V>{q + unit * unit_tiles_ * kPack + m,
-                             x + unit * unit_tiles_ * V * L,
-                             kPack,
-                             1,
-                             tiles_[unit],
-                             0,
-                             V * L,
-                             weight + point * kPartPoint + m * V * L,
-                             sums_wanted() ? sums + point * kPartPoint + m * V * L : nullptr,
-                             V * L,
-                             V * L,
-                             gamma + m,
-                             dots_wanted ? dots + unit * kPack + m : nullptr,
-                             first + unit == 0,
-                             p_.dtype == DType::f32 ? kChain : kUnitTiles}();
+        const auto [high, wide] = units_[unit];
+        const int64_t line = wide + pieces_.along_w - 1;
+        const bool one_line = line == wide;
+        for (int64_t i = 0; i < pieces_.count(); ++i) {
+          const int64_t tile = unit * unit_inputs_ + i / pieces_.along_w * line + i % pieces_.along_w;
+          const int64_t at = (i * kPoints + point) * kPartPoint;
+          for (int64_t m = 0; m < std::min(kPack, p_.group_out() - k); m += kGradRows)
+            UnitTile<float, V>{q + unit * unit_tiles_ * kPack + m,
+                               x + tile * V * L,
+                               kPack,
+                               one_line ? 1 : high,
+                               one_line ? high * wide : wide,
+                               line * V * L,
+                               V * L,
+                               weight + at + m * V * L,
+                               sums_wanted() ? sums + at + m * V * L : nullptr,
+                               V * L,
+                               V * L,
+                               gamma + m,
+                               dots_wanted ? dots + unit * kPack + m : nullptr,
+                               first + unit == 0,
+                               p_.dtype == DType::f32 ? kChain : kUnitTiles}();
+        }
       }
     }
     if (first + count == unit_count_ && sums_wanted())
@@ -237,16 +247,24 @@ class GradWeightWinograd {
     });
   }
 
-  // G W G^T of a part, [point][output channel][input channel]; made anew in each round, a small part of its products
+  // G W G^T of a part, [piece][point][output channel][input channel]; made anew in each round, a small part of its
+  // products
   template <int V>
   void transform_weight(float* weight, int64_t g, int64_t k0, int64_t c0) const {
-    float taps[RH * RW][V * L] = {};
+    const int64_t line = p_.w.kernel * V * L, size = p_.h.kernel * line;
+    Scratch<float> taps(size);
+    taps.zero(size);
     for (int64_t k = 0; k < kPack; ++k, weight += V * L) {
       if (k0 + k < p_.group_out())
-        load_weight(taps[0], V * L, g, k0 + k, c0);
+        load_weight(taps, V * L, g, k0 + k, c0);
       else
-        std::memset(taps, 0, sizeof taps);
-      for (int64_t c = 0; c < V * L; c += L) transform_filter<T>(weight + c, kPartPoint, taps[0] + c, V * L);
+        taps.zero(size);
+      for (int64_t i = 0; i < pieces_.count(); ++i) {
+        const auto piece = pieces_.at(i);
+        for (int64_t c = 0; c < V * L; c += L)
+          transform_filter<T>(weight + i * kPoints * kPartPoint + c, kPartPoint,
+                              taps + piece.h * line + piece.w * V * L + c, line, V * L, piece.rows, piece.columns);
+      }
     }
   }
 
@@ -255,27 +273,34 @@ class GradWeightWinograd {
   void finish_part(int64_t g, int64_t k0, int64_t c0, const float* sums, Vector<float>* dots) {
     const int64_t sources = std::min<int64_t>(V * L, p_.group_in() - c0);
     const bool dots_wanted = gamma_wanted() && is_single();
-    float weight[RH * RW][V * L] = {}, grad_weight[RH * RW][V * L];
+    const int64_t size = p_.h.kernel * p_.w.kernel * V * L;
+    Scratch<float> weight(size), grad_weight(size);
+    weight.zero(size);
     Vector<float> zero_or_nan{};
     for (int64_t k = 0; k < std::min(kPack, p_.group_out() - k0); ++k) {
       const Vector<float> factor = splat(is_single() ? gamma_.at(0, g)[k0 + k] : 1);
-      if (dots_wanted) load_weight(weight[0], V * L, g, k0 + k, c0);
-      for (int64_t c = 0; c < V * L; c += L) {
-        Vector<float> points[NH][NW], taps[RH][RW];
-        for (int h = 0; h < NH; ++h)
-          for (int w = 0; w < NW; ++w) points[h][w] = load(sums + (h * NW + w) * kPartPoint + k * V * L + c);
-        transform_2d(
-            points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
-            [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
-        for (int h = 0; h < RH; ++h)
-          for (int w = 0; w < RW; ++w) {
-            zero_or_nan += 0 * taps[h][w];
-            if (dots_wanted) dots[k] += load(weight[h * RW + w] + c) * taps[h][w];
-            store(grad_weight[h * RW + w] + c, factor * taps[h][w]);
-          }
+      if (dots_wanted) load_weight(weight, V * L, g, k0 + k, c0);
+      for (int64_t i = 0; i < pieces_.count(); ++i) {
+        const auto piece = pieces_.at(i);
+        for (int64_t c = 0; c < V * L; c += L) {
+          Vector<float> points[NH][NW], taps[RH][RW];
+          for (int h = 0; h < NH; ++h)
+            for (int w = 0; w < NW; ++w)
+              points[h][w] = load(sums + ((i * NH + h) * NW + w) * kPartPoint + k * V * L + c);
+          transform_2d(
+              points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
+              [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
+          for (int64_t h = 0; h < piece.rows; ++h)
+            for (int64_t w = 0; w < piece.columns; ++w) {
+              const int64_t tap = ((piece.h + h) * p_.w.kernel + piece.w + w) * V * L + c;
+              zero_or_nan += 0 * taps[h][w];
+              if (dots_wanted) dots[k] += load(weight + tap) * taps[h][w];
+              store(grad_weight + tap, factor * taps[h][w]);
+            }
+        }
       }
       if (weight_wanted())
-        order_.template store<E>(args_.grad_weight, g * p_.group_out() + k0 + k, grad_weight[0], V * L, c0, sources);
+        order_.template store<E>(args_.grad_weight, g * p_.group_out() + k0 + k, grad_weight, V * L, c0, sources);
     }
     if (!is_zero(zero_or_nan)) finite_ = false;
   }
@@ -295,13 +320,17 @@ class GradWeightWinograd {
   const GradWeightArgs& args_;
   const LoadRow<float> load_;
   const Pass<float> pass_;
+  const Pieces<T> pieces_;
   const WeightOrder<float> order_;
   const Blocks blocks_;
-  const int64_t unit_count_, unit_tiles_, inputs_, channels_, round_, wides_, parts_;
+  const int64_t unit_count_, unit_tiles_, unit_inputs_, inputs_, channels_, round_, wides_, parts_;
   const Factors<float> gamma_;
   Scratch<float> x_, q_, grad_weight_;
   Scratch<double> dots_;
-  std::vector<int64_t> tiles_;  // of each unit of a round
+  struct Unit {
+    int64_t high, wide;  // tiles
+  };
+  std::vector<Unit> units_;  // of a round
   UnitSums sums_;
   std::atomic<bool> finite_{true};
 };
@@ -310,8 +339,8 @@ class GradWeightWinograd {
 
 bool run_grad_weight_by_winograd(const Problem& p, const GradWeightArgs& args) {
   const auto in_tiles = [&](auto tiles) { return GradWeightWinograd<decltype(tiles)>(p, args)(); };
-  return p.positions() >= 2048 ? with_tiles<Square<2, 4>, void, void>(p, in_tiles)
-                               : with_tiles<Square<2, 2>, void, void>(p, in_tiles);
+  return p.positions() >= 2048 ? with_gradient_tiles<Square<2, 4>>(p, in_tiles)
+                               : with_gradient_tiles<Square<2, 2>>(p, in_tiles);
 }
 
 }  // namespace film::FILM_ISA

@@ -25,12 +25,12 @@ constexpr int kPlaneChannels = 6;  // 12 of 16
 // places in their lanes and sum `products`: measured, see bench/NOTES.md. `tensor` is read or written, with `sources`
 // channels of a group: where channels lie side by side, planes have to be turned first.
 inline bool suits_planes(const Problem& p, const View& tensor, int64_t filled, int64_t sources, int64_t products) {
-  constexpr int64_t kRow = 8, kNarrowGroup = 8, kFewChannels = 4, kFewProducts = 63;
+  constexpr int64_t kRow = 8, kNarrowGroup = 8, kFewChannels = 4, kFewProducts = 63, kWideRow = 24;
   if (p.w.out < kRow) return false;
   if (p.groups > 1 && p.group_out() < kNarrowGroup) return true;
   const int64_t lanes = round_up(filled, kVectorBytes / (p.dtype == DType::f64 ? 8 : 4));
-  if (lanes >= 4 * filled) return products <= 1024;
-  if (3 * lanes >= 4 * filled && lanes > filled) return products <= 160;
+  if (lanes >= 4 * filled) return products <= 1024 || p.w.out >= kWideRow;
+  if (3 * lanes >= 4 * filled && lanes > filled) return products <= (p.w.stride == 1 ? 256 : 160);
   return (tensor.w == 1 || sources <= kFewChannels) && products <= kFewProducts;
 }
 
@@ -170,7 +170,8 @@ void convolve_planes(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t
   if (batch * pass.h.count * pass.w.count == 0) return;
   constexpr int64_t kPlaneBytes = 256 * 1024;                   // of a block: L2 holds them
   const int64_t step = share_evenly(channels, kPlaneChannels);  // channels of a tile
-  const int vectors = step <= kPlaneChannels / 2 ? 4 : 2;
+  const auto filled = [&](int64_t unit) { return round_up(pass.w.count, unit * kLanes<A>); };
+  const int vectors = step <= kPlaneChannels / 2 && 9 * filled(4) <= 10 * filled(2) ? 4 : 2;
   const int64_t width = vectors * kLanes<A>;
   const PlaneShape one = plane_shape<A>(pass.h, pass.w, 1, vectors);
   const int64_t row_bytes = groups * source_channels * one.row() * pass.h.step * sizeof(A);

@@ -32,11 +32,12 @@ struct ChunkTile {
   static constexpr int kRows = kTileRows;
 
   template <int V, int M>
-  static void multiply(int64_t R, const A* __restrict patches, const A* __restrict weights, A* __restrict out) {
+  static void multiply(int64_t R, const A* __restrict patches, const A* __restrict weights, A* __restrict out,
+                       bool first) {
     for (int64_t begin = 0; begin == 0 || begin < R; begin += CHUNK, patches += kTileRows * kPitch<A, CHUNK>) {
       Vector<A> sum[M][V];
       sum_chain<kPitch<A, CHUNK>>(sum, patches, weights, std::min(CHUNK, R - begin));
-      put_sums(out, sum, begin == 0);
+      put_sums(out, sum, first && begin == 0);
     }
   }
 };
@@ -49,7 +50,7 @@ struct PreciseTile {
 
   template <int V, int M>
   static void multiply(int64_t R, const float* __restrict patches, const float* __restrict weights,
-                       float* __restrict out) {
+                       float* __restrict out, bool first) {
     constexpr int64_t kChain = 8, kTogether = 8 * kChain, kPart = kShortChunk, kRowPitch = kPitch<float, kPart>;
     static_assert(kPart % kChain == 0);
     for (int64_t begin = 0; begin == 0 || begin < R; begin += kTogether) {
@@ -63,7 +64,7 @@ struct PreciseTile {
 #pragma GCC unroll 8
           for (int v = 0; v < V; ++v) total[m][v] += sum[m][v];
       }
-      put_sums(out, total, begin == 0);
+      put_sums(out, total, first && begin == 0);
     }
   }
 };

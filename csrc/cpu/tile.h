@@ -35,9 +35,9 @@ template <class A, int M, int V>
     }
 }
 
-// out[M][V * lanes] = patches[M][R] * weights[R][V * lanes]
+// out[M][V * lanes] = patches[M][R] * weights[R][V * lanes], or has it added where it is not the first
 template <class A>
-using MultiplyTile = void (*)(int64_t, const A*, const A*, A*);
+using MultiplyTile = void (*)(int64_t, const A*, const A*, A*, bool first);
 
 // The tile of so many vectors V (at most kTileVectors) and rows M (at most kTileRows), of tile.cpp.
 template <class A, int64_t CHUNK = kChunk>

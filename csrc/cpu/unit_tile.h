@@ -36,7 +36,8 @@ struct UnitTile {
   bool fresh;     // whether dW holds nothing yet
   int64_t chain;  // positions summed in one chain; chains are then added, to keep digits
 
-  void operator()() const {
+  // Not inlined: among others' variables the compiler does not keep the sums in registers.
+  [[gnu::noinline]] void operator()() const {
     Vector<A> sum[kGradRows][V];
     if (rows * columns <= chain) {
       const A* uu = u;

@@ -1,6 +1,6 @@
-// The convolution of forward and grad_input by Winograd's filtering, for kernels of 3 x 3 taps, or of 3 or 5 along a
-// row, at a stride of 1: tiles of MH x MW results from NH x NW = (MH + RH - 1) x (MW + RW - 1) inputs, in which every
-// point (one of NH * NW) is a matrix product of its own, [tiles x source channels] with [source channels x channels].
+// The convolution of forward and grad_input by Winograd's filtering, for kernels of 3, 5 or 7 taps (winograd_tiles.h)
+// at a stride of 1: tiles of MH x MW results from NH x NW = (MH + RH - 1) x (MW + RW - 1) inputs, in which every point
+// (one of NH * NW) is a matrix product of its own, [tiles x source channels] with [source channels x channels].
 //
 // A block of tiles goes through it at a time: strip -> transformed tiles -> products, a panel of channels at a time
 // -> results, in the order of rows -> the epilogue. The transformed tiles and one panel's products stay in L2.
@@ -12,57 +12,9 @@
 #include <atomic>
 
 #include "convolve.h"
-#include "winograd_transform.h"
+#include "winograd_tiles.h"
 
 namespace film::FILM_ISA {
-
-// The sizes of tiles along both dimensions, and their transforms.
-template <class HEIGHT, class WIDTH>
-struct Tiles {
-  using H = HEIGHT;
-  using W = WIDTH;
-  static constexpr int kPoints = H::N * W::N;
-};
-template <int MH, int MW>
-using Square = Tiles<Filtering<MH, 3>, Filtering<MW, 3>>;  // for 3 x 3 taps
-template <int MW, int R>
-using Line = Tiles<Filtering<1, 1>, Filtering<MW, R>>;  // for R taps along a row
-
-// Larger tiles save more products and lose more digits. Against plain PyTorch's own error (which may be doubled),
-// float32 comes out at 1.3 to 1.5 in forward with 2 x 4 results a tile, and at 2.4 with 4 x 4. Of the gradients, dW is
-// at 2.7 with 2 x 4 where sums are short and at 1.4 where they are long, and dx at 1.5 to 1.9 in a tile that keeps more
-// digits, but at 2.9 of small problems, for which plain PyTorch takes shorter sums, as in groups; 2 x 2 come to 1.1,
-// and 1.6 in groups. Along a row, dW is at 2.4 with 4 results. Of the storage types of 16 bits, which are worked on in
-// float32, none of this shows.
-//
-// Calls body(tiles) with those of a problem's shape; in float32 with SQUARE for 3 x 3 taps, LINE3 and LINE5 along a
-// row. false where the shape, or void in its place, is not one for Winograd's filtering.
-template <class SQUARE, class LINE3, class LINE5, class Body>
-bool with_tiles(const Problem& p, const Body& body) {
-  const auto has = [](const Axis& a, int64_t taps) {
-    return a.kernel == taps && a.stride == 1 && (taps == 1 || a.dilation == 1);
-  };
-  // with fewer, transforms cost more than products save
-  const auto has_enough = [&](int64_t channels, int64_t positions) {
-    return std::min(p.group_in(), p.group_out()) >= channels && p.positions() >= positions;
-  };
-  if (p.dtype == DType::f64) return false;
-  const bool exact = p.dtype == DType::f32, one_group = p.groups == 1;
-  if (has(p.h, 3) && has(p.w, 3) && has_enough(16, 64)) {
-    if (!exact) return body(Square<4, 4>());
-    return one_group ? body(SQUARE()) : body(Square<2, 2>());
-  }
-  if (!has(p.h, 1) || !has_enough(64, 128) || (exact && !one_group)) return false;
-  if (has(p.w, 3)) {
-    if (!exact) return body(Line<4, 3>());
-    if constexpr (!std::is_void_v<LINE3>) return body(LINE3());
-  }
-  if (has(p.w, 5)) {
-    if (!exact) return body(Line<2, 5>());
-    if constexpr (!std::is_void_v<LINE5>) return body(LINE5());
-  }
-  return false;
-}
 
 // The distance between points that hold so many elements each: some more, so that the same place of every point, which
 // are read and written together, does not fall into the same cache sets.
@@ -78,21 +30,50 @@ struct PointTile {
 constexpr PointTile kFastTile{kTileRows, tile_multiplier<float, kShortChunk>, false};
 constexpr PointTile kPreciseTile{kPreciseRows, precise_tile_multiplier, true};
 
-// Where transformed tiles stand: for each point, tiles of the register tile's rows, in chunks as it reads them.
+// Where transformed tiles stand: for each point, groups of as many as the register tile has rows, in chunks as it reads
+// them, whatever row of the image they are from.
+//
+// A piece further down the kernel reads the groups of a later row of tiles; so there a group is of one row of tiles. A
+// piece further to the right would read other tiles of a group; so for each of them the tiles stand there once more,
+// numbered from that piece's first one on.
 struct TileRows {
-  int64_t most_rows, rows, groups, chunks;  // rows of a group
   static constexpr int64_t kRowPitch = kPitch<float, kShortChunk>;
-  TileRows(int64_t tile_rows, int64_t tiles, int64_t channels)
-      : most_rows(tile_rows),
-        rows(share_evenly(tiles, most_rows)),
-        groups((tiles + rows - 1) / rows),
+
+  template <class T>
+  TileRows(const PointTile& tile, const Extent& e, const Pieces<T>& pieces, int64_t channels)
+      : high(e.rows / T::H::M),
+        wide(e.columns / T::W::M),
+        in_lines(pieces.along_h > 1),
+        most_rows(tile.most_rows),
+        rows(share_evenly(line(e.samples), most_rows)),
+        groups((line(e.samples) + rows - 1) / rows),
+        lines(in_lines ? high + pieces.along_h - 1 : 1),
+        copies(pieces.along_w),
         chunks((channels + kShortChunk - 1) / kShortChunk) {}
+
   int64_t group() const { return chunks * most_rows * kRowPitch; }
-  int64_t point() const { return apart(groups * group()); }
-  int64_t at(int64_t tile, int64_t channel) const {
-    return tile / rows * group() + (channel / kShortChunk * most_rows + tile % rows) * kRowPitch +
+  int64_t copy() const { return lines * groups * group(); }
+  int64_t point() const { return apart(copies * copy()); }
+  // Of a tile, in the order in which they are multiplied.
+  int64_t number(int64_t n, int64_t h, int64_t w) const {
+    return in_lines ? h * groups * rows + n * wide + w : (n * high + h) * wide + w;
+  }
+  int64_t at(int64_t number, int64_t channel) const {
+    return number / rows * group() + (channel / kShortChunk * most_rows + number % rows) * kRowPitch +
            channel % kShortChunk;
   }
+  // Of the products, which the pieces share.
+  int64_t result_groups() const { return groups * (in_lines ? high : 1); }
+  int64_t result_point(int64_t width) const { return apart(result_groups() * rows * width); }
+
+  int64_t high, wide;       // tiles of a result
+  bool in_lines;            // whether a group is of one row of tiles
+  int64_t most_rows, rows;  // of a group
+  int64_t groups, lines;    // of a line of them; lines
+  int64_t copies, chunks;
+
+ private:
+  int64_t line(int64_t samples) const { return samples * wide * (in_lines ? 1 : high); }
 };
 
 // A vector of A from as many floats, and back.
@@ -110,15 +91,17 @@ inline void store_floats(float* p, Vector<A> v) {
   std::memcpy(p, &rounded, sizeof rounded);
 }
 
-// G g G^T of a vector of filters, whose taps are `tap_step` apart, to points `step` apart. Where A is double, nothing
-// but the results is rounded.
+// G g G^T of a vector of filters of so many rows and columns, zeros past those, whose taps are `line` and `tap` apart,
+// to points `step` apart. Where A is double, nothing but the results is rounded.
 template <class T, class A = float>
-inline void transform_filter(float* points, int64_t step, const float* taps, int64_t tap_step) {
+inline void transform_filter(float* points, int64_t step, const float* taps, int64_t line, int64_t tap, int64_t rows,
+                             int64_t columns) {
   constexpr int RH = T::H::R, RW = T::W::R, NH = T::H::N, NW = T::W::N, L = kLanes<A>;
   for (int lane = 0; lane < kLanes<float>; lane += L) {
     Vector<A> filter[RH][RW], out[NH][NW];
     for (int h = 0; h < RH; ++h)
-      for (int w = 0; w < RW; ++w) filter[h][w] = load_floats<A>(taps + (h * RW + w) * tap_step + lane);
+      for (int w = 0; w < RW; ++w)
+        filter[h][w] = h < rows && w < columns ? load_floats<A>(taps + h * line + w * tap + lane) : Vector<A>{};
     transform_2d(
         filter, out, [](const auto& in, auto& out) { T::H::filter(in, out); },
         [](const auto& in, auto& out) { T::W::filter(in, out); });
@@ -127,13 +110,14 @@ inline void transform_filter(float* points, int64_t step, const float* taps, int
   }
 }
 
-// The transformed weights of a pass: for each group and panel [point][source channel][vectors * lanes].
+// The transformed weights of a pass: for each group and panel [point][piece][source channel][vectors * lanes].
 template <class T>
 class WinogradWeights {
  public:
   // `transposed` as pack_weights has it
   WinogradWeights(const PointTile& tile, const Pass<float>& pass, const Problem& p, const View& weight, bool transposed)
       : sources_(transposed ? p.group_out() : p.group_in()),
+        pieces_(p.h.kernel, p.w.kernel),
         panels_{transposed ? p.group_in() : p.group_out()},
         data_(p.groups * panels_.count() * panel_size()) {
     constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels of a panel that go through it together
@@ -142,7 +126,7 @@ class WinogradWeights {
     with_storage<float>(p.dtype, [&](auto element) {
       const LanePacker<float, decltype(element)> pack(pass, weight, p.h, p.w, kSources, transposed);
       parallel(p.groups * panels_.count() * cuts, [&](int64_t begin, int64_t end) {
-        Scratch<float> taps(T::H::R * T::W::R * kSources * panels_.kWidth);
+        Scratch<float> taps(p.h.kernel * p.w.kernel * kSources * panels_.kWidth);
         for (int64_t i = begin; i < end; ++i) {
           const int64_t s0 = i % cuts * kSources, panel = i / cuts % panels_.count(), g = i / cuts / panels_.count();
           const int64_t width = panels_.vectors(panel) * L, count = std::min(kSources, sources_ - s0);
@@ -152,23 +136,29 @@ class WinogradWeights {
             pack(taps + v, width, g * (transposed ? 0 : panels_.channels) + c, std::min(L, panels_.channels - c),
                  g * (transposed ? sources_ : 0) + s0, 0, count);
           }
-          for (int64_t at = 0; at < count * width; at += L)
-            transform(points + at, point(), taps + at, kSources * width);
+          const int64_t tap = kSources * width, line = p.w.kernel * tap;
+          for (int64_t number = 0; number < pieces_.count(); ++number) {
+            const auto piece = pieces_.at(number);
+            for (int64_t at = 0; at < count * width; at += L)
+              transform(points + number * sources_ * width + at, point(), taps + piece.h * line + piece.w * tap + at,
+                        line, tap, piece.rows, piece.columns);
+          }
         }
       });
     });
   }
 
-  // [source channel][vectors * lanes] of a panel
+  // [piece][source channel][vectors * lanes] of a panel
   const float* at(int64_t group, int64_t panel, int64_t point_number) const {
     return data_ + (group * panels_.count() + panel) * panel_size() + point_number * point();
   }
 
  private:
-  int64_t point() const { return apart(sources_ * panels_.kWidth); }
+  int64_t point() const { return apart(pieces_.count() * sources_ * panels_.kWidth); }
   int64_t panel_size() const { return T::kPoints * point(); }
 
   int64_t sources_;
+  Pieces<T> pieces_;
   Panels<float> panels_;
   Scratch<float> data_;
 };
@@ -235,15 +225,19 @@ inline void transform_tile(float* points, int64_t step, const float* corner, int
 // The transformed tiles of a block, from its strip.
 template <class T>
 void transform_tiles(float* transformed, const TileRows& layout, const float* strip, const Extent& e,
-                     int64_t channels) {
-  const int64_t line = (e.columns + T::W::R - 1) * channels, map = (e.rows + T::H::R - 1) * line;
-  int64_t tile = 0;
+                     const Pieces<T>& pieces, int64_t channels) {
+  constexpr int64_t MH = T::H::M, MW = T::W::M;
+  const int64_t high = layout.high + pieces.along_h - 1, wide = layout.wide + pieces.along_w - 1;
+  const int64_t line = (wide * MW + T::W::R - 1) * channels, map = (high * MH + T::H::R - 1) * line;
   for (int64_t n = 0; n < e.samples; ++n)
-    for (int64_t h = 0; h < e.rows; h += T::H::M)
-      for (int64_t w = 0; w < e.columns; w += T::W::M, ++tile)
+    for (int64_t h = 0; h < high; ++h)
+      for (int64_t w = 0; w < wide; ++w) {
+        const float* corner = strip + n * map + h * MH * line + w * MW * channels;
         for (int64_t c = 0; c < channels; c += kLanes<float>)
-          transform_tile<T>(transformed + layout.at(tile, c), layout.point(),
-                            strip + n * map + h * line + w * channels + c, line, channels);
+          for (int64_t copy = std::max<int64_t>(0, w - layout.wide + 1); copy < std::min(pieces.along_w, w + 1); ++copy)
+            transform_tile<T>(transformed + copy * layout.copy() + layout.at(layout.number(n, h, w - copy), c),
+                              layout.point(), corner + c, line, channels);
+      }
 }
 
 // A^T m A of every tile of a block, to results[position][vectors * lanes], the positions of `e` one row after another.
@@ -251,12 +245,12 @@ void transform_tiles(float* transformed, const TileRows& layout, const float* st
 template <class T>
 bool gather_results(float* results, const float* products, const TileRows& layout, const Extent& e, int64_t width) {
   constexpr int L = kLanes<float>, NH = T::H::N, NW = T::W::N, MH = T::H::M, MW = T::W::M;
-  const int64_t point = apart(layout.groups * layout.rows * width);
+  const int64_t point = layout.result_point(width);
   Vector<float> zero_or_nan{};
-  int64_t tile = 0;
   for (int64_t n = 0; n < e.samples; ++n)
     for (int64_t h = 0; h < e.rows; h += MH)
-      for (int64_t w = 0; w < e.columns; w += MW, ++tile) {
+      for (int64_t w = 0; w < e.columns; w += MW) {
+        const int64_t tile = layout.number(n, h / MH, w / MW);
         const int64_t high = std::min<int64_t>(MH, e.rows - h), wide = std::min<int64_t>(MW, e.columns - w);
         float* out = results + ((n * e.rows + h) * e.columns + w) * width;
         for (int64_t v = 0; v < width; v += L) {
@@ -288,32 +282,35 @@ bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const Win
   const Blocks blocks = plan_winograd_blocks<T>(pass, batch, source_channels);
   const Panels<float> panels{channels};
   const int64_t positions = blocks.positions();
-  const TileRows most(tile.most_rows, positions / (T::H::M * T::W::M), source_channels);
+  const Pieces<T> pieces(pass.h.offset.size(), pass.w.offset.size());
+  const TileRows most(tile, {0, blocks.samples, 0, blocks.rows, 0, blocks.columns}, pieces, source_channels);
   const int64_t strip_size =
-      blocks.samples * (blocks.rows + T::H::R - 1) * (blocks.columns + T::W::R - 1) * source_channels;
+      blocks.samples * pass.h.extent(blocks.rows) * pass.w.extent(blocks.columns) * source_channels;
   std::atomic<bool> finite{true};
   parallel(blocks.blocks(), [&](int64_t begin, int64_t end) {
     Scratch<float> strip(strip_size), transformed(T::kPoints * most.point());
-    Scratch<float> products(T::kPoints * apart(most.groups * most.rows * panels.kWidth)),
-        results(positions * panels.kWidth);
+    Scratch<float> products(T::kPoints * most.result_point(panels.kWidth)), results(positions * panels.kWidth);
     std::vector<Row> rows(positions);
     for (int64_t block = begin; block < end && finite; ++block) {
       const Extent e = extent_of(blocks, pass, batch, block);
       const Extent whole = whole_tiles<T>(e);
-      const TileRows layout(tile.most_rows, whole.positions() / (T::H::M * T::W::M), source_channels);
+      const TileRows layout(tile, whole, pieces, source_channels);
       const int64_t count = list_rows(rows, e, pass);
       for (int64_t g = 0; g < groups; ++g) {
         fill_strip(static_cast<float*>(strip), whole, pass.h, pass.w, g * source_channels, source_channels, source);
-        transform_tiles<T>(transformed, layout, strip, whole, source_channels);
+        transform_tiles<T>(transformed, layout, strip, whole, pieces, source_channels);
         for (int64_t panel = 0; panel < panels.count(); ++panel) {
           const int vectors = panels.vectors(panel);
           const int64_t width = vectors * kLanes<float>;
           const auto multiply = tile.multiplier(vectors, layout.rows);
           for (int64_t point = 0; point < T::kPoints; ++point)
-            for (int64_t group = 0; group < layout.groups; ++group)
-              multiply(source_channels, transformed + point * layout.point() + group * layout.group(),
-                       weights.at(g, panel, point),
-                       products + point * apart(layout.groups * layout.rows * width) + group * layout.rows * width);
+            for (int64_t group = 0; group < layout.result_groups(); ++group)
+              for (int64_t piece = 0; piece < pieces.count(); ++piece)
+                multiply(source_channels,
+                         transformed + point * layout.point() + piece % pieces.along_w * layout.copy() +
+                             (group + piece / pieces.along_w * layout.groups) * layout.group(),
+                         weights.at(g, panel, point) + piece * source_channels * width,
+                         products + point * layout.result_point(width) + group * layout.rows * width, piece == 0);
           if (!gather_results<T>(results, products, layout, e, width)) finite = false;
           for (int64_t first = 0; first < count; first += kTileRows)
             epilogue(results + first * width, vectors, &rows[first], std::min<int64_t>(kTileRows, count - first), g,

@@ -8,25 +8,36 @@
 
 namespace film::FILM_ISA {
 
+// Calls body(std::integral_constant<int, BYTES>()) with a number from 1 to 4: copies of a length that the compiler
+// knows are single moves.
+template <int BYTES = 1, class Body>
+void with_bytes(int64_t bytes, const Body& body) {
+  if constexpr (BYTES < 4)
+    if (bytes > BYTES) return with_bytes<BYTES + 1>(bytes, body);
+  body(std::integral_constant<int, BYTES>());
+}
+
 // The bits of 32 channels of each of `count` positions, as words; and back.
 inline void load_words(int32_t* words, const uint8_t* bits, int64_t bit_row, int64_t first_byte, int64_t count) {
-  const int64_t bytes = std::min<int64_t>(bit_row - first_byte, 4);
-  bits += first_byte;
-  if (bit_row == 1) {
-    for (int64_t i = 0; i < count; ++i) words[i] = bits[i];
-  } else if (bit_row == 2) {
+  with_bytes(std::min<int64_t>(bit_row - first_byte, 4), [&](auto bytes) {
+    constexpr int B = decltype(bytes)::value;
     for (int64_t i = 0; i < count; ++i) {
-      uint16_t word;
-      std::memcpy(&word, bits + 2 * i, 2);
-      words[i] = word;
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
+      const uint8_t* at = bits + i * bit_row + first_byte;
       uint32_t word = 0;
-      std::memcpy(&word, bits + i * bit_row, bytes);
+      if constexpr (B == 3) {
+        word = at[0] | at[1] << 8 | at[2] << 16;
+      } else {
+        std::memcpy(&word, at, B);
+      }
       words[i] = static_cast<int32_t>(word);
     }
-  }
+  });
+}
+
+inline void store_words(uint8_t* bits, const int32_t* words, int64_t bit_row, int64_t first_byte, int64_t count) {
+  with_bytes(std::min<int64_t>(bit_row - first_byte, 4), [&](auto bytes) {
+    for (int64_t i = 0; i < count; ++i) std::memcpy(bits + i * bit_row + first_byte, &words[i], decltype(bytes)::value);
+  });
 }
 
 // Words of neighbouring columns as lanes beside those of A; and bits added to them.
@@ -48,21 +59,6 @@ inline void add_words(int32_t* words, Mask<A> bits) {
   std::memcpy(&lanes, words, sizeof lanes);
   lanes |= __builtin_convertvector(bits, typename WordsOf<A>::type);
   std::memcpy(words, &lanes, sizeof lanes);
-}
-
-inline void store_words(uint8_t* bits, const int32_t* words, int64_t bit_row, int64_t first_byte, int64_t count) {
-  const int64_t bytes = std::min<int64_t>(bit_row - first_byte, 4);
-  bits += first_byte;
-  if (bit_row == 1) {
-    for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint8_t>(words[i]);
-  } else if (bit_row == 2) {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint16_t word = static_cast<uint16_t>(words[i]);
-      std::memcpy(bits + 2 * i, &word, 2);
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) std::memcpy(bits + i * bit_row, &words[i], bytes);
-  }
 }
 
 // gamma * u of the planes of a row, in place of g; `scale` is gamma.

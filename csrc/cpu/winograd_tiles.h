@@ -1,0 +1,111 @@
+// Which tiles Winograd's filtering takes for a kernel, and how kernels of more taps than a tile's filter are cut.
+#pragma once
+
+#include <algorithm>
+
+#include "../problem.h"
+#include "winograd_transform.h"
+
+namespace film::FILM_ISA {
+
+// The sizes of tiles along both dimensions, and their transforms.
+template <class HEIGHT, class WIDTH>
+struct Tiles {
+  using H = HEIGHT;
+  using W = WIDTH;
+  static constexpr int kPoints = H::N * W::N;
+};
+template <int MH, int MW>
+using Square = Tiles<Filtering<MH, 3>, Filtering<MW, 3>>;  // for 3 x 3 taps
+template <int MW, int R>
+using Line = Tiles<Filtering<1, 1>, Filtering<MW, R>>;    // for R taps along a row
+using Square5 = Tiles<Filtering<2, 3>, Filtering<2, 5>>;  // 48 products instead of 100
+using Square7 = Tiles<Filtering<3, 4>, Filtering<3, 4>>;  // 144 instead of 441
+
+// A kernel of more taps than the filter has is cut into pieces of M taps, the last one of R, in each dimension: piece
+// (i, j) reads the tiles that are i further down and j to the right, and all pieces add to the same products.
+template <class T>
+struct Pieces {
+  Pieces(int64_t kernel_h, int64_t kernel_w)
+      : along_h((kernel_h - T::H::R) / T::H::M + 1), along_w((kernel_w - T::W::R) / T::W::M + 1) {}
+  int64_t count() const { return along_h * along_w; }
+
+  struct Piece {
+    int64_t h, w, rows, columns;  // its first tap, and how many
+  };
+  Piece at(int64_t number) const {
+    const int64_t i = number / along_w, j = number % along_w;
+    return {i * T::H::M, j * T::W::M, i + 1 < along_h ? T::H::M : T::H::R, j + 1 < along_w ? T::W::M : T::W::R};
+  }
+
+  int64_t along_h, along_w;
+};
+
+// Larger tiles save more products and lose more digits. Against plain PyTorch's own error (which may be doubled),
+// float32 comes out at 1.3 to 1.5 in forward with 2 x 4 results a tile, and at 2.4 with 4 x 4. Of the gradients, dW is
+// at 2.7 with 2 x 4 where sums are short and at 1.4 where they are long, and dx at 1.5 to 1.9 in a tile that keeps more
+// digits, but at 2.9 of small problems, for which plain PyTorch takes shorter sums, as in groups; 2 x 2 come to 1.1,
+// and 1.6 in groups. Along a row, dW is at 2.4 with 4 results. Kernels of more taps are more exact, since plain
+// PyTorch's sums are longer. Of the storage types of 16 bits, which are worked on in float32, none of this shows.
+
+inline bool has_taps(const Axis& a, int64_t taps) {
+  return a.kernel == taps && a.stride == 1 && (taps == 1 || a.dilation == 1);
+}
+
+// With fewer, transforms cost more than products save.
+inline bool has_enough(const Problem& p, int64_t channels, int64_t positions) {
+  return std::min(p.group_in(), p.group_out()) >= channels && p.positions() >= positions;
+}
+
+// Of more than a row, but not 3 x 3.
+inline bool has_large_kernel(const Problem& p) {
+  const auto is_odd = [](const Axis& a) { return has_taps(a, 3) || has_taps(a, 5) || has_taps(a, 7); };
+  return is_odd(p.h) && is_odd(p.w) && !(p.h.kernel == 3 && p.w.kernel == 3);
+}
+
+// Calls body(tiles) with those for kernels of 3 x 3, SQUARE in float32, and returns what it does; false where the
+// problem is not one for them.
+template <class SQUARE, class Body>
+bool with_square_tiles(const Problem& p, const Body& body) {
+  if (!has_taps(p.h, 3) || !has_taps(p.w, 3) || !has_enough(p, 16, 64)) return false;
+  if (p.dtype != DType::f32) return body(Square<4, 4>());
+  return p.groups == 1 ? body(SQUARE()) : body(Square<2, 2>());
+}
+
+// The same for all kernels of forward and grad_input; LINE in float32 for rows of 3. With padding that is not
+// usual for a large kernel, plain PyTorch takes another way, which loses fewer digits.
+template <class SQUARE, class LINE, class Body>
+bool with_tiles(const Problem& p, bool unusual_padding, const Body& body) {
+  const bool exact = p.dtype == DType::f32;
+  if (p.dtype == DType::f64) return false;
+  if (with_square_tiles<SQUARE>(p, body)) return true;
+  if (exact && p.groups > 1) return false;
+  if (has_taps(p.h, 1) && has_enough(p, 64, 128)) {
+    if (has_taps(p.w, 3)) return exact ? body(LINE()) : body(Line<4, 3>());
+    return has_taps(p.w, 5) && body(Line<2, 5>());
+  }
+  const bool short_sums = p.h.kernel == 3;  // of plain PyTorch
+  if (!has_large_kernel(p) || !(short_sums ? has_enough(p, 32, 1024) : has_enough(p, 12, 64))) return false;
+  if (exact && unusual_padding) return body(Square<2, 2>());
+  if (p.w.kernel == 3) return body(SQUARE());
+  if (p.w.kernel == 5) return body(Square5());
+  return p.h.kernel == 7 ? body(Square7()) : body(Tiles<Filtering<2, 3>, Filtering<3, 4>>());
+}
+
+// The same for grad_weight.
+template <class SQUARE, class Body>
+bool with_gradient_tiles(const Problem& p, const Body& body) {
+  const bool exact = p.dtype == DType::f32;
+  if (p.dtype == DType::f64) return false;
+  if (with_square_tiles<SQUARE>(p, body)) return true;
+  if (!exact && has_taps(p.h, 1) && has_enough(p, 64, 128)) {
+    if (has_taps(p.w, 3)) return body(Line<4, 3>());
+    return has_taps(p.w, 5) && body(Line<2, 5>());
+  }
+  if (!has_large_kernel(p) || (exact && p.groups > 1) || !has_enough(p, 12, 256)) return false;
+  if (exact && p.positions() < 8192) return body(Square<2, 2>());
+  if (p.w.kernel == 3) return body(Square<2, 4>());
+  return p.w.kernel == 5 ? body(Square5()) : body(Tiles<Filtering<2, 3>, Filtering<3, 4>>());
+}
+
+}  // namespace film::FILM_ISA

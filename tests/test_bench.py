@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ import torch
 from PIL import Image
 
 from bench import __main__ as command
-from bench import check, limits, memory, parts, report, results, timing
+from bench import check, drawn, limits, memory, parts, report, results, timing
 from bench.peers import PEERS, PLAIN, Peer
 from bench.runner import Budget, Outcome, Runner, checked
 from bench.shapes import CASES, ROWS, TINY, Row
@@ -280,3 +282,15 @@ def test_without_a_gpu_the_gpus_commands_say_so(monkeypatch, capsys):
     monkeypatch.delenv("DRY", raising=False)
     assert command.main(["check-gpu"]) == command.main(["gpu"]) == 2
     assert "DRY=1" in capsys.readouterr().err
+
+
+def test_layers_drawn_by_lot_are_the_same_for_a_seed_and_are_all_reported(tmp_path, monkeypatch):
+    rows = drawn.draw(3, 40)
+    assert rows == drawn.draw(3, 40) != drawn.draw(4, 40)
+    assert all(math.prod(row.problem(CPU).out_shape) > 0 for row in rows)
+    monkeypatch.setattr(drawn, "draw", lambda seed, count: [replace(row, tiny=True) for row in rows[:count]])
+    drawn.main(["--layers", "2", "--seconds", "60", "--out", str(tmp_path)])
+    text = (tmp_path / drawn.FILE).read_text()
+    assert text.startswith("# 2 layers drawn by lot (seed 0)") and all(f"| {row.name} |" in text for row in rows[:2])
+    drawn.main(["--layers", "2", "--seconds", "0", "--out", str(tmp_path)])  # nothing was in time
+    assert (tmp_path / drawn.FILE).read_text().startswith("# 0 layers")

@@ -1,19 +1,28 @@
-// 1x1 convolutions as ones along a single dimension.
+// 1x1 convolutions as ones along fewer and longer rows.
 #pragma once
+
+#include <cstdint>
+#include <limits>
 
 #include "../problem.h"
 
 namespace film {
 
-// Rewrites a 1x1 convolution without padding so that its positions are one long row, where the tensors' memory allows:
-// rows shorter than a tile, a transposed block or a run would leave places idle. The bits lie the same either way.
+constexpr int64_t kOneRow = std::numeric_limits<int64_t>::max();
+
+// Rewrites a 1x1 convolution without padding so that its positions are rows of at least so many columns, or one row
+// where that cannot be, and the tensors' memory allows it: rows shorter than a tile, a transposed block or a run would
+// leave places idle. The bits lie the same either way.
 template <class... Views>
-void flatten(Problem& p, const Views&... views) {
+void flatten(Problem& p, int64_t columns, Views&... views) {
   const auto single = [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.pad == 0 && a.in == a.out; };
   const auto dense = [&](const View& v) { return v.h == v.w * p.w.in; };
   if (p.h.in == 1 || !single(p.h) || !single(p.w) || !(dense(views) && ...)) return;
-  p.w.in = p.w.out = p.h.in * p.w.in;
-  p.h.in = p.h.out = 1;
+  int64_t together = 1;
+  while (together < p.h.in && (p.w.in * together < columns || p.h.in % together != 0)) ++together;
+  p.w.in = p.w.out = together * p.w.in;
+  p.h.in = p.h.out = p.h.in / together;
+  ((views.h *= together), ...);
 }
 
 }  // namespace film

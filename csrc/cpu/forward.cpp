@@ -168,14 +168,16 @@ void forward_in_planes(const Problem& p, const ForwardArgs& args) {
 
 }  // namespace
 
-void run_forward(const Problem& problem, const ForwardArgs& args) {
+void run_forward(const Problem& problem, const ForwardArgs& given) {
+  if (forward_by_winograd(problem, given)) return;
   Problem p = problem;
-  flatten(p, args.input, args.output);
-  if (forward_by_winograd(p, args)) return;
-  if (suits_planes(p, args.output, p.group_out(), p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
-    p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
-  else
-    p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
+  ForwardArgs args = given;
+  flatten(p, kOneRow, args.input, args.output);
+  if (!suits_planes(p, args.output, p.group_out(), p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
+    return p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
+  p = problem, args = given;
+  flatten(p, kPlaneColumns, args.input, args.output);
+  p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
 }
 
 }  // namespace film::FILM_ISA

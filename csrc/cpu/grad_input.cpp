@@ -193,15 +193,17 @@ int64_t taps_of_pass(const Axis& axis) { return (axis.kernel + axis.stride - 1) 
 
 }  // namespace
 
-void run_grad_input(const Problem& problem, const GradInputArgs& args) {
+void run_grad_input(const Problem& problem, const GradInputArgs& given) {
+  if (grad_input_by_winograd(problem, given)) return;
   Problem p = problem;
-  flatten(p, args.grad, args.grad_input);
-  if (grad_input_by_winograd(p, args)) return;
+  GradInputArgs args = given;
+  flatten(p, kOneRow, args.grad, args.grad_input);
   const int64_t taps = taps_of_pass(p.h) * taps_of_pass(p.w);
-  if (suits_planes(p, args.grad, p.group_in(), p.group_out(), p.group_out() * taps))
-    p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
-  else
-    p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
+  if (!suits_planes(p, args.grad, p.group_in(), p.group_out(), p.group_out() * taps))
+    return p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
+  p = problem, args = given;
+  flatten(p, kPlaneColumns, args.grad, args.grad_input);
+  p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
 }
 
 }  // namespace film::FILM_ISA

@@ -19,7 +19,9 @@ namespace {
 
 constexpr int64_t kUnitPositions = 256;     // of one unit, at most (a row may be cut, rows are put together)
 constexpr int64_t kTasks = 32;              // aimed at, so that many cores have work,
-constexpr int64_t kSplitPositions = 512;    // but a split has its own dW, which pays for so many positions only
+constexpr int64_t kSplitPositions = 512;    // but a split has its own dW, which pays for so many positions only,
+constexpr int64_t kFewPositions = 192;      // or for so many where dW has
+constexpr int64_t kSmallWeight = 64 << 10;  // no more elements
 constexpr int64_t kBatchBytes = 320 << 10;  // of strips and u that a task has at hand: L2 holds them
 constexpr int64_t kPiece = 32;              // positions of u that are loaded together
 
@@ -58,7 +60,8 @@ class GradWeight {
         chain_(p.positions() < kSplitPositions ? 16 : 32),
         in_one_run_(w_.consecutive() && source_blocks_ == 1),
         splits_(std::clamp<int64_t>(
-            std::min(kTasks / (blocks_ * source_blocks_ * p.groups), p.positions() / kSplitPositions), 1, unit_count_)),
+            std::min(kTasks / (blocks_ * source_blocks_ * p.groups), p.positions() / split_positions()), 1,
+            unit_count_)),
         gamma_(p, args.gamma, padded_, static_cast<A>(p.gamma_offset), A(1)),
         partial_(args.grad_weight.data == nullptr || splits_ == 1 ? 0 : splits_ * weight_size()),
         sums_(p, units_.along_h * units_.along_w, padded_, source_blocks_) {}
@@ -104,8 +107,8 @@ class GradWeight {
   };
 
   Blocks unit_blocks() const {
-    const int64_t columns = std::min(p_.w.out, kUnitPositions);
-    const int64_t rows = p_.w.out <= kUnitPositions ? std::min(p_.h.out, kUnitPositions / p_.w.out) : 1;
+    const int64_t columns = share_evenly(p_.w.out, kUnitPositions);
+    const int64_t rows = p_.w.out <= kUnitPositions ? share_evenly(p_.h.out, kUnitPositions / p_.w.out) : 1;
     return blocks_of(1, rows, columns, p_.batch, h_, w_);
   }
 
@@ -114,6 +117,7 @@ class GradWeight {
     return even == p_.group_in() ? even : round_up(even, kGradVectors * kLanes<A>);
   }
 
+  int64_t split_positions() const { return weight_size() <= kSmallWeight ? kFewPositions : kSplitPositions; }
   int64_t weight_size() const { return p_.out_channels * taps_ * p_.group_in(); }
 
   // The task's part of W.
@@ -287,14 +291,17 @@ class GradWeight {
 void run_grad_weight_in_planes(const Problem&, const GradWeightArgs&);    // grad_weight_planes.cpp
 bool run_grad_weight_by_winograd(const Problem&, const GradWeightArgs&);  // grad_weight_winograd.cpp: whether it could
 
-void run_grad_weight(const Problem& problem, const GradWeightArgs& args) {
+void run_grad_weight(const Problem& problem, const GradWeightArgs& given) {
+  if (given.products_wanted() && run_grad_weight_by_winograd(problem, given)) return;
   Problem p = problem;
-  flatten(p, args.grad, args.input);
-  if (args.products_wanted() && run_grad_weight_by_winograd(p, args)) return;
+  GradWeightArgs args = given;
+  flatten(p, kOneRow, args.grad, args.input);
   const int64_t run = p.w.dilation == 1 ? p.w.kernel * p.group_in() : p.group_in();
-  if (suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
-    return run_grad_weight_in_planes(p, args);
-  p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
+  if (!suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
+    return p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
+  p = problem, args = given;
+  flatten(p, kPlaneColumns, args.grad, args.input);
+  run_grad_weight_in_planes(p, args);
 }
 
 }  // namespace film::FILM_ISA

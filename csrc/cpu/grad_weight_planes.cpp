@@ -98,7 +98,7 @@ class GradWeightPlanes {
         w_(forward_taps(p.w)),
         products_(p.group_in() * p.h.kernel * p.w.kernel),
         u_row_(round_up(p.w.out, kLanes<A>)),
-        rows_(std::clamp<int64_t>(kChain * kLanes<A> / u_row_, 1, p.h.out)),
+        rows_(unit_rows()),
         per_sample_((p.h.out + rows_ - 1) / rows_),
         units_(p.batch * per_sample_),
         splits_(std::min(kSplits, units_)),
@@ -139,6 +139,13 @@ class GradWeightPlanes {
   }
 
  private:
+  // As many as a chain has, or fewer so that several threads have units, but not very few: each unit's lanes are added.
+  int64_t unit_rows() const {
+    constexpr int64_t kUnits = 4, kLeast = 16;  // vectors
+    const int64_t most = kChain * kLanes<A> / u_row_, least = (kLeast * kLanes<A> + u_row_ - 1) / u_row_;
+    return std::clamp<int64_t>(std::min(most, std::max(p_.h.out * p_.batch / kUnits, least)), 1, p_.h.out);
+  }
+
   template <class T>
   void load_weight() {  // [channel][source channel][kernel row][kernel column]
     const View& w = args_.weight;

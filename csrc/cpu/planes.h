@@ -34,6 +34,9 @@ inline bool suits_planes(const Problem& p, const View& tensor, int64_t filled, i
   return (tensor.w == 1 || sources <= kFewChannels) && products <= kFewProducts;
 }
 
+// Rows of 1x1 convolutions have at least so many columns, and not all, since rows are what threads share.
+constexpr int64_t kPlaneColumns = 128;
+
 // The planes of a block.
 struct PlaneShape {
   int64_t rows, phases, pitch;  // of one channel; a row is phases * pitch elements

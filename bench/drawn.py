@@ -1,0 +1,108 @@
+"""`python -m bench.drawn`: layers drawn by lot, which nothing was tuned for, against plain PyTorch on the CPU.
+
+The layers are those of a seed: as many as asked for, of 1 to 12 samples, 3 to 224 input channels and square kernels of
+1 to 7 taps at a stride of 1 or 2, in either memory format. Writes drawn.md into the folder of results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import machine
+from .peers import AUTOMATIC, PLAIN
+from .report import table
+from .runner import Budget, Runner
+from .shapes import Case, Row
+from .timing import Rounds
+
+FILE = "drawn.md"
+_KINDS = ("forward", "training")
+_MOST_PRODUCTS = 1.5e9  # of a layer's forward; larger maps are made smaller
+_ROUNDS = Rounds(least=11, most=200)
+
+
+def draw(seed: int, count: int) -> list[Row]:
+    """`count` rows, the same for the same seed."""
+    lot = random.Random(seed)
+    return [_draw_one(lot) for _ in range(count)]
+
+
+def _draw_one(lot: random.Random) -> Row:
+    kernel, stride = lot.choice((1, 3, 3, 3, 5, 7)), lot.choice((1, 1, 1, 2))
+    inputs, outputs = lot.choice((3, 12, 20, 48, 80, 112, 160, 224)), lot.choice((24, 40, 56, 96, 144, 208))
+    samples, height, width = lot.choice((1, 2, 5, 12)), lot.randint(9, 70), lot.randint(9, 70)
+    channels_last = lot.random() < 0.5
+    while samples * height * width * inputs * outputs * (kernel / stride) ** 2 > _MOST_PRODUCTS:
+        samples, height, width = max(samples // 2, 1), max(height * 2 // 3, 7), max(width * 2 // 3, 7)
+    shape, weight = (samples, inputs, height, width), (outputs, inputs, kernel, kernel)
+    name = f"{'x'.join(map(str, shape))} -> {outputs}, {kernel}x{kernel}" + (", stride 2" if stride == 2 else "")
+    return Row(Case(name, shape, weight, small=shape, padding=kernel // 2, stride=stride), channels_last)
+
+
+def measure(rows: Sequence[Row], seconds: float, rounds: Rounds = _ROUNDS) -> dict[str, dict[str, float]]:
+    """For each row and kind, plain PyTorch's median time divided by the automatic choice's. Rows that come too late are
+    left out.
+
+    Raises RuntimeError for a result that is wrong."""
+    runner = Runner(torch.device("cpu"), Budget(seconds, len(rows) * len(_KINDS)), rounds)
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        ratios = {kind: ratio for kind in _KINDS if (ratio := _ratio(runner, row, kind)) is not None}
+        if len(ratios) < len(_KINDS):
+            break
+        found[row.name] = ratios
+    return found
+
+
+def _ratio(runner: Runner, row: Row, kind: str) -> float | None:
+    outcomes = runner.measure(row, kind, (PLAIN.name, AUTOMATIC.name))
+    for name, outcome in outcomes.items():
+        if outcome.failed:
+            raise RuntimeError(f"{row.name}, {kind}, {name}: {outcome.reason}")
+        if not outcome.times:
+            return None
+    plain, ours = (statistics.median(outcomes[peer.name].times) for peer in (PLAIN, AUTOMATIC))
+    return plain / ours
+
+
+def summary(ratios: Sequence[float]) -> str:
+    """Geometric mean, median and least."""
+    mean = math.exp(statistics.fmean(map(math.log, ratios)))
+    return f"geometric mean {mean:.2f}, median {statistics.median(ratios):.2f}, least {min(ratios):.2f}"
+
+
+def report(found: dict[str, dict[str, float]], seed: int) -> str:
+    """In Markdown."""
+    about = ", ".join(f"{name} {value}" for name, value in machine.describe(torch.device("cpu")).items())
+    parts = [f"# {len(found)} layers drawn by lot (seed {seed}), plain PyTorch's time / ours", f"{about}."]
+    if found:
+        parts += ["\n".join(f"- {kind}: {summary([ratios[kind] for ratios in found.values()])}" for kind in _KINDS)]
+    body = [[name, *(f"{ratio:.2f}" for ratio in ratios.values())] for name, ratios in found.items()]
+    return "\n\n".join([*parts, table(["layer", *_KINDS], body)]) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.drawn", description="Times layers drawn by lot.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=150.0, help="for everything (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="a folder (default: bench/results/<device>)")
+    options = parser.parse_args(argv)
+    out = options.out or Path("bench/results") / machine.folder_name(torch.device("cpu"))
+    text = report(measure(draw(options.seed, options.layers), options.seconds), options.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FILE).write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,6 +37,8 @@ def draw(seed: int, count: int) -> list[Row]:
 
 def _draw_one(lot: random.Random) -> Row:
     kernel, stride = lot.choice((1, 3, 3, 3, 5, 7)), lot.choice((1, 1, 1, 2))
+    if kernel == 1:  # in channels_last PyTorch 2.13's own backward of these writes past its memory at a stride of 2
+        stride = 1
     inputs, outputs = lot.choice((3, 12, 20, 48, 80, 112, 160, 224)), lot.choice((24, 40, 56, 96, 144, 208))
     samples, height, width = lot.choice((1, 2, 5, 12)), lot.randint(9, 70), lot.randint(9, 70)
     channels_last = lot.random() < 0.5

@@ -290,8 +290,9 @@ class GradWeightWinograd {
           transform_2d(
               points, taps, [](const auto& in, auto& out) { T::H::filter_gradient(in, out); },
               [](const auto& in, auto& out) { T::W::filter_gradient(in, out); });
-          for (int64_t h = 0; h < piece.rows; ++h)
-            for (int64_t w = 0; w < piece.columns; ++w) {
+          for (int h = 0; h < RH; ++h)
+            for (int w = 0; w < RW; ++w) {
+              if (h >= piece.rows || w >= piece.columns) continue;
               const int64_t tap = ((piece.h + h) * p_.w.kernel + piece.w + w) * V * L + c;
               zero_or_nan += 0 * taps[h][w];
               if (dots_wanted) dots[k] += load(weight + tap) * taps[h][w];

@@ -7,7 +7,6 @@ The layers are those of a seed: as many as asked for, of 1 to 12 samples, 3 to 2
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import statistics
 import sys
@@ -77,7 +76,7 @@ def _ratio(runner: Runner, row: Row, kind: str) -> float | None:
 
 def summary(ratios: Sequence[float]) -> str:
     """Geometric mean, median and least."""
-    mean = math.exp(statistics.fmean(map(math.log, ratios)))
+    mean = statistics.geometric_mean(ratios)
     return f"geometric mean {mean:.2f}, median {statistics.median(ratios):.2f}, least {min(ratios):.2f}"
 
 

@@ -81,8 +81,7 @@ bool forward_in_tiles(const Problem& p, const ForwardArgs& args) {
 
 // Returns whether it could and did.
 bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
-  const bool unusual_padding = p.h.pad > p.h.kernel / 2 || p.w.pad > p.w.kernel / 2;
-  return with_tiles<Square<2, 4>, Line<4, 3>>(p, unusual_padding,
+  return with_tiles<Square<2, 4>, Line<4, 3>>(p, pads_by_more_than_half(p),
                                               [&](auto tiles) { return forward_in_tiles<decltype(tiles)>(p, args); });
 }
 
@@ -172,12 +171,11 @@ void run_forward(const Problem& problem, const ForwardArgs& given) {
   if (forward_by_winograd(problem, given)) return;
   Problem p = problem;
   ForwardArgs args = given;
-  flatten(p, kOneRow, args.input, args.output);
-  if (!suits_planes(p, args.output, p.group_out(), p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
-    return p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
-  p = problem, args = given;
   flatten(p, kPlaneColumns, args.input, args.output);
-  p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
+  if (suits_planes(p, args.output, p.group_out(), p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
+    return p.dtype == DType::f64 ? forward_in_planes<double>(p, args) : forward_in_planes<float>(p, args);
+  flatten(p, kOneRow, args.input, args.output);
+  p.dtype == DType::f64 ? forward<double>(p, args) : forward<float>(p, args);
 }
 
 }  // namespace film::FILM_ISA

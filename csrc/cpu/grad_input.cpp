@@ -130,12 +130,10 @@ bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
 bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
   const auto in_tiles = [&](auto tiles) { return grad_input_in_tiles<decltype(tiles)>(p, args); };
   // Where padding is not half of the kernel, plain PyTorch takes another way here too, either side of it.
-  const auto compare_pad = [](const Axis& a) { return a.pad - a.kernel / 2; };
-  const bool pads_more = compare_pad(p.h) > 0 || compare_pad(p.w) > 0;
-  const bool pads_less = compare_pad(p.h) < 0 || compare_pad(p.w) < 0;
-  const bool large = p.positions() >= 1024 && std::min(p.group_in(), p.group_out()) >= 32 && !pads_more;
-  return large ? with_tiles<Square<2, 4>, Line<2, 3>>(p, pads_more || pads_less, in_tiles)
-               : with_tiles<Square<2, 2>, Line<2, 3>>(p, pads_more || pads_less, in_tiles);
+  const bool unusual_padding = p.h.pad != p.h.kernel / 2 || p.w.pad != p.w.kernel / 2;
+  const bool large = has_enough(p, 32, 1024) && !pads_by_more_than_half(p);
+  return large ? with_tiles<Square<2, 4>, Line<2, 3>>(p, unusual_padding, in_tiles)
+               : with_tiles<Square<2, 2>, Line<2, 3>>(p, unusual_padding, in_tiles);
 }
 
 // The planes of gamma * u.
@@ -197,13 +195,12 @@ void run_grad_input(const Problem& problem, const GradInputArgs& given) {
   if (grad_input_by_winograd(problem, given)) return;
   Problem p = problem;
   GradInputArgs args = given;
-  flatten(p, kOneRow, args.grad, args.grad_input);
-  const int64_t taps = taps_of_pass(p.h) * taps_of_pass(p.w);
-  if (!suits_planes(p, args.grad, p.group_in(), p.group_out(), p.group_out() * taps))
-    return p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
-  p = problem, args = given;
   flatten(p, kPlaneColumns, args.grad, args.grad_input);
-  p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
+  const int64_t taps = taps_of_pass(p.h) * taps_of_pass(p.w);
+  if (suits_planes(p, args.grad, p.group_in(), p.group_out(), p.group_out() * taps))
+    return p.dtype == DType::f64 ? grad_input_in_planes<double>(p, args) : grad_input_in_planes<float>(p, args);
+  flatten(p, kOneRow, args.grad, args.grad_input);
+  p.dtype == DType::f64 ? grad_input<double>(p, args) : grad_input<float>(p, args);
 }
 
 }  // namespace film::FILM_ISA

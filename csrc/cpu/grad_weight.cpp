@@ -213,7 +213,7 @@ class GradWeight {
                                               fresh,
                                               chain_}();
     };
-    with_vectors((valid + L - 1) / L, tiles);
+    with_constant<kGradVectors>((valid + L - 1) / L, tiles);
   }
 
   // u of a unit as [tile of channels][position][kGradRows], zeros in channels that do not exist, and (once, not for
@@ -295,13 +295,12 @@ void run_grad_weight(const Problem& problem, const GradWeightArgs& given) {
   if (given.products_wanted() && run_grad_weight_by_winograd(problem, given)) return;
   Problem p = problem;
   GradWeightArgs args = given;
-  flatten(p, kOneRow, args.grad, args.input);
-  const int64_t run = p.w.dilation == 1 ? p.w.kernel * p.group_in() : p.group_in();
-  if (!suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
-    return p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
-  p = problem, args = given;
   flatten(p, kPlaneColumns, args.grad, args.input);
-  run_grad_weight_in_planes(p, args);
+  const int64_t run = p.w.dilation == 1 ? p.w.kernel * p.group_in() : p.group_in();
+  if (suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
+    return run_grad_weight_in_planes(p, args);
+  flatten(p, kOneRow, args.grad, args.input);
+  p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();
 }
 
 }  // namespace film::FILM_ISA

@@ -66,7 +66,7 @@ class GradWeightWinograd {
   static constexpr int64_t kPack = std::lcm(L, kGradRows);  // output channels that lie together in Q
   static constexpr int64_t kBlock = 64 / kPack * kPack;     // output channels that are loaded together
   static constexpr int64_t kWide = kGradVectors * L;        // input channels of a register tile, together in X
-  static constexpr int64_t kPartPoint = kPack * kWide + L;
+  static constexpr int64_t kPartPoint = kPack * kWide + L;  // from one point of a part of the weights to the next
 
   // Units of the same size whatever the number of threads, so that sums are too; several, so that threads can share.
   static Blocks unit_blocks(const Problem& p, const Pass<float>& pass) {
@@ -186,7 +186,7 @@ class GradWeightWinograd {
     parallel(parts_, [&](int64_t begin, int64_t end) {
       Scratch<float> weight(this->part()), sums(keeps_sums() ? 0 : this->part());
       for (int64_t part = begin; part < end; ++part)
-        with_vectors(std::min(kWide, inputs_ - part % wides_ * kWide) / L, [&](auto vectors) {
+        with_constant<kGradVectors>(std::min(kWide, inputs_ - part % wides_ * kWide) / L, [&](auto vectors) {
           multiply_part<decltype(vectors)::value>(g, first, count, part, weight,
                                                   keeps_sums() ? grad_weight_ + part * this->part() : sums + 0);
         });

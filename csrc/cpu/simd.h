@@ -95,6 +95,14 @@ inline Mask<A> from_bits(uint32_t bits) {
   return ((Mask<A>{} + static_cast<I>(bits)) & selector) != 0;
 }
 
+// Calls body(std::integral_constant<int, N>()) with a number N from 1 to MOST, which the compiler then knows.
+template <int MOST, int N = 1, class Body>
+void with_constant(int64_t number, const Body& body) {
+  if constexpr (N < MOST)
+    if (number > N) return with_constant<MOST, N + 1>(number, body);
+  body(std::integral_constant<int, N>());
+}
+
 // Storage types of 16 bits.
 struct bf16 {
   uint16_t raw;

@@ -5,14 +5,6 @@
 
 namespace film::FILM_ISA {
 
-// Calls body(std::integral_constant<int, V>()) for a tile of `vectors` vectors V, at most kGradVectors.
-template <int V = 1, class Body>
-void with_vectors(int64_t vectors, const Body& body) {
-  if constexpr (V < kGradVectors)
-    if (vectors > V) return with_vectors<V + 1>(vectors, body);
-  body(std::integral_constant<int, V>());
-}
-
 // The sum of the lanes, one after another.
 template <class A>
 inline double sum_lanes(Vector<A> v) {

@@ -57,6 +57,8 @@ inline bool has_enough(const Problem& p, int64_t channels, int64_t positions) {
   return std::min(p.group_in(), p.group_out()) >= channels && p.positions() >= positions;
 }
 
+inline bool pads_by_more_than_half(const Problem& p) { return p.h.pad > p.h.kernel / 2 || p.w.pad > p.w.kernel / 2; }
+
 // Of more than a row, but not 3 x 3.
 inline bool has_large_kernel(const Problem& p) {
   const auto is_odd = [](const Axis& a) { return has_taps(a, 3) || has_taps(a, 5) || has_taps(a, 7); };
@@ -72,6 +74,14 @@ bool with_square_tiles(const Problem& p, const Body& body) {
   return p.groups == 1 ? body(SQUARE()) : body(Square<2, 2>());
 }
 
+// The same for kernels of a single row, with LINE in float32 for 3 taps.
+template <class LINE, class Body>
+bool with_line_tiles(const Problem& p, const Body& body) {
+  if (!has_taps(p.h, 1) || !has_enough(p, 64, 128)) return false;
+  if (has_taps(p.w, 3)) return p.dtype == DType::f32 ? body(LINE()) : body(Line<4, 3>());
+  return has_taps(p.w, 5) && body(Line<2, 5>());
+}
+
 // The same for all kernels of forward and grad_input; LINE in float32 for rows of 3. With padding that is not
 // usual for a large kernel, plain PyTorch takes another way, which loses fewer digits.
 template <class SQUARE, class LINE, class Body>
@@ -80,10 +90,7 @@ bool with_tiles(const Problem& p, bool unusual_padding, const Body& body) {
   if (p.dtype == DType::f64) return false;
   if (with_square_tiles<SQUARE>(p, body)) return true;
   if (exact && p.groups > 1) return false;
-  if (has_taps(p.h, 1) && has_enough(p, 64, 128)) {
-    if (has_taps(p.w, 3)) return exact ? body(LINE()) : body(Line<4, 3>());
-    return has_taps(p.w, 5) && body(Line<2, 5>());
-  }
+  if (with_line_tiles<LINE>(p, body)) return true;
   const bool short_sums = p.h.kernel == 3;  // of plain PyTorch
   if (!has_large_kernel(p) || !(short_sums ? has_enough(p, 32, 1024) : has_enough(p, 12, 64))) return false;
   if (exact && unusual_padding) return body(Square<2, 2>());
@@ -98,10 +105,7 @@ bool with_gradient_tiles(const Problem& p, const Body& body) {
   const bool exact = p.dtype == DType::f32;
   if (p.dtype == DType::f64) return false;
   if (with_square_tiles<SQUARE>(p, body)) return true;
-  if (!exact && has_taps(p.h, 1) && has_enough(p, 64, 128)) {
-    if (has_taps(p.w, 3)) return body(Line<4, 3>());
-    return has_taps(p.w, 5) && body(Line<2, 5>());
-  }
+  if (!exact && with_line_tiles<Line<4, 3>>(p, body)) return true;
   if (!has_large_kernel(p) || (exact && p.groups > 1) || !has_enough(p, 12, 256)) return false;
   return body(Square<2, 2>());  // Square5 would be at 3.4 of short sums, at 1.9 of 4000 positions
 }

@@ -8,18 +8,10 @@
 
 namespace film::FILM_ISA {
 
-// Calls body(std::integral_constant<int, BYTES>()) with a number from 1 to 4: copies of a length that the compiler
-// knows are single moves.
-template <int BYTES = 1, class Body>
-void with_bytes(int64_t bytes, const Body& body) {
-  if constexpr (BYTES < 4)
-    if (bytes > BYTES) return with_bytes<BYTES + 1>(bytes, body);
-  body(std::integral_constant<int, BYTES>());
-}
-
-// The bits of 32 channels of each of `count` positions, as words; and back.
+// The bits of 32 channels of each of `count` positions, as words; and back. Copies of a length that the compiler knows
+// are single moves.
 inline void load_words(int32_t* words, const uint8_t* bits, int64_t bit_row, int64_t first_byte, int64_t count) {
-  with_bytes(std::min<int64_t>(bit_row - first_byte, 4), [&](auto bytes) {
+  with_constant<4>(std::min<int64_t>(bit_row - first_byte, 4), [&](auto bytes) {
     constexpr int B = decltype(bytes)::value;
     for (int64_t i = 0; i < count; ++i) {
       const uint8_t* at = bits + i * bit_row + first_byte;
@@ -35,7 +27,7 @@ inline void load_words(int32_t* words, const uint8_t* bits, int64_t bit_row, int
 }
 
 inline void store_words(uint8_t* bits, const int32_t* words, int64_t bit_row, int64_t first_byte, int64_t count) {
-  with_bytes(std::min<int64_t>(bit_row - first_byte, 4), [&](auto bytes) {
+  with_constant<4>(std::min<int64_t>(bit_row - first_byte, 4), [&](auto bytes) {
     for (int64_t i = 0; i < count; ++i) std::memcpy(bits + i * bit_row + first_byte, &words[i], decltype(bytes)::value);
   });
 }

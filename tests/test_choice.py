@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,69 @@ def test_use_backend_is_undone_by_an_error_and_nests(served):
         film_kernels.conv_film(X, W)
     film_kernels.conv_film(X, W)
     assert served == ["cpu", "vendor", "cpu"]
+
+
+def test_a_pin_belongs_to_its_coroutine():
+    """Blocks of coroutines in one thread begin and end in any order."""
+    seen = []
+
+    async def call(name, before, inside):
+        await asyncio.sleep(before)
+        with film_kernels.use_backend(name):
+            await asyncio.sleep(inside)
+            seen.append((name, backends.pinned(None)))
+            await asyncio.to_thread(lambda: seen.append((name, backends.pinned(None))))
+        seen.append((None, backends.pinned(None)))
+
+    async def all_of_them():
+        await asyncio.gather(call("vendor", 0, 0.05), call("reference", 0.02, 0.1), call("cpu", 0.03, 0.01))
+
+    asyncio.run(all_of_them())
+    assert len(seen) == 9 and all(wanted == found for wanted, found in seen)
+    assert backends.pinned(None) is None
+
+
+def test_blocks_that_end_in_another_order_leave_nothing_behind():
+    def generator(name):
+        with film_kernels.use_backend(name):
+            yield
+
+    first, second = generator("vendor"), generator("cpu")
+    next(first), next(second)
+    first.close()
+    assert backends.pinned(None) == "cpu"
+    second.close()
+    assert backends.pinned(None) is None
+    third = generator("vendor")
+    contextvars.copy_context().run(next, third)
+    third.close()  # in another context than it began in
+    assert backends.pinned(None) is None
+
+
+def test_a_pin_is_of_its_thread(served):
+    with film_kernels.use_backend("vendor"):
+        thread = threading.Thread(target=film_kernels.conv_film, args=(X, W))
+        thread.start()
+        thread.join()
+        film_kernels.conv_film(X, W)
+    assert served == ["cpu", "vendor"]
+
+
+def test_compiled_calls_follow_the_pin(served):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: film_kernels.conv_film(x, W), fullgraph=True, backend="eager")
+
+    def inside(x):
+        with film_kernels.use_backend("vendor"):
+            return film_kernels.conv_film(x, W)
+
+    compiled(X)
+    with film_kernels.use_backend("vendor"):
+        compiled(X)
+    compiled(X)
+    torch.compile(inside, fullgraph=True, backend="eager")(X)
+    compiled(X)
+    assert served == ["cpu", "vendor", "cpu", "vendor", "cpu"]
 
 
 def test_unknown_names(monkeypatch):

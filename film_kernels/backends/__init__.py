@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import threading
@@ -21,11 +22,17 @@ from .vendor import Vendor
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Cuda(), Triton(), Vendor(), Plain())}
 
 
-class _Used(threading.local):
+_pins: contextvars.ContextVar[tuple[list[str], ...]] = contextvars.ContextVar("film_kernels_pins", default=())
+
+
+class _Traced(threading.local):
+    """The pin as torch.compile sees it, which traces no ContextVar: that of the block entered or left last in this
+    thread."""
+
     backend: str | None = None
 
 
-_used = _Used()  # not a ContextVar, which torch.compile does not trace
+_traced = _Traced()
 
 
 def available_backends() -> dict[str, str | None]:
@@ -35,7 +42,8 @@ def available_backends() -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the `with` block, calls use the backend `name` and no other.
+    """Within the `with` block, calls use the backend `name` and no other: calls of this thread and coroutine, and of
+    those that it starts with a copy of its context, as `asyncio` does.
 
     The environment variable FILM_KERNELS_BACKEND is stronger, and `backend=` on a call is stronger still.
 
@@ -43,24 +51,39 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: `name` is not one of `available_backends()`. A backend that is there but cannot serve a call
             raises at that call, and says why.
     """
-    _check_name("name", name)
-    before, _used.backend = _used.backend, name
+    check_backend("name", name)
+    if torch.compiler.is_compiling():
+        before, _traced.backend = _traced.backend, name
+        try:
+            yield
+        finally:
+            _traced.backend = before
+        return
+    pin = [name]  # which is itself and no other: blocks of coroutines and generators end in any order
+    _pins.set((*_pins.get(), pin))
+    _traced.backend = name
     try:
         yield
     finally:
-        _used.backend = before
+        _pins.set(tuple(other for other in _pins.get() if other is not pin))
+        _traced.backend = _innermost()
+
+
+def _innermost() -> str | None:
+    pins = _pins.get()
+    return pins[-1][0] if pins else None
 
 
 def pinned(backend: str | None) -> str | None:
     """The backend that the caller insists on, from `backend=`, FILM_KERNELS_BACKEND or `use_backend`, or None."""
     if backend is not None:
-        _check_name("backend", backend)
+        check_backend("backend", backend)
         return backend
     variable = os.environ.get("FILM_KERNELS_BACKEND")
     if variable:
-        _check_name("FILM_KERNELS_BACKEND", variable)
+        check_backend("FILM_KERNELS_BACKEND", variable)
         return variable
-    return _used.backend
+    return _traced.backend if torch.compiler.is_compiling() else _innermost()
 
 
 def choose(problem: Problem, pin: str | None) -> Backend:
@@ -96,6 +119,7 @@ def forget_choices() -> None:
     _remembered.cache_clear()
 
 
-def _check_name(argument: str, name: object) -> None:
-    if name not in BACKENDS:
+def check_backend(argument: str, name: object) -> None:
+    """Raise ValueError, naming `argument`, unless `name` is a backend's."""
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")

@@ -7,20 +7,31 @@ pays for a look-up; what depends on the tensors themselves is asked at every cal
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .activations import ACTIVATIONS, FILM_POSITIONS
-from .problem import Problem, is_channels_last
+from .problem import Problem, writes_channels_last
 
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-Kind = tuple[torch.Size, torch.dtype, torch.device]
+Kind = tuple[torch.Size, torch.dtype, torch.device, torch.layout]
 Kinds = tuple[Kind, Kind, Kind | None, Kind | None, Kind | None]
-_NAMES = ("input", "weight", "bias", "gamma", "beta")
+NAMES = ("input", "weight", "bias", "gamma", "beta")
+_INTEGERS = frozenset((int,))
+_ADDRESSABLE = 2**63 - 1  # bytes
+_MOST = 2**31 - 1  # of a stride, padding, dilation or number of groups: products of these and a size fit 64 bits
+
+
+class Sides(NamedTuple):
+    """Padding that may be another behind a dimension than before it, as "same" makes it for even kernels."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
 
 
 def prepare(
@@ -32,7 +43,7 @@ def prepare(
     activation: str,
     negative_slope: float,
     film_position: str,
-    gamma_offset: float,
+    gamma_offset: float | Tensor,
 ) -> tuple[Problem, Tensors, bool]:
     """Check everything, and bring the tensors to the shapes of the design.
 
@@ -45,32 +56,72 @@ def prepare(
     input, weight, bias, gamma, beta = tensors
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         _check_types(tensors)
-    unbatched = input.dim() == weight.dim() - 1
-    if unbatched:
-        input = input.unsqueeze(0)
+    if isinstance(gamma_offset, Tensor):
+        gamma, gamma_offset = _with_offset(weight, gamma, gamma_offset), 0.0
     try:
-        kinds = (
-            (input.shape, input.dtype, input.device), (weight.shape, weight.dtype, weight.device),
-            None if bias is None else (bias.shape, bias.dtype, bias.device),
-            None if gamma is None else (gamma.shape, gamma.dtype, gamma.device),
-            None if beta is None else (beta.shape, beta.dtype, beta.device),
-        )  # fmt: skip
-    except AttributeError:
+        unbatched = input.dim() == weight.dim() - 1
+        if unbatched:
+            input = input.unsqueeze(0)
+        kinds = kinds_of(input, weight, bias, gamma, beta)
+        channels_last = writes_channels_last(input, weight)
+    except (AttributeError, RuntimeError):
         _check_types(tensors)
         raise
-    options = (
-        kinds, stride, padding, dilation, groups, is_channels_last(input),
-        activation, negative_slope, film_position, gamma_offset,
+    problem = remembered_problem(
+        kinds, _plain("stride", stride), _plain("padding", padding), _plain("dilation", dilation),
+        _plain("groups", groups), activation, _number("negative_slope", negative_slope), film_position,
+        _number("gamma_offset", gamma_offset), channels_last,
     )  # fmt: skip
-    if torch.compiler.is_compiling():
-        problem = problem_of(*options)
-    else:
-        try:
-            problem = _remembered(*options)
-        except TypeError:  # a list or a symbolic size has no hash; and a real TypeError is raised again
-            problem = problem_of(*options)
     n_k = (problem.batch, problem.out_channels)
     return problem, (input, weight, bias, _expanded(gamma, n_k), _expanded(beta, n_k)), unbatched
+
+
+def kinds_of(input: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> Kinds:
+    """What the checks ask of the tensors."""
+    return (
+        (input.shape, input.dtype, input.device, input.layout),
+        (weight.shape, weight.dtype, weight.device, weight.layout),
+        None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout),
+        None if gamma is None else (gamma.shape, gamma.dtype, gamma.device, gamma.layout),
+        None if beta is None else (beta.shape, beta.dtype, beta.device, beta.layout),
+    )
+
+
+def remembered_problem(*options: Any) -> Problem:
+    """`problem_of`, worked out once for the same kinds and options."""
+    if torch.compiler.is_compiling():
+        return problem_of(*options)
+    try:
+        return _remembered(*options)
+    except TypeError:  # a symbolic size has no hash; and a real TypeError is raised again
+        return problem_of(*options)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """`value` as plain integers or a string, before it is looked up: 2.0 would be found where 2 has been, and a tensor
+    by its identity, whatever has been written into it since."""
+    kind = type(value)
+    if kind is int or kind is str or (kind is tuple and _INTEGERS.issuperset(map(type, value))):
+        return value
+    several = isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+    try:
+        return tuple(map(operator.index, value)) if several else operator.index(value)
+    except TypeError:
+        if isinstance(value, str):
+            return str(value)
+        raise TypeError(f"{name} must be an integer or several of them, got {value!r}") from None
+
+
+def _number(name: str, value: Any) -> float:
+    return value if type(value) is float else _as_float(name, value)
+
+
+def _with_offset(weight: Tensor, gamma: Tensor | None, offset: Tensor) -> Tensor:
+    """`gamma + offset` for an offset that is a tensor: it may be learnt, and is never read on the host."""
+    if offset.numel() != 1:
+        raise ValueError(f"gamma_offset must be one number, got shape {_shape(offset.shape)}")
+    offset = offset.reshape(())
+    return weight.new_ones(weight.shape[:1]) + offset if gamma is None else gamma + offset
 
 
 def _autocast(tensors: Tensors) -> Tensors:
@@ -90,25 +141,36 @@ def _autocast(tensors: Tensors) -> Tensors:
 
 
 def _check_types(tensors: Sequence[Any]) -> None:
-    for name, tensor in zip(_NAMES, tensors, strict=True):
-        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("input", "weight")):
+    """Raise for what is no dense tensor; of some others not even the shape can be asked."""
+    for name, tensor in zip(NAMES, tensors, strict=True):
+        if tensor is None and name not in ("input", "weight"):
+            continue
+        if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            raise TypeError(_not_dense(name, "nested tensor" if tensor.is_nested else tensor.layout))
+
+
+def _not_dense(name: str, found: object) -> str:
+    return f"{name} must be a dense (torch.strided) tensor, got {found}"
 
 
 def _check_kinds(kinds: Kinds) -> None:
     """Check that all are floating tensors of one dtype and device, and of the ranks of a convolution."""
-    shape, dtype, device = kinds[0]
+    shape, dtype, device, layout = kinds[0]
+    if layout is not torch.strided:
+        raise TypeError(_not_dense("input", layout))
     if not (dtype.is_floating_point or dtype.is_complex):
         raise TypeError(f"input must be a floating-point tensor, got {dtype}")
-    for name, kind in zip(_NAMES[1:], kinds[1:], strict=True):
+    for name, kind in zip(NAMES[1:], kinds[1:], strict=True):
         if kind is None:
             continue
-        if not isinstance(kind[1], torch.dtype):  # of an array of another library, say
-            raise TypeError(f"{name} must be a torch.Tensor, got something with dtype {kind[1]!r}")
         if kind[1] != dtype:
             raise TypeError(f"{name} must have the dtype of input, {dtype}, got {kind[1]}")
         if kind[2] != device:
             raise ValueError(f"{name} must be on the device of input, {device}, got {kind[2]}")
+        if kind[3] is not torch.strided:
+            raise TypeError(_not_dense(name, kind[3]))
     weight_shape = kinds[1][0]
     if len(weight_shape) not in (3, 4, 5):
         raise ValueError(
@@ -127,15 +189,15 @@ def problem_of(
     padding: Any,
     dilation: Any,
     groups: Any,
-    channels_last: bool,
     activation: str,
     negative_slope: float,
     film_position: str,
     gamma_offset: float,
+    channels_last: bool,
 ) -> Problem:
     """The Problem of these tensors and options, or a TypeError or ValueError that names the argument."""
     _check_kinds(kinds)
-    (input_shape, dtype, device), (weight_shape, _, _) = kinds[:2]
+    (input_shape, dtype, device, _), (weight_shape, *_) = kinds[:2]
     bias_shape, gamma_shape, beta_shape = (None if kind is None else kind[0] for kind in kinds[2:])
     rank = len(weight_shape) - 2
     strides = _per_dimension("stride", stride, rank, least=1)
@@ -181,6 +243,12 @@ def problem_of(
             f"input is smaller than the kernel: shape {_shape(input_shape)} with padding={padding!r} "
             f"and weight {_shape(weight_shape)}, dilation={dilation!r} gives output size {_shape(problem.out_size)}"
         )
+    known = not torch.compiler.is_compiling() and _INTEGERS.issuperset(map(type, problem.out_shape))
+    if known and math.prod(problem.out_shape) * dtype.itemsize > _ADDRESSABLE:
+        raise ValueError(
+            f"input of shape {_shape(input_shape)} with padding={padding!r} gives an output of shape "
+            f"{_shape(problem.out_shape)}, which is more than can be addressed"
+        )
     return problem
 
 
@@ -199,6 +267,8 @@ def _per_dimension(name: str, value: Any, rank: int, least: int) -> tuple[int, .
         raise ValueError(f"{name} must be an integer or {rank} of them, got {value!r}")
     if any(v < least for v in integers):
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if any(v > _MOST for v in integers):
+        raise ValueError(f"{name} must be at most {_MOST}, got {value!r}")
     return integers
 
 
@@ -214,19 +284,23 @@ def _padding(
             raise ValueError(f"padding='same' needs stride 1, got stride={stride}")
         totals = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
         return tuple((total // 2, total - total // 2) for total in totals)
+    if isinstance(padding, Sides):
+        before = _per_dimension("padding_before", padding.before, len(kernel), least=0)
+        return tuple(zip(before, _per_dimension("padding_after", padding.after, len(kernel), least=0), strict=True))
     return tuple((p, p) for p in _per_dimension("padding", padding, len(kernel), least=0))
 
 
 def _check_film_shape(name: str, shape: torch.Size, batch: int, channels: int, rank: int) -> None:
     sizes = tuple(shape)
-    if len(sizes) == 1 and sizes[0] == channels:  # lengths first: tuples of symbolic sizes guard on what they compare
-        return
     ones = (1,) * rank
+    # lengths first: tuples of symbolic sizes guard on what they compare
+    if len(sizes) in (1, 1 + rank) and sizes[0] == channels and sizes[1:] in ((), ones):
+        return
     if len(sizes) in (2, 2 + rank) and sizes[1] == channels and sizes[2:] in ((), ones) and sizes[0] in (1, batch):
         return
     raise ValueError(
-        f"{name} must have shape (N, K) = ({batch}, {channels}), (1, K) = (1, {channels}), (K,) = ({channels},) or "
-        f"(N, K{', 1' * rank}) = {_shape((batch, channels, *ones))}, got {_shape(shape)}"
+        f"{name} must have shape (N, K) = ({batch}, {channels}), (1, K) = (1, {channels}), (K,) = ({channels},), "
+        f"(K{', 1' * rank}) or (N, K{', 1' * rank}) = {_shape((batch, channels, *ones))}, got {_shape(shape)}"
     )
 
 
@@ -234,8 +308,8 @@ def _expanded(factor: Tensor | None, n_k: tuple[int, int]) -> Tensor | None:
     """A checked gamma or beta as (N, K), without a copy."""
     if factor is None or (factor.dim() == 2 and factor.shape == n_k):
         return factor
-    if factor.dim() > 2:
-        factor = factor.view(factor.shape[0], n_k[1])  # the other sizes are 1
+    if factor.dim() > 1:  # the other sizes are 1
+        factor = factor.view(factor.shape[0] if factor.shape[1] == n_k[1] else 1, n_k[1])
     return factor if factor.shape == n_k else factor.expand(n_k)
 
 
@@ -258,13 +332,22 @@ def check_choice(name: str, value: Any, choices: Any) -> str:
 
 def finite(name: str, value: Any) -> float:
     """`value` as a float, or a TypeError or ValueError."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    number = _as_float(name, value)
     if number - number != 0:  # not finite; math.isfinite cannot be traced
         raise ValueError(f"{name} must be finite, got {value!r}")
     return number
+
+
+def _as_float(name: str, value: Any) -> float:
+    """`value` as a float; as in PyTorch, text is no number, and neither is a tensor whose gradient would be lost."""
+    learnt = isinstance(value, Tensor) and value.requires_grad
+    try:
+        if learnt or isinstance(value, (str, bytes, bytearray)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        what = "a tensor that requires a gradient" if learnt else repr(value)
+        raise TypeError(f"{name} must be a number, got {what}") from None
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ def conv_film(
     activation: str = "relu",
     negative_slope: float = 0.01,
     film_position: str = "post",
-    gamma_offset: float = 0.0,
+    gamma_offset: float | Tensor = 0.0,
     backend: str | None = None,
 ) -> Tensor:
     """Convolution, activation and FiLM in one pass.
@@ -42,10 +42,11 @@ def conv_film(
     the smooth activations keep `z`.
 
     Args:
-        input: (N, C, *in), or (C, *in) without a batch. Floating-point. Any strides; the output has its memory format.
+        input: (N, C, *in), or (C, *in) without a batch. Floating-point. Any strides; the output is channels_last where
+            the input or the weight is, as conv2d's.
         weight: (K, C / groups, *kernel).
         bias: (K,) or None.
-        gamma: (N, K), (1, K), (K,) or (N, K, 1, 1); None stands for 1.
+        gamma: (N, K), (1, K), (K,), (N, K, 1, 1) or (K, 1, 1); None stands for 1.
         beta: as gamma; None stands for 0.
         stride, dilation: an integer, or one for each spatial dimension; in positions.
         padding: the same, for zeros on both sides; or "same" or "valid".
@@ -54,14 +55,15 @@ def conv_film(
             "sigmoid", "tanh" or "mish": `torch.nn.functional`'s functions of these names.
         negative_slope: of leaky_relu.
         film_position: "post" (after the activation) or "pre" (before it).
-        gamma_offset: added to gamma; 1 for the `(1 + gamma) * x + beta` convention.
+        gamma_offset: added to gamma; 1 for the `(1 + gamma) * x + beta` convention. A tensor of one element gets its
+            gradient.
         backend: one of `available_backends()`, to insist on it.
 
     Returns:
         (N, K, *out), or (K, *out) for an input without a batch, in the dtype of `input` (under autocast, in its own).
 
     Raises:
-        TypeError: an argument of a wrong type, or tensors of different or integer dtypes.
+        TypeError: an argument of a wrong type, tensors of different or integer dtypes, or sparse or nested ones.
         ValueError: a wrong shape, option or device, or a backend that cannot serve the call; the message names the
             argument.
     """
@@ -95,7 +97,7 @@ def film(input: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None)
 
     Args:
         input: (N, K, *spatial) with any number of spatial dimensions.
-        gamma: (N, K), (1, K), (K,) or (N, K, 1, ...); None stands for 1.
+        gamma: (N, K), (1, K), (K,), (N, K, 1, ...) or (K, 1, ...); None stands for 1.
         beta: as gamma; None stands for 0.
 
     Returns:

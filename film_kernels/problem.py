@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ class Problem(NamedTuple):
     groups: int
     dtype: torch.dtype
     device: torch.device
-    channels_last: bool  # memory format of the input, and so of the output
+    channels_last: bool  # memory format of the output, and of the input's gradient
     has_bias: bool
     has_gamma: bool
     has_beta: bool
@@ -73,12 +74,58 @@ def memory_format(channels_last: bool, spatial_rank: int) -> torch.memory_format
     return torch.channels_last if spatial_rank == 2 else torch.channels_last_3d
 
 
-def is_channels_last(input: torch.Tensor) -> bool:
-    """Whether a convolution of `input` should write channels_last; where both formats fit, contiguous wins."""
-    if input.dim() == 4:
-        channels_last = torch.channels_last
-    elif input.dim() == 5:
-        channels_last = torch.channels_last_3d
-    else:
+def strides_of(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
+    """The strides of a dense tensor (N, C, *spatial) in that memory format, dimensions of size 1 included."""
+    channels_last = channels_last and len(shape) in (4, 5)
+    order = [*range(len(shape) - 1, 1, -1), 0] if channels_last else range(len(shape) - 1, -1, -1)
+    strides, step = [1] * len(shape), shape[1] if channels_last else 1
+    for dimension in order:
+        strides[dimension] = step
+        step = step * max(shape[dimension], 1)
+    return tuple(strides)
+
+
+def gradient_strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The strides of a gradient of `tensor`: its own where it is dense and nothing overlaps, as autograd's contract
+    has it, or else those of a dense tensor in the same memory format."""
+    shape, strides, step = tensor.shape, tensor.stride(), 1
+    for stride, size in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n != 1):
+        if stride != step:
+            return strides_of(shape, is_channels_last(tensor))
+        step *= size
+    return strides
+
+
+def writes_channels_last(input: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a convolution writes channels_last: as PyTorch's own, where the input or the weight is."""
+    return is_channels_last(input) or is_channels_last(weight)
+
+
+def is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether the elements of `tensor` stand in the order of channels_last, with or without gaps between them.
+
+    Strides of dimensions of size 1 say nothing where the others tell; where both orders fit, as for one channel or one
+    position, they are asked as `c10::is_channels_last_strides` asks them.
+    """
+    rank = tensor.dim()
+    if rank not in (4, 5):
         return False
-    return not input.is_contiguous() and input.is_contiguous(memory_format=channels_last)
+    contiguous = tensor.is_contiguous()
+    if contiguous and tensor.stride(1) != 1:  # so nearly always: it has more than one position
+        return False
+    if not contiguous and tensor.is_contiguous(memory_format=memory_format(True, rank - 2)):
+        return True
+    return _strides_are_channels_last(tensor.shape, tensor.stride())
+
+
+def _strides_are_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    if strides[1] == 0:
+        return False
+    least = 0
+    for dimension in (1, *range(len(shape) - 1, 1, -1), 0):
+        if shape[dimension] == 0 or strides[dimension] < least:
+            return False
+        if dimension == 0 and least == strides[1]:  # (N, 1, 1, 1): nothing but N tells, which is the same in both
+            return False
+        least = strides[dimension] * shape[dimension]
+    return True

@@ -76,6 +76,75 @@ def test_gradient_penalty(backend):
         assert_close(found / expected.abs().max(), expected / expected.abs().max())
 
 
+def _related(how, leaves):
+    """The five arguments, of which one depends on another."""
+    x, w, b, gamma, beta = leaves
+    mean = x.mean((2, 3)) @ torch.ones(x.shape[1], w.shape[0], dtype=x.dtype)
+    return {
+        "independent": (x, w, b, gamma, beta),
+        "gamma made from the input": (x, w, b, gamma * mean, beta),
+        "beta made from the input": (x, w, b, gamma, beta * mean),
+        "beta made from gamma": (x, w, b, gamma, beta * gamma),
+        "one tensor as gamma and beta": (x, w, b, gamma, gamma),
+        "one vector as bias and beta": (x, w, b, gamma, b),
+        "one vector three times": (x, w, b, b, b),
+        "weight made from gamma": (x, w * gamma.mean(), b, gamma, beta),
+        "input made from the weight": (x * w.mean(), w, b, gamma, beta),
+        "input made from the bias": (x + b.sum(), w, b, gamma, beta),
+    }[how]
+
+
+@pytest.mark.parametrize("position", ["post", "pre"])
+@pytest.mark.parametrize("how", [
+    "independent", "gamma made from the input", "beta made from the input", "beta made from gamma",
+    "one tensor as gamma and beta", "one vector as bias and beta", "one vector three times", "weight made from gamma",
+    "input made from the weight", "input made from the bias",
+])  # fmt: skip
+def test_create_graph_where_arguments_depend_on_one_another(how, position):
+    """Both derivatives, eagerly and by the registered operator; and a hook on an argument runs once a pass."""
+
+    def penalty(call):
+        leaves = [t.requires_grad_() for t in tensors_of(CASES[0], torch.float64)]
+        arguments = _related(how, leaves)
+        calls = []
+        for argument in arguments:
+            argument.register_hook(lambda grad: calls.append(1))
+        first = torch.autograd.grad(call(arguments).square().sum(), leaves, create_graph=True, allow_unused=True)
+        once, first = len(calls), [t for t in first if t is not None]
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), leaves, allow_unused=True)
+        return [*first, *(t for t in second if t is not None)], once
+
+    def by(backend):
+        return lambda arguments: film_kernels.conv_film(*arguments, film_position=position, backend=backend)
+
+    def operator(arguments):
+        arguments = [*arguments[:3], *(t.expand(arguments[0].shape[0], -1) for t in arguments[3:])]
+        options = ((1, 1), (0, 0), (0, 0), (1, 1), 1, "relu", 0.1, position, 0.0, "cpu", True)
+        return torch.ops.film_kernels.conv_film(*arguments, *options)[0]
+
+    expected, hooks = penalty(by("reference"))
+    for call in (by("cpu"), by("vendor"), operator):
+        found, calls = penalty(call)
+        assert calls == hooks
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_create_graph_through_a_layer_that_is_applied_twice():
+    layers = [film_kernels.FusedFiLM(4, 4, 3, padding=1).double() for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    results = []
+    for layer, name in zip(layers, ("cpu", "reference"), strict=True):
+        generator = torch.Generator().manual_seed(5)
+        x, gamma = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((2, 4, 6, 6), (2, 4)))
+        gamma.requires_grad_()
+        with film_kernels.use_backend(name):
+            y = layer(layer(x, gamma, gamma), gamma, gamma)
+        first = torch.autograd.grad(y.square().sum(), [gamma, *layer.parameters()], create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), [gamma, *layer.parameters()])
+        results.append([*first, *second])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
 def test_gradients_accumulate_and_graph_is_freed(backend):
     x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
     y = film_kernels.conv_film(x, w, backend=backend)

@@ -82,7 +82,7 @@ def test_copies_pickles_saves_and_moves():
 
 
 @pytest.mark.parametrize(("options", "error"), [
-    ({"activation": "tanhh"}, ValueError), ({"film_position": "after"}, ValueError), ({"gamma_offset": "1"}, None),
+    ({"activation": "tanhh"}, ValueError), ({"film_position": "after"}, ValueError), ({"gamma_offset": "1"}, TypeError),
     ({"negative_slope": None}, TypeError),
 ])  # fmt: skip
 def test_options_are_checked_when_it_is_made(options, error):

@@ -34,6 +34,97 @@ def test_opcheck_of_the_registered_operators(backend, channels_last, activation)
         )
 
 
+def _operator_arguments(x, w, b, gamma, beta):
+    names = ("input", "weight", "bias", "gamma", "beta", "stride", "padding_before", "padding_after", "dilation")
+    names += ("groups", "activation", "negative_slope", "film_position", "gamma_offset", "backend")
+    return dict(zip(names, (x, w, b, gamma, beta, *_options("cpu")), strict=True))
+
+
+BAD_CALLS = [
+    ("stride", {"stride": [0, 1]}),
+    ("stride", {"stride": []}),
+    ("stride", {"stride": [1, 1, 1]}),
+    ("padding_before", {"padding_before": [-1, 0]}),
+    ("padding_after", {"padding_after": [0, 0, 0]}),
+    ("padding_before", {"padding_before": [2**62, 0]}),
+    ("dilation", {"dilation": [0, 1]}),
+    ("groups", {"groups": 0}),
+    ("groups", {"groups": -1}),
+    ("groups", {"groups": 2**40}),
+    ("groups", {"groups": 2, "weight": torch.randn(9, 2, 3, 3)}),
+    ("activation", {"activation": "swish"}),
+    ("film_position", {"film_position": ""}),
+    ("negative_slope", {"negative_slope": float("nan")}),
+    ("gamma_offset", {"gamma_offset": float("inf")}),
+    ("backend", {"backend": "gpu"}),
+    ("input", {"weight": torch.randn(9, 4, 3)}),
+    ("weight", {"weight": torch.randn(0, 4, 3, 3)}),
+    ("weight", {"weight": torch.randn(9, 4, 3, 3).double()}),
+    ("weight", {"weight": torch.randn(9, 4, 3, 3).to("meta")}),
+    ("input", {"input": torch.randn(4, 7, 8)}),
+    ("input", {"input": torch.randn(2, 5, 7, 8)}),
+    ("input", {"input": torch.ones(2, 4, 7, 8, dtype=torch.int32)}),
+    ("input", {"input": torch.randn(2, 4, 7, 8).to_sparse()}),
+    ("bias", {"bias": torch.randn(8)}),
+    ("bias", {"bias": torch.randn(9).half()}),
+    ("gamma", {"gamma": torch.randn(9)}),
+    ("gamma", {"gamma": torch.randn(1, 9)}),
+    ("beta", {"beta": torch.randn(2, 9, 1, 1)}),
+]
+
+
+@pytest.mark.parametrize(("name", "changed"), BAD_CALLS)
+def test_the_registered_operator_checks_what_it_is_given(name, changed):
+    arguments = _operator_arguments(*tensors_of(CASE, torch.float32))
+    torch.ops.film_kernels.conv_film(**arguments, keep=True)
+    with pytest.raises((ValueError, TypeError), match=f"^{name}"):
+        torch.ops.film_kernels.conv_film(**{**arguments, **changed}, keep=True)
+
+
+def _spoilt(tensor):
+    yield tensor[:-1]
+    yield tensor[..., :-1]
+    yield tensor.unsqueeze(0)
+    yield tensor.new_empty(0)
+    yield tensor.to("meta")
+    yield tensor.to(torch.complex64)
+    yield torch.cat([tensor, tensor])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "vendor", "reference"])
+@pytest.mark.parametrize("position", ["post", "pre"])
+def test_the_registered_backward_checks_what_it_is_given(backend, position):
+    arguments = _operator_arguments(*tensors_of(CASE, torch.float32))
+    arguments.update(backend=backend, film_position=position)
+    y, kept = torch.ops.film_kernels.conv_film(**arguments, keep=True)
+    backward, grad = torch.ops.film_kernels.conv_film_backward, torch.randn_like(y)
+    found = backward(grad, kept, **arguments, wanted=[True] * 5)
+    leaves = [arguments[name].requires_grad_() for name in ("input", "weight", "bias", "gamma", "beta")]
+    options = {"activation": "relu", "film_position": position, "gamma_offset": 1.0, "backend": "reference"}
+    expected = torch.autograd.grad(film_kernels.conv_film(*leaves, padding=1, **options), leaves, grad)
+    for result, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(result, exact, rtol=1e-4, atol=1e-4)
+    arguments = {name: a.detach() if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
+    for wanted in ([], [True] * 4, [True] * 6):
+        with pytest.raises(ValueError, match=r"^wanted must have 5 values"):
+            backward(grad, kept, **arguments, wanted=wanted)
+    for bad in (*_spoilt(grad), grad.double(), grad.to(torch.uint8)):
+        with pytest.raises(ValueError, match=r"^grad must be"):
+            backward(bad, kept, **arguments, wanted=[True] * 5)
+    if backend != "reference":
+        for bad in (*_spoilt(kept), kept.float() + 0.5 if backend == "cpu" else kept.double()):
+            with pytest.raises((RuntimeError, ValueError), match=r"^kept"):
+                backward(grad, bad, **arguments, wanted=[True] * 5)
+    with pytest.raises(ValueError, match=r"^groups"):
+        backward(grad, kept, **{**arguments, "groups": 0}, wanted=[True] * 5)
+    # a gradient of what is not there is an empty tensor
+    arguments["bias"] = arguments["beta"] = None
+    y, kept = torch.ops.film_kernels.conv_film(**arguments, keep=True)
+    assert [t.numel() for t in backward(grad, kept, **arguments, wanted=[False, False, True, True, True])] == [
+        0, 0, 0, 18, 0,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck_of_the_compiled_kernels(channels_last):
     x, w, b, gamma, beta = tensors_of(CASE, torch.float32, channels_last=channels_last)

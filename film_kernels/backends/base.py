@@ -36,6 +36,11 @@ class Backend:
         """An empty tensor of the shape, dtype and strides of `kept`."""
         raise NotImplementedError
 
+    def reads(self, problem: Problem, wanted: Sequence[bool]) -> tuple[bool, bool]:
+        """Whether `backward`, for these of the five gradients, reads bias, and whether beta. What it does not read it
+        may get as None."""
+        return wanted[3], False  # dgamma = <W, U> + bias * sum u
+
     def forward(
         self,
         problem: Problem,

@@ -1,6 +1,7 @@
 """The reference formula as the last backend in the list: whatever plain PyTorch can do, it can.
 
-Autograd itself differentiates it, so it has a `forward` alone, and keeps nothing of its own.
+Autograd itself differentiates it, so nothing is kept, and `backward`, which the registered operator has for whoever
+pins this backend there, runs it again.
 """
 
 from __future__ import annotations
@@ -27,3 +28,15 @@ class Plain(Backend):
 
     def forward(self, problem, input, weight, bias, gamma, beta, keep):
         return reference.forward(problem, input, weight, bias, gamma, beta), None
+
+    def reads(self, problem, wanted):
+        return True, True
+
+    def backward(self, problem, grad, kept, input, weight, bias, gamma, beta, wanted):
+        tensors = (input, weight, bias, gamma, beta)
+        with torch.enable_grad():
+            leaves = [None if t is None else t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+            y = reference.forward(problem, *leaves)
+        chosen = [leaf for leaf, asked in zip(leaves, wanted, strict=True) if asked]
+        found = iter(torch.autograd.grad(y, chosen, grad) if chosen else ())
+        return tuple(next(found) if asked else None for asked in wanted)

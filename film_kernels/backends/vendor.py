@@ -82,6 +82,10 @@ class Vendor(Backend):
             problem.out_shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format
         )
 
+    def reads(self, problem, wanted):
+        """v is made again from z: of z without the bias where there is one pass, and by FiLM where it stands before."""
+        return has_one_pass(problem), problem.film_position == "pre"
+
     def forward(self, problem, input, weight, bias, gamma, beta, keep):
         if has_one_pass(problem):
             from .triton.vendor_pass import finish_forward

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from film_kernels import FiLMGenerator, FusedFiLM, film, fuse
 from film_kernels.conversion import folding
+from spawning import run_together
 
 WAYS = ("ddp", "fsdp")
 MODELS = ("layer", "fuse")
@@ -64,10 +68,8 @@ def gradients(model: nn.Module, x, words, steps: int = 1) -> dict[str, torch.Ten
     return {name: g.full_tensor() if isinstance(g, DTensor) else g.clone() for name, g in found.items()}
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: Path) -> None:
     """One of two processes; rank 0 writes down what came out."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     mesh = dist.init_device_mesh("cpu", (2,))
     x, words = (t[2 * rank : 2 * rank + 2] for t in batch())
     results = {}
@@ -87,16 +89,23 @@ def work(rank: int, folder: str) -> None:
                 results[kind, way] = gradients(one, x, words, steps=2)
             assert calls.call_count == (4 if kind == "fuse" else 0), calls.call_count
     if rank == 0:
-        torch.save(results, f"{folder}/results")
-    dist.barrier()
-    dist.destroy_process_group()
+        torch.save(results, folder / "results")
+
+
+def end_badly(rank: int) -> None:
+    """Aborts when the interpreter shuts down, as a thread that calls into it then does."""
+    atexit.register(os.abort)
+
+
+def fail(rank: int) -> None:
+    raise RuntimeError("one of them failed")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("distributed"))
-    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
-    return torch.load(f"{folder}/results")
+    folder = tmp_path_factory.mktemp("distributed")
+    run_together(work, 2, folder, folder)
+    return torch.load(folder / "results")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -104,3 +113,12 @@ def results(tmp_path_factory):
 def test_gradients_are_those_of_one_process(results, kind, way):
     expected = {name: g / 2 for name, g in gradients(make(kind), *batch()).items()}  # averaged over the processes
     torch.testing.assert_close(results[kind, way], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_thread_of_the_group_would_call_at_the_end_cannot_abort_a_process(tmp_path):
+    run_together(end_badly, 2, tmp_path)
+
+
+def test_a_process_that_fails_is_reported(tmp_path):
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="one of them failed"):
+        run_together(fail, 1, tmp_path)

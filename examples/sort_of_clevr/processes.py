@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from examples.process_group import process_group
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,6 @@ def processes() -> Iterator[Processes]:
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "WORLD_SIZE" in os.environ:
-        # DistributedDataParallel imports this module, whose functions keep the group of that moment as a default
-        # argument: imported after the group is there, gloo's threads would outlive it and could abort the exit.
-        importlib.import_module("torch.distributed.nn")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
+    together = "WORLD_SIZE" in os.environ
+    with process_group("nccl" if device.type == "cuda" else "gloo") if together else nullcontext():
         yield Processes(number, count, device)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()

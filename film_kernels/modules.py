@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional
+from . import functional, scripted
 from .activations import ACTIVATIONS, FILM_POSITIONS
 from .arguments import check_choice, finite
 
@@ -20,7 +20,9 @@ class FiLM(nn.Module):
         """x (N, K, *spatial), gamma and beta (N, K), (1, K), (K,) or (N, K, 1, ...); returns the shape of x.
 
         Raises TypeError or ValueError naming the argument, as `film_kernels.film` does."""
-        return functional.film(x, gamma, beta)
+        if not torch.jit.is_scripting():
+            return functional.film(x, gamma, beta)
+        return scripted.film(x, gamma, beta)
 
 
 class _Fused(nn.modules.conv._ConvNd):
@@ -56,14 +58,20 @@ class _Fused(nn.modules.conv._ConvNd):
         """x (N, C, *in) or (C, *in); gamma and beta (N, K), (1, K), (K,), (N, K, 1, ...) or None (1 and 0).
 
         Returns (N, K, *out) or (K, *out). Raises as `film_kernels.conv_film` does."""
-        padding: str | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0,) * len(self.kernel_size)
-        return functional.conv_film(
-            x, self.weight, self.bias, gamma, beta, self.stride, padding, self.dilation, self.groups,
-            activation=self.activation, negative_slope=self.negative_slope,
-            film_position=self.film_position, gamma_offset=self.gamma_offset,
+        if not torch.jit.is_scripting():
+            padding = self.padding
+            if self.padding_mode != "zeros":
+                x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+                padding = (0,) * len(self.kernel_size)
+            return functional.conv_film(
+                x, self.weight, self.bias, gamma, beta, self.stride, padding, self.dilation, self.groups,
+                activation=self.activation, negative_slope=self.negative_slope,
+                film_position=self.film_position, gamma_offset=self.gamma_offset,
+            )  # fmt: skip
+        z = self._conv_forward(x, self.weight, self.bias)
+        return scripted.activation_and_film(
+            z, x.dim() == len(self.kernel_size) + 1, gamma, beta,
+            self.activation, self.negative_slope, self.film_position, self.gamma_offset,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

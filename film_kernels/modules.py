@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional, scripted
+from . import adapters, functional, scripted
 from .activations import ACTIVATIONS, FILM_POSITIONS
 from .arguments import check_choice, finite
 
@@ -89,6 +89,11 @@ class FusedFiLM(_Fused, nn.Conv2d):
     Same constructor, initialisation and state_dict as `nn.Conv2d`, so a checkpoint of the convolution it replaces loads
     unchanged. The options after `*` are those of `film_kernels.conv_film`, where the formula stands.
 
+    `torch.jit.script` compiles it to PyTorch's own operators. Under an adapter of the package peft (LoRA and its kin)
+    it is the convolution alone, and activation and FiLM follow the adapter, until that is merged or unloaded. Whatever
+    else adds something to a convolution's output, or folds what follows into its weight (`fuse_conv_bn_eval`), would do
+    so after FiLM here: give it `nn.Conv2d`, activation and FiLM, and join them afterwards by `film_kernels.fuse`.
+
     Raises:
         ValueError: an unknown `activation` or `film_position`, or what `nn.Conv2d` raises.
         TypeError: `negative_slope` or `gamma_offset` is not a number.
@@ -97,6 +102,10 @@ class FusedFiLM(_Fused, nn.Conv2d):
 
 class FusedFiLM1d(_Fused, nn.Conv1d):
     """An `nn.Conv1d` whose forward is convolution, activation and FiLM in one pass: `FusedFiLM` for x (N, C, L)."""
+
+
+adapters.lend(FusedFiLM, adapters.LentConv2d)
+adapters.lend(FusedFiLM1d, adapters.LentConv1d)
 
 
 class FiLMGenerator(nn.Module):

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from film_kernels import FiLM, FiLMGenerator, FusedFiLM, FusedFiLM1d
 
@@ -97,6 +98,27 @@ def test_gamma_and_beta_may_be_left_out():
     conv = FusedFiLM(4, 8, 3)
     x = torch.randn(2, 4, 6, 6)
     torch.testing.assert_close(conv(x), torch.relu(nn.Conv2d.forward(conv, x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [
+    parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal,
+    lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+])  # fmt: skip
+def test_weights_can_be_reparametrised_and_pruned(change):
+    fused = FusedFiLM(4, 8, 3, padding=1)
+    conv = nn.Conv2d(4, 8, 3, padding=1)
+    conv.load_state_dict(fused.state_dict())
+    for layer in (fused, conv):
+        torch.manual_seed(1)  # the iteration of a spectral norm begins by lot
+        change(layer)
+    assert fused.state_dict().keys() == conv.state_dict().keys()
+    x = torch.randn(2, 4, 9, 10)
+    y, expected = fused(x, GAMMA, BETA), plain(conv, x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    one, other = (
+        torch.autograd.grad(t.square().sum(), list(m.parameters())) for t, m in ((y, fused), (expected, conv))
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
 def test_trains_as_the_plain_network_does():

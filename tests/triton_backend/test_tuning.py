@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -105,7 +110,12 @@ def test_the_faster_one_serves(file):
 BROKEN_RECORDS = '{"format": "film_kernels triton measurements 1", "records": [1]}'
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"records": {}}', BROKEN_RECORDS, b"\xff"])
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("content", [
+    "", "{", "[1, 2]", '{"records": {}}', BROKEN_RECORDS, b"\xff", NESTED, '{"records": ' + "1" * 10_000 + "}",
+])  # fmt: skip
 def test_a_broken_or_foreign_file_is_ignored_with_a_warning_and_left_alone(file, content):
     file.parent.mkdir()
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -117,6 +127,78 @@ def test_a_broken_or_foreign_file_is_ignored_with_a_warning_and_left_alone(file,
     with pytest.warns(UserWarning, match="film_kernels ignores the tuning file"):
         assert not store.save(file, "key", {})
     assert file.read_bytes() == before and y.isfinite().all()
+
+
+def fill_with_a_pipe(file):
+    os.mkfifo(file)
+
+
+def fill_with_too_much(file):
+    with file.open("wb") as stream:
+        stream.truncate(store._LARGEST + 1)
+
+
+@pytest.mark.parametrize("fill", [Path.mkdir, fill_with_a_pipe, fill_with_too_much, lambda file: file.symlink_to(file)])
+def test_what_is_no_file_of_ours_is_ignored_with_a_warning(file, fill):
+    file.parent.mkdir()
+    fill(file)
+    with pytest.warns(UserWarning, match="film_kernels ignores the tuning file"):
+        assert not store.save(file, "key", {})
+
+
+def test_a_name_that_no_file_can_have_is_ignored_with_a_warning():
+    for name in ("a\0b", "a" * 5000, "\udc80" * 300):
+        with pytest.warns(UserWarning, match="film_kernels ignores the tuning file"):
+            assert not store.save(Path(name), "key", {})
+
+
+def test_without_a_home_there_still_is_a_path(monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME", "FILM_KERNELS_TUNING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", mock.Mock(side_effect=KeyError("a user of that number")))
+    assert store.path() == Path(tempfile.gettempdir()) / "film_kernels" / "triton.json"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_symbolic_link_is_written_through(file, tmp_path, is_there):
+    target = tmp_path / "elsewhere" / "shared.json"
+    file.parent.mkdir()
+    file.symlink_to(target)
+    if is_there:
+        assert store.save(target, "first", {"forward": {}})
+        target.chmod(0o664)
+    assert store.save(file, "second", {"forward": {}})
+    assert file.is_symlink() and set(store.load(target)) == ({"first", "second"} if is_there else {"second"})
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    assert not is_there or target.stat().st_mode & 0o777 == 0o664
+
+
+def test_writers_at_the_same_moment_leave_a_whole_file(file):
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda number: store.save(file, str(number), {"forward": {}}), range(40)))
+    assert set(store.load(file)) == {str(number) for number in range(40)}
+
+
+def test_a_record_that_is_nested_too_deeply_is_not_written_again(file):
+    assert store.save(file, "first", {})
+    before = file.read_bytes()
+    with mock.patch("json.dumps", side_effect=RecursionError), pytest.warns(UserWarning, match="cannot remember"):
+        assert not store.save(file, "second", {})
+    assert file.read_bytes() == before and [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("whole", [[1], None, 3, "forward", {"forward": 1}, {"forward": {"ours": "1", "vendor": "2"}},
+                                   {"forward": {"ours": 10**400, "vendor": 2.0}}])  # fmt: skip
+def test_times_that_make_no_sense_are_measured_again(file, whole):
+    problem = problem_of(CASE, tensors_of(CASE, torch.float32))
+    store.save(file, autotune._name(problem, autotune.precision(problem)), {"whole": whole})
+    autotune.forget()
+    assert not autotune.is_measured_to_be_faster(problem)
+    autotune.compare(problem, "forward", lambda: None, lambda: None)
+    (record,) = store.load(file).values()
+    assert set(record["whole"]["forward"]) == {"ours", "vendor"} and isinstance(
+        record["whole"]["forward"]["ours"], float
+    )
 
 
 def test_a_record_that_makes_no_sense_is_not_used(file):

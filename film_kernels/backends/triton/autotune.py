@@ -19,7 +19,7 @@ import torch
 from ...problem import Problem
 from . import store
 from .launch import precision
-from .tuning import Entry, entries
+from .tuning import KERNELS, Entry, entries
 
 T = TypeVar("T")
 _REPEATS = 11  # of which the median counts
@@ -104,11 +104,8 @@ def compare(problem: Problem, part: str, ours: Callable[[], object], vendor: Cal
 
 def is_measured_to_be_faster(problem: Problem) -> bool:
     """Whether `problem` was timed against the library's convolution, forward at least, and these kernels won."""
-    try:
-        whole = _record(problem, precision(problem)).get("whole", {})
-        return "forward" in whole and sum(t["ours"] for t in whole.values()) <= sum(t["vendor"] for t in whole.values())
-    except (AttributeError, KeyError, TypeError):  # a record that someone edited
-        return False
+    whole = _record(problem, precision(problem)).get("whole", {})
+    return "forward" in whole and sum(t["ours"] for t in whole.values()) <= sum(t["vendor"] for t in whole.values())
 
 
 def forget() -> None:
@@ -160,8 +157,7 @@ def _milliseconds(problem: Problem, call: Callable[[], object]) -> float:
 def _ordered(problem: Problem, how: str, kernel: str) -> tuple[Entry, ...]:
     """The candidates, with the one that was measured to be fastest, if it is still one of them, in front."""
     candidates = entries(problem, kernel)
-    measured = _record(problem, how).get(kernel)
-    best = measured.get("entry") if isinstance(measured, dict) else None
+    best = _record(problem, how).get(kernel, {}).get("entry")
     return tuple(sorted(candidates, key=lambda entry: list(entry) != best))
 
 
@@ -169,8 +165,19 @@ def _record(problem: Problem, how: str) -> dict:
     key = (problem, how)
     record = _records.get(key)
     if record is None:
-        record = _records[key] = _on_disk(store.path()).get(_name(problem, how), {})
+        record = _records[key] = _as_written(_on_disk(store.path()).get(_name(problem, how), {}))
     return record
+
+
+def _as_written(record: dict) -> dict:
+    """What of a record from disk is as `run` and `compare` write it: someone may have edited it."""
+    kept = {kernel: record[kernel] for kernel in KERNELS if isinstance(record.get(kernel), dict)}
+    if isinstance(whole := record.get("whole"), dict):
+        kept["whole"] = {
+            part: times for part, times in whole.items()
+            if isinstance(times, dict) and all(isinstance(times.get(name), float) for name in ("ours", "vendor"))
+        }  # fmt: skip
+    return kept
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,8 +1,10 @@
-"""Types for argparse that say what is wrong with a value."""
+"""Types for argparse that say what is wrong with a value, and how any value can be printed."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from collections.abc import Callable
 
 
@@ -26,3 +28,10 @@ def positive(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above zero, got {text!r}")
     return number
+
+
+def print_any_name() -> None:
+    """From now on names of files that are not UTF-8 are printed too, with escapes, where Python would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

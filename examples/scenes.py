@@ -89,7 +89,7 @@ def read_captions(folder: Path, captions: Path) -> list[tuple[Path, str]]:
             pairs = [_pair(row, folder, f"{captions}, line {rows.line_num}") for row in rows if row]
     except OSError as error:
         raise PictureError(f"{captions}: cannot read it: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise PictureError(f"{captions}: is not a CSV file in UTF-8: {error}") from error
     if not pairs:
         raise PictureError(f"{captions}: has no rows after its first line")
@@ -103,6 +103,9 @@ def _pair(row: list[str], folder: Path, where: str) -> tuple[Path, str]:
     if not name or not caption:
         raise PictureError(f"{where}: the {'caption' if name else 'image'} is empty")
     path = folder / name
-    if not path.is_file():
-        raise PictureError(f"{where}: there is no picture {path}")
+    try:
+        if not path.is_file():
+            raise PictureError(f"{where}: there is no picture {path}")
+    except OSError as error:  # a name that is too long, say
+        raise PictureError(f"{where}: cannot look for the picture {path}: {error.strerror}") from error
     return path, caption

@@ -31,7 +31,7 @@ from tqdm import tqdm
 if not __package__:  # run as a file: its own folder is on the path, the checkout is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.arguments import at_least
+from examples.arguments import at_least, print_any_name
 from examples.memory import kept_bytes
 from examples.scenes import PictureError, read_captions, write_scenes
 from film_kernels import FiLM, FiLMGenerator, FusedFiLM
@@ -92,7 +92,7 @@ def load_image(path: Path) -> Tensor:
             picture = file.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
     except FileNotFoundError as error:
         raise PictureError(f"{path}: there is no such picture") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all are Pillow's on bad data
+    except Exception as error:  # whatever bad data make Pillow stumble over
         raise PictureError(f"{path}: cannot read it as a picture: {error}") from error
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
 
@@ -236,12 +236,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=at_least(1), default=10, help="default: %(default)s")
     parser.add_argument("--seed", type=at_least(0), default=0, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="default: %(default)s")
+    print_any_name()
     options = parser.parse_args(argv)
     if (options.images is None) != (options.captions is None):
         parser.error("--images and --captions go together: give both or neither")
     if options.images is not None and options.count is not None:
         parser.error("--count is for drawn scenes: it cannot be given with --images")
-    if options.output.suffix != ".png" or not options.output.parent.is_dir():
+    if options.output.suffix != ".png" or "\0" in options.output.name or not options.output.parent.is_dir():
         parser.error(f"--output must be a .png file in a folder that exists, got {options.output}")
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -323,10 +326,102 @@ def test_a_checkpoint_that_cannot_be_used_is_said(trained, dataset, tmp_path, ca
     assert code == 1 and f"error: {path}" in err
 
 
+class Command:
+    """What runs a command where it is unpickled by something that trusts it."""
+
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+WRONG = {  # entries of a checkpoint, and what they must not be
+    "settings": [None, {}, {**SETTINGS, "plain": 1}, {"plain": False}, {**SETTINGS, "seed": [0]}],
+    "words": [None, "red", [1, 2], ["red"]],
+    "answers": [None, ["yes"], ["yes", "no"], [["yes"], ["no"]]],
+    "network": [None, [], {}, {"a": torch.ones(2)}, {"a": 1}, {1: torch.ones(2)}],
+    "optimizer": [None, {}, [1]],
+    "scheduler": [None, {}, [1]],
+    "rng": [None, torch.ones(3), torch.ones(5056, dtype=torch.uint8).to_sparse()],
+    "step": [None, -1, 2**70, 1.0, torch.ones(2), True],
+    "history": [None, {}, {"loss": 1.0}, {name: [] for name in ("loss", "accuracy", "validation")}],
+    "format": [None, 2, torch.ones(2), True],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_checkpoint_with_a_wrong_entry_is_said(trained, dataset, tmp_path, capsys, name, value):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({**torch.load(trained / "checkpoint.pt"), name: value}, path)
+    options = ["--epochs", 3, "--batch", 32, "--save-every", 1000]
+    code, _, err = outcome(capsys, "train", "--data", dataset, "--output", tmp_path, "--resume", *options)
+    assert code == 1 and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err
+    code, _, err = outcome(capsys, "ask", dataset / "images/000019.png", "red", "--checkpoint", path)
+    not_asked_for = name in ("optimizer", "scheduler", "rng") and isinstance(value, (dict, torch.Tensor))
+    assert code == (0 if not_asked_for else 1) and "Traceback" not in err
+
+
+@pytest.mark.parametrize("path", [
+    ("scheduler", "_schedule_phases", 0, "end_lr"), ("scheduler", "total_steps"), ("scheduler", "last_epoch"),
+    ("optimizer", "param_groups", 0, "lr"), ("optimizer", "state", 0, "exp_avg"), ("history", "loss", 0),
+    ("history", "validation", 0), ("history", "validation", 0, 1, "relational"), ("network", "head.answer.bias"),
+])  # fmt: skip
+def test_a_checkpoint_with_something_wrong_within_an_entry_is_said(trained, dataset, tmp_path, capsys, path):
+    state = torch.load(trained / "checkpoint.pt")
+    *inner, last = path
+    place = functools.reduce(operator.getitem, inner, state)
+    place[last] = "x" if last != "total_steps" else 67
+    torch.save(state, tmp_path / "checkpoint.pt")
+    options = ["--epochs", 3, "--batch", 32, "--resume"]
+    code, _, err = outcome(capsys, "train", "--data", dataset, "--output", tmp_path, *options)
+    assert code == 1 and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_checkpoint_that_would_run_a_command_is_not_trusted(dataset, tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    for write in (lambda: torch.save(Command(), path), lambda: path.write_bytes(pickle.dumps(Command()))):
+        write()
+        code, _, err = outcome(capsys, "ask", dataset / "images/000019.png", "red", "--checkpoint", path)
+        assert code == 1 and "it is damaged, or holds more than tensors" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"words": "abc", "answers": ["a", "b"]}',
+    b'{"words": [1, 2], "answers": ["a", "b"]}', b'{"words": ["a", "b"], "answers": ["a", "a"]}',
+    b'{"words": ["a", "b"], "answers": []}',
+])  # fmt: skip
+def test_a_vocabulary_that_cannot_be_used_is_said(tmp_path, capsys, content):
+    (tmp_path / "vocabulary.json").write_bytes(content)
+    code, _, err = outcome(capsys, "train", "--data", tmp_path, "--output", tmp_path)
+    assert code == 1 and err.startswith("error: ") and "vocabulary.json: not a vocabulary" in err
+
+
+def test_a_folder_whose_name_is_not_utf_8(tmp_path, capsys):
+    folder = os.fsdecode(bytes(tmp_path) + b"/\x80")
+    assert outcome(capsys, "generate", "--images", 20, "--data", folder)[:2] == (
+        0, f"wrote 20 images and their questions to {tmp_path}/\\udc80\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_variable_that_torchrun_would_not_set_is_said(monkeypatch, capsys, variable):
+    monkeypatch.setenv(variable, "first")
+    code, _, err = outcome(capsys, "train")
+    assert code == 1 and f"error: {variable}='first'" in err
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
         ("no JSON\n", "not JSON lines"),
+        ("[" * 100_000 + "\n", "after line 800: not JSON lines"),
+        (
+            '{"image": "a\\u0000.png", "split": "train", "question": "a?", "answer": "1", "kind": "count"}\n',
+            "cannot read it as an image",
+        ),
+        (
+            '{"image": "\\ud800.png", "split": "train", "question": "a?", "answer": "1", "kind": "count"}\n',
+            "cannot read it as an image",
+        ),
         ('{"image": "a.png"}\n', "line 801: not an object of the texts"),
         (
             '{"image": "{image}", "split": "train", "question": "a?", "answer": "7", "kind": "count"}\n',
@@ -359,6 +454,11 @@ def test_a_dataset_that_cannot_be_used_is_said(dataset, tmp_path, capsys, line, 
         (["train", "--data", "{dataset}", "--output", "{new}", "--batch", 721], 1, "only 720 questions"),
         (["train", "--learning-rate", "nan"], 2, "--learning-rate"),
         (["train", "--epochs", "0"], 2, "--epochs"),
+        (["train", "--data", "{dataset}", "--output", "{new}/" + "x" * 5000], 1, "cannot make the folder"),
+        (["train", "--data", "x" * 5000], 1, "not a vocabulary"),
+        (["generate", "--data", "x" * 5000], 1, "cannot write the dataset"),
+        (["generate", "--data", "a\0b"], 1, "cannot write the dataset"),
+        (["ask", "x.png", "red", "--checkpoint", "x" * 5000], 1, "cannot read it as a checkpoint"),
         (["ask", "x.png"], 2, "QUESTION"),
         ([], 2, "generate|train|ask"),
     ],

@@ -136,6 +136,9 @@ def test_a_picture_that_cannot_be_used_is_named(own, capsys, content, tmp_path):
         (b"image,caption\n,red\n", "line 2: the image is empty"),
         (b"image,caption\nz.png,red\n", "line 2: there is no picture"),
         (b"image,caption\na.png,\xff\xfe\n", "not a CSV file in UTF-8"),
+        (b"image,caption\na\0b.png,red\n", ": "),  # Python 3.10's csv says it before the file is looked for
+        (b"image,caption\n" + b"x" * 5000 + b".png,red\n", "line 2: cannot look for the picture"),
+        (b"image,caption\na.png," + b"x" * 200_000 + b"\n", "not a CSV file in UTF-8: field larger"),
     ],
 )
 def test_captions_that_cannot_be_used(own, capsys, content, message, tmp_path):
@@ -160,6 +163,9 @@ def test_captions_that_cannot_be_used(own, capsys, content, message, tmp_path):
         (["--seed", "x"], 2, "--seed"),
         (["--output", "{folder}/none/demo.png"], 2, "--output"),
         (["--output", "{folder}/demo.txt"], 2, "--output"),
+        (["--output", "{folder}/a\0b.png"], 2, "--output"),
+        (["--images", "{folder}", "--captions", "a\0b"], 1, "a\0b"),
+        (["--images", "a\0b", "--captions", "{captions}"], 1, "no such folder"),
     ],
 )
 def test_options_that_cannot_be_used(own, capsys, monkeypatch, tmp_path, options, code, message):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.arguments import at_least, positive
+from examples.arguments import at_least, positive, print_any_name
 
 from .ask import ask
 from .errors import UserError
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 where something given cannot be used, or 130 after Ctrl-C.
 
     argparse exits with 2."""
+    print_any_name()
     options = _parser().parse_args(argv)
     try:
         options.command(options)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .errors import UserError
 from .generate import QUESTIONS_FILE, SPLITS, VOCABULARY_FILE
+from .likeness import is_list_of
 from .questions import KINDS
 from .scenes import SIZE
 
@@ -58,7 +59,7 @@ def load_image(path: Path) -> Tensor:
             image.load()
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all are Pillow's on bad data
+    except Exception as error:  # whatever bad data make Pillow stumble over
         raise UserError(f"{path}: cannot read it as an image: {error}") from error
     if image.size != (SIZE, SIZE):
         image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
@@ -70,11 +71,15 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     path = folder / VOCABULARY_FILE
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return Vocabulary([str(word) for word in about["words"]], [str(answer) for answer in about["answers"]])
+        vocabulary = Vocabulary(about["words"], about["answers"])
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; `generate` makes a dataset") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a vocabulary as `generate` writes it: {error!r}") from error
+    for name, entries in (("words", vocabulary.words), ("answers", vocabulary.answers)):
+        if not is_list_of(entries, str) or len(entries) < 2 or len(set(entries)) < len(entries):
+            raise UserError(f"{path}: not a vocabulary as `generate` writes it: {name} must be different texts")
+    return vocabulary
 
 
 def load_splits(folder: Path, vocabulary: Vocabulary, progress: bool) -> dict[str, Split]:
@@ -121,7 +126,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                 rows.append((number, row))
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; `generate` makes a dataset") from error
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or nested too deeply
         raise UserError(f"{path}, after line {len(rows)}: not JSON lines in UTF-8: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error

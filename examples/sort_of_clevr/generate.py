@@ -30,9 +30,9 @@ def generate(folder: Path, images: int, seed: int) -> None:
     An image and its questions depend on the seed and on its number only, not on how many there are. Raises UserError
     where the folder holds a dataset already or cannot be written."""
     questions = folder / QUESTIONS_FILE
-    if questions.exists():
-        raise UserError(f"{folder} holds a dataset already: delete it or give another folder")
     try:
+        if questions.exists():
+            raise UserError(f"{folder} holds a dataset already: delete it or give another folder")
         (folder / "images").mkdir(parents=True, exist_ok=True)
         partial = questions.with_suffix(".partial")  # its name says that generating it was not finished
         with partial.open("w", encoding="utf-8", newline="\n") as lines:
@@ -47,5 +47,5 @@ def generate(folder: Path, images: int, seed: int) -> None:
         about = {"words": vocabulary(), "answers": list(ANSWERS)}
         (folder / VOCABULARY_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8", newline="\n")
         partial.replace(questions)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise UserError(f"cannot write the dataset to {folder}: {error}") from error

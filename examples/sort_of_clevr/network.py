@@ -7,6 +7,7 @@ from typing import Any
 from .data import Vocabulary
 from .encoders import GRUEncoder, PretrainedEncoder
 from .errors import UserError
+from .likeness import difference
 from .model import Network
 
 
@@ -22,8 +23,12 @@ def restore_network(state: dict[str, Any]) -> tuple[Network, Vocabulary]:
     Raises UserError where the weights are not those of this network."""
     vocabulary = Vocabulary(state["words"], state["answers"])
     network = make_network(vocabulary, state["settings"])
-    try:
-        network.load_state_dict(state["network"])
-    except RuntimeError as error:
-        raise UserError(f"the checkpoint is of another network: {str(error).splitlines()[-1].strip()}") from error
+    load_weights(network, state)
     return network.eval(), vocabulary
+
+
+def load_weights(network: Network, state: dict[str, Any]) -> None:
+    """Gives `network` the weights of a checkpoint. Raises UserError where they are not those of such a network."""
+    if wrong := difference(dict(state["network"]), dict(network.state_dict()), "its state"):
+        raise UserError(f"the checkpoint is of another network: {wrong}")
+    network.load_state_dict(state["network"])

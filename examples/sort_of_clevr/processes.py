@@ -13,6 +13,8 @@ from torch import Tensor
 
 from examples.process_group import process_group
 
+from .errors import UserError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -36,12 +38,20 @@ class Processes:
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """The process group, gloo on CPUs and NCCL on GPUs, for as long as the block runs; without torchrun, one."""
-    number, count, local = (int(os.environ.get(name, fallback)) for name, fallback in
-                            (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
+    """The process group, gloo on CPUs and NCCL on GPUs, for as long as the block runs; without torchrun, one.
+
+    Raises UserError where the environment variables are not such as torchrun sets."""
+    number, count, local = _number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     together = "WORLD_SIZE" in os.environ
     with process_group("nccl" if device.type == "cuda" else "gloo") if together else nullcontext():
         yield Processes(number, count, device)
+
+
+def _number(name: str, fallback: int) -> int:
+    text = os.environ.get(name, str(fallback))
+    if not text.isdecimal():
+        raise UserError(f"{name}={text!r} in the environment is not a number, as torchrun sets it")
+    return int(text)

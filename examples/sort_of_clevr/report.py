@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def train_and_report(data: Path, output: Path, settings: dict[str, Any], resume:
     with processes() as team:
         vocabulary = load_vocabulary(data)
         path = output / CHECKPOINT
-        if not resume and path.exists():
+        if not resume and os.path.lexists(path):
             raise UserError(f"{path} is there already: go on with --resume, or give another --output")
         state = checkpoint.load(path) if resume else None
         splits = load_splits(data, vocabulary, progress=team.first)
@@ -38,7 +39,7 @@ def train_and_report(data: Path, output: Path, settings: dict[str, Any], resume:
             run.restore(state)
         try:
             output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
             raise UserError(f"cannot make the folder {output}: {error}") from error
         run.train(splits["train"], splits["validation"], output, save_every)
         if team.first:

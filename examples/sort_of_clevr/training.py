@@ -16,12 +16,14 @@ from . import checkpoint
 from .data import Split, Vocabulary, batches
 from .errors import UserError
 from .evaluation import accuracies, confusion, inputs_of
+from .likeness import difference
 from .model import loss_of
-from .network import make_network
+from .network import load_weights, make_network
 from .processes import Processes
 
 CHECKPOINT = "checkpoint.pt"
 CLIP = 1.0  # norm of the gradient
+MOVING = {"last_epoch", "_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_step"}  # of the scheduler
 WARM_UP = 0.1  # of all steps: the learning rate rises, and falls as a cosine after that (OneCycleLR)
 
 
@@ -66,18 +68,45 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`. Raises UserError where it is of a run with other settings or another dataset."""
+        """Goes on from `state`, as `checkpoint.load` gives it.
+
+        Raises UserError where it is of a run with other settings, another dataset or another network."""
         other = {name for name, value in self.settings.items() if state["settings"].get(name) != value}
         if other:
             told = ", ".join(f"{name} {state['settings'].get(name)!r}" for name in sorted(other))
             raise UserError(f"the run to resume has other settings: {told}")
         if (state["words"], state["answers"]) != (self.vocabulary.words, self.vocabulary.answers):
             raise UserError("the run to resume was of a dataset with another vocabulary")
-        self.network.load_state_dict(state["network"])
+        load_weights(self.network, state)
+        if wrong := self._difference(state):
+            raise UserError(f"the run to resume was another one: {wrong}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"])
         self.step, self.history = state["step"], state["history"]
+
+    def _difference(self, state: dict[str, Any]) -> str | None:
+        """Where optimizer, learning rate and random numbers of `state` are not such as a run like this one has."""
+        scheduler, step = self.scheduler.state_dict(), state["step"]
+        if step > self.steps:
+            return f"it has made {step} steps, of which there are {self.steps} here"
+        own = self.optimizer.state_dict()
+        if step:  # what Adam keeps from the first step on
+            own["state"] = {
+                place: {"step": torch.tensor(0.0), "exp_avg": of_one, "exp_avg_sq": of_one}
+                for place, of_one in enumerate(p.detach().cpu() for p in self.network.parameters())
+            }
+        wrong = difference(state["optimizer"], own, "the optimizer's state")
+        wrong = wrong or difference(state["scheduler"], scheduler, "the scheduler's state")
+        wrong = wrong or difference(state["rng"], torch.get_rng_state(), "the state of the random numbers")
+        if wrong:
+            return wrong
+        found = state["scheduler"]
+        if found["total_steps"] != scheduler["total_steps"]:
+            return "it was of a dataset of another size"
+        if found["last_epoch"] != step or any(found[key] != scheduler[key] for key in found.keys() - MOVING):
+            return "its scheduler was on another way"
+        return None
 
     def train(self, train: Split, validation: Split, folder: Path, save_every: int) -> None:
         """Trains to the end, with a checkpoint in `folder` every `save_every` steps and at the end of each epoch."""

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from examples.arguments import positive
+
 from . import machine, report
 from .parts import Done, Part, run
 
@@ -64,8 +66,8 @@ def finish(out: Path, done: Sequence[Done]) -> str:
     """Write the report and the summary into `out`; returns the summary."""
     lines = [f"{one.name}: {one.line}" for one in done]
     try:
-        lines += report.summary(report.write(out))
-    except FileNotFoundError as error:
+        lines += report.make(out)
+    except (OSError, ValueError) as error:
         lines.append(f"no report: {error}")
     lines.append(f"everything is in {out}")
     summary = "\n".join(lines)
@@ -74,7 +76,8 @@ def finish(out: Path, done: Sequence[Done]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 1 where a part failed, or 2 without a GPU where one is needed."""
+    """The command line; returns 0, 1 where a part failed, or 2 without a GPU where one is needed and where BUDGET_S or
+    OUT cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Runs the performance suite.")
     parser.add_argument("command", choices=tuple(_DEFAULT_BUDGET))
     command = parser.parse_args(argv).command
@@ -83,12 +86,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("PyTorch sees no GPU here (DRY=1 tries the same parts in small on the CPU)", file=sys.stderr)
         return 2
     device = "cpu" if dry or command == "cpu" else "cuda"
-    budget = float(os.environ.get("BUDGET_S") or _DEFAULT_BUDGET[command])
+    try:
+        budget = positive(os.environ.get("BUDGET_S") or str(_DEFAULT_BUDGET[command]))
+    except argparse.ArgumentTypeError as error:
+        print(f"BUDGET_S {error}", file=sys.stderr)
+        return 2
     default = Path("build/dry-run") if dry else Path("bench/results") / machine.folder_name(torch.device(device))
     out = Path(os.environ.get("OUT") or default)
-    out.mkdir(parents=True, exist_ok=True)
-    for old in (*report.FILES, report.REPORT, report.CHART, _LOG, _SUMMARY):  # nothing of an earlier run is reported
-        (out / old).unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # nothing of an earlier run is reported
+        for old in (*report.FILES, report.REPORT, report.CHART, _LOG, _SUMMARY):
+            (out / old).unlink(missing_ok=True)
+    except OSError as error:
+        print(f"OUT cannot be used: {error}", file=sys.stderr)
+        return 2
     parts = benchmark_parts(device, dry, out)
     if command == "check-gpu":
         parts = [build_part(dry), tests_part(dry), *parts]

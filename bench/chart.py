@@ -29,7 +29,7 @@ def draw(results: Results, file: Path) -> None:
     for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _panel(axis, results, kind, peers)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=10)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(min(len(labels), 5), 1), fontsize=10)
     about = [results.machine.get("device", "?"), results.date]
     if "threads" in results.machine:
         about.insert(1, f"threads: {results.machine['threads']}")
@@ -46,7 +46,7 @@ def _measured(results: Results, kind: str, peer: str) -> bool:
 def _panel(axis, results: Results, kind: str, peers: list[str]) -> None:
     ratios = {row: results.ratios(kind, row) for row in results.rows(kind)}
     rows = sorted(ratios, key=lambda row: ratios[row].get(AUTOMATIC.name, 0.0))  # the slowest at the bottom
-    height = 0.84 / len(peers)
+    height = 0.84 / max(len(peers), 1)  # none where the time was spent before any was measured
     for place, peer in enumerate(peers):
         shown = [(at, ratios[row][peer]) for at, row in enumerate(rows) if peer in ratios[row]]
         # A bar begins at 1: to the right it is faster than plain PyTorch, to the left slower.

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from examples.arguments import at_least
+
 from . import machine
 from .peers import AUTOMATIC, PLAIN
 from .report import table
@@ -93,14 +95,17 @@ def report(found: dict[str, dict[str, float]], seed: int) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.drawn", description="Times layers drawn by lot.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--seconds", type=float, default=150.0, help="for everything (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--layers", type=at_least(1), default=24)
+    parser.add_argument("--seconds", type=at_least(0), default=150, help="for everything (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="a folder (default: bench/results/<device>)")
     options = parser.parse_args(argv)
     out = options.out or Path("bench/results") / machine.folder_name(torch.device("cpu"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: {error}")
     text = report(measure(draw(options.seed, options.layers), options.seconds), options.seed)
-    out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(text)
     sys.stdout.write(text)
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .peers import AUTOMATIC, PEERS
-from .results import FILES, KINDS, Results, read
+from .results import FILES, FOREIGN, KINDS, Results, read
 from .shapes import TINY
 
 REPORT, CHART = "report.md", "chart.png"
-__all__ = ["CHART", "FILES", "REPORT", "headline", "machine_line", "summary", "write"]
+__all__ = ["CHART", "FILES", "REPORT", "headline", "machine_line", "main", "make", "summary"]
 _TITLES = {"forward": "Forward (inference)", "training": "Training step (forward and backward)"}
 
 
-def write(folder: Path) -> Results:
-    """Write the table, and the chart where matplotlib is installed. Raises FileNotFoundError without any JSON file."""
+def make(folder: Path) -> list[str]:
+    """Write the report, with a chart where matplotlib is installed, and return its summary.
+
+    Raises FileNotFoundError without any JSON file, ValueError where what is in one is not this suite's, OSError where
+    the report cannot be written."""
     results = read(folder)
+    try:
+        _write(results, folder)
+        return summary(results)
+    except FOREIGN as error:
+        raise ValueError(f"{folder} has results that cannot be reported: {error!r}") from error
+
+
+def _write(results: Results, folder: Path) -> None:
     chart = ""
     try:
         from . import chart as drawing
@@ -29,7 +41,6 @@ def write(folder: Path) -> Results:
             drawing.draw(results, folder / CHART)
             chart = f"![How many times as fast as plain PyTorch]({CHART})"
     (folder / REPORT).write_text("\n\n".join([*_parts(results), chart]).strip() + "\n")
-    return results
 
 
 def headline(results: Results, kind: str) -> str:
@@ -193,5 +204,18 @@ def _reasons(results: Results) -> str:
     return "\n".join(lines)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, or 1 where there is no report to be made of what is in the folder."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description="Makes the report of a run again.")
+    parser.add_argument("folder", type=Path, help="with the JSON files of a run")
+    folder = parser.parse_args(argv).folder
+    try:
+        print("\n".join(make(folder)))
+    except (OSError, ValueError) as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    print("\n".join(summary(write(Path(sys.argv[1])))))
+    sys.exit(main())

@@ -12,6 +12,8 @@ from .peers import AUTOMATIC, PEERS
 
 FILES = ("forward.json", "training.json", "memory.json")
 KINDS = ("forward", "training")  # those with a row for every layer
+# what data of another form than this suite's make Python raise
+FOREIGN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Reason(NamedTuple):
@@ -54,22 +56,30 @@ class Results:
 
 
 def read(folder: Path) -> Results:
-    """Of the files that are there. Raises FileNotFoundError where there is none."""
+    """Of the files that are there. Raises FileNotFoundError where there is none, ValueError naming the file where one
+    is not as pytest-benchmark writes it for this suite."""
     files = [folder / name for name in FILES if (folder / name).exists()]
     if not files:
         raise FileNotFoundError(f"{folder} has none of {', '.join(FILES)}")
     results = Results()
     for file in files:
-        data = json.loads(file.read_text())
-        results.machine, results.date = data["machine_info"], data["datetime"][:10]
-        suite = data["suite"]
-        results.peaks |= suite["peaks"]
-        results.kept += suite["kept"]
-        results.reasons += [Reason(*(entry[name] for name in Reason._fields)) for entry in suite["unserved"]]
-        for entry in data["benchmarks"]:
-            info = entry["extra_info"]
-            kind, row, peer = info["kind"], info["row"], info["peer"]
-            results.seconds.setdefault(kind, {}).setdefault(row, {})[peer] = statistics.median(entry["stats"]["data"])
-            results.rounds.append(entry["stats"]["rounds"])
-            results.about[kind, row, peer] = info
+        try:
+            _add(results, json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, *FOREIGN) as error:
+            raise ValueError(f"{file} is not the results of a part of this suite: {error!r}") from error
     return results
+
+
+def _add(results: Results, data: Any) -> None:
+    """What one file holds."""
+    results.machine, results.date = data["machine_info"], data["datetime"][:10]
+    suite = data["suite"]
+    results.peaks |= suite["peaks"]
+    results.kept += suite["kept"]
+    results.reasons += [Reason(*(entry[name] for name in Reason._fields)) for entry in suite["unserved"]]
+    for entry in data["benchmarks"]:
+        info = entry["extra_info"]
+        kind, row, peer = info["kind"], info["row"], info["peer"]
+        results.seconds.setdefault(kind, {}).setdefault(row, {})[peer] = statistics.median(entry["stats"]["data"])
+        results.rounds.append(entry["stats"]["rounds"])
+        results.about[kind, row, peer] = info

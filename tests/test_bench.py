@@ -121,9 +121,55 @@ def test_without_pytest_benchmark_a_stand_in_writes_what_the_report_reads(tmp_pa
     file = tmp_path / "memory.json"
     done = start("-m", "pytest", *words, "bench/test_memory.py", "-k", "network or CLEVR", f"--benchmark-json={file}")
     assert done.returncode == 0, done.stdout
-    found = report.write(tmp_path)
-    assert {"plain", "cpu"} <= set(found.rows("network")[memory.NETWORK.name])
+    assert any("network" in line or "times as fast" in line for line in report.make(tmp_path))
+    assert {"plain", "cpu"} <= set(results.read(tmp_path).rows("network")[memory.NETWORK.name])
     assert "## What autograd keeps" in (tmp_path / "report.md").read_text()
+
+
+GOOD = {"machine_info": {"device": "it"}, "datetime": "2026-01-01", "benchmarks": [],
+        "suite": {"peaks": {}, "kept": [], "unserved": []}}  # fmt: skip
+TIMED = {"extra_info": {"kind": "forward", "row": "a", "peer": "plain", "shape": "s", "dtype": "d"},
+         "stats": {"data": [1.0], "rounds": 1}}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"\xff", b"[" * 100_000, b"[]", b"{}", {**GOOD, "machine_info": None}, {**GOOD, "datetime": 3},
+    {**GOOD, "suite": []}, {**GOOD, "benchmarks": [{}]}, {**GOOD, "benchmarks": [{**TIMED, "stats": {"data": []}}]},
+    {**GOOD, "benchmarks": [{**TIMED, "extra_info": {"kind": [], "row": "a", "peer": "plain"}}]},
+    {**GOOD, "benchmarks": [{**TIMED, "extra_info": {**TIMED["extra_info"], "peer": "nobody"}}]},
+    {**GOOD, "benchmarks": [{**TIMED, "extra_info": {"kind": "forward", "row": "a", "peer": "plain"}}]},
+], ids=lambda content: str(content)[:40])  # fmt: skip
+def test_results_that_are_not_the_suites_are_said(tmp_path, capsys, content):
+    (tmp_path / "forward.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    assert report.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("no report: ")
+    assert "no report: " in command.finish(tmp_path, [])
+
+
+def test_results_of_one_peer_can_be_reported(tmp_path, capsys):
+    (tmp_path / "forward.json").write_text(json.dumps({**GOOD, "benchmarks": [TIMED]}))
+    assert report.main([str(tmp_path)]) == 0 and "nothing was measured" in capsys.readouterr().out
+
+
+def test_a_folder_without_results_is_said(tmp_path, capsys):
+    assert report.main([str(tmp_path / "none")]) == 1
+    assert "none of forward.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("BUDGET_S", "soon"), ("BUDGET_S", "nan"), ("BUDGET_S", "-1"),
+                                             ("OUT", __file__), ("OUT", "x" * 5000)])  # fmt: skip
+def test_a_variable_that_cannot_be_used_is_said(monkeypatch, capsys, name, value):
+    monkeypatch.setenv("DRY", "1")
+    monkeypatch.setenv(name, value)
+    assert command.main(["cpu"]) == 2
+    assert capsys.readouterr().err.startswith(name)
+
+
+@pytest.mark.parametrize("option", ["--layers=0", "--seconds=nan", "--seed=x", f"--out={__file__}"])
+def test_an_option_of_drawn_layers_that_cannot_be_used_is_said(capsys, option):
+    with pytest.raises(SystemExit):
+        drawn.main([option])
+    assert option.partition("=")[0] in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..activations import ACTIVATIONS
 from ..functional import conv_film
 
 Step = tuple[Any, ...]  # ("scale" | "shift" | "divide" | "subtract", factor) or ("batch_norm", mean, var, w, b, eps)
+_ACTIVATION: Step = ("activation",)
+_WRITTEN = {"scale": operator.mul, "divide": operator.truediv, "shift": operator.add, "subtract": operator.sub}
 Rows = Tensor | float | None  # (N, K) or (1, K) or a number; None for nothing
 
 
@@ -34,27 +39,89 @@ def conv_steps_film(
     pair. With FiLM in front of the activation that pair is conv_film's gamma and beta. Otherwise what is in front is
     the same for all samples, and goes into weight and bias: `W' = scale * W`, `b' = scale * b + shift` (the folding
     of BatchNorm that `torch.nn.utils.fusion.fuse_conv_bn_weights` does once; here gradients go through it).
+
+    Factors of half precision are composed in float32, and what comes out is rounded once. In float16 the product of
+    two factors may be out of range where the values that they scale, one after the other, are not: so of its steps one
+    scale and one shift go into weight and bias, as many into gamma and beta, and what follows is computed as written.
     """
-    channels, dtype = weight.shape[0], input.dtype
-    scale, shift = compose(before, weight.dim() - 2)
-    if film_position == "post":
-        if scale is not None:
-            rows = _row(scale, channels, weight)
-            weight = weight * rows.reshape(-1, *(1,) * (weight.dim() - 1)).to(weight.dtype)
-            bias = None if bias is None else bias * rows.to(bias.dtype)
-        if shift is not None:
-            row = _row(shift, channels, weight).to(weight.dtype)
-            bias = row if bias is None else bias + row
-        scale, shift = compose(after, weight.dim() - 2)
-    gamma, beta = (None if one is None else _rows(one, channels, weight).to(dtype) for one in (scale, shift))
-    return conv_film(
+    rank, dtype = weight.dim() - 2, _dtype_of(input)
+    folded, taken, inside, pending = _parts(list(before), activation, list(after), film_position, rank, dtype)
+    weight, bias = _folded(weight, bias, compose(folded, rank))
+    gamma, beta = (
+        None if one is None else _rows(one, weight.shape[0], weight).to(dtype) for one in compose(taken, rank)
+    )
+    y = conv_film(
         input, weight, bias, gamma, beta, stride, padding, dilation, groups,
-        activation=activation, negative_slope=negative_slope, film_position=film_position,
+        activation=inside, negative_slope=negative_slope, film_position=film_position,
     )  # fmt: skip
+    for step in pending:
+        y = ACTIVATIONS[activation].apply(y, negative_slope) if step is _ACTIVATION else _as_written(y, step)
+    return y
+
+
+def _dtype_of(input: Tensor) -> torch.dtype:
+    """The dtype in which a convolution of `input` is computed: autocast's own, where it is on."""
+    device = input.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on and input.dtype != torch.float64 else input.dtype
+
+
+def _parts(
+    before: list[Step], activation: str, after: list[Step], film_position: str, spatial_rank: int, dtype: torch.dtype
+) -> tuple[list[Step], list[Step], str, list[Step]]:
+    """The steps that go into weight and bias, those that are gamma and beta, the activation of the call, and what is
+    computed as written behind it."""
+    post = film_position == "post"
+    if dtype != torch.float16:
+        return (before, after, activation, []) if post else ([], before, activation, [])
+    count = _length_of_one(before, lambda step: _is_of_all_samples(step, spatial_rank))
+    folded, rest = before[:count], before[count:]
+    if post and rest:
+        return folded, [], "none", [*rest, _ACTIVATION, *after]
+    steps = after if post else rest
+    count = _length_of_one(steps, lambda step: step[0] != "batch_norm")
+    taken, pending = steps[:count], steps[count:]
+    if post or not pending:
+        return folded, taken, activation, pending
+    return folded, taken, "none", [*pending, _ACTIVATION]
+
+
+def _length_of_one(steps: list[Step], may_be: Callable[[Step], bool]) -> int:
+    """How many of the first of `steps` are together one scale and one shift that float16 can hold."""
+    kinds = [step[0] if may_be(step) and _fits(step) else "" for step in steps[:2]] + ["", ""]
+    if kinds[0] == "batch_norm":
+        return 1
+    scales = int(kinds[0] == "scale")
+    return scales + int(kinds[scales] in ("shift", "subtract"))
+
+
+def _fits(step: Step) -> bool:
+    """Whether the factor can be rounded to float16 without loss: a number may be out of its range, and 1 / x of one in
+    range too. Of a BatchNorm, whose numbers are those of the convolution's result, it is taken for granted."""
+    if step[0] == "batch_norm":
+        return True
+    value = step[1]
+    if isinstance(value, Tensor):
+        return value.dtype == torch.float16
+    return isinstance(value, (int, float)) and (value == 0 or 2**-10 <= abs(value) <= 2**10)
+
+
+def _is_of_all_samples(step: Step, spatial_rank: int) -> bool:
+    value = None if step[0] == "batch_norm" else _as_rows(step[1], spatial_rank)
+    return not isinstance(value, Tensor) or value.shape[0] == 1
+
+
+def _as_written(y: Tensor, step: Step) -> Tensor:
+    """One step as the model has it."""
+    kind, *values = step
+    if kind == "batch_norm":
+        mean, var, weight, bias, eps = values
+        return F.batch_norm(y, mean, var, weight, bias, eps=eps)
+    return _WRITTEN[kind](y, values[0])
 
 
 def compose(steps: Sequence[Step], spatial_rank: int) -> tuple[Rows, Rows]:
-    """(scale, shift) of all `steps` together."""
+    """(scale, shift) of all `steps` together, in float32 at least."""
     scale: Rows = None
     shift: Rows = None
     one_scale: Rows
@@ -63,7 +130,7 @@ def compose(steps: Sequence[Step], spatial_rank: int) -> tuple[Rows, Rows]:
         if kind == "batch_norm":
             one_scale, one_shift = _batch_norm(*values)
         else:
-            value = _as_rows(values[0], spatial_rank)
+            value = _as_rows(_at_least_float32(values[0]), spatial_rank)
             if kind in ("scale", "divide"):
                 one_scale, one_shift = (value if kind == "scale" else 1 / value), None
             else:
@@ -76,10 +143,34 @@ def compose(steps: Sequence[Step], spatial_rank: int) -> tuple[Rows, Rows]:
     return scale, shift
 
 
+def _folded(weight: Tensor, bias: Tensor | None, rows: tuple[Rows, Rows]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias with a scale and a shift of all samples in them, in their own dtypes."""
+    dtype, (scale, shift) = weight.dtype, rows
+    if scale is None and shift is None:
+        return weight, bias
+    channels, wide = weight.shape[0], _at_least_float32(weight)
+    total = None if bias is None else _at_least_float32(bias)
+    if scale is not None:
+        row = _row(scale, channels, wide)
+        weight = (wide * row.reshape(-1, *(1,) * (weight.dim() - 1))).to(dtype)
+        total = None if total is None else total * row
+    if shift is not None:
+        row = _row(shift, channels, wide)
+        total = row if total is None else total + row
+    return weight, None if total is None else total.to(dtype if bias is None else bias.dtype)
+
+
+def _at_least_float32(value: Any) -> Any:
+    """A tensor of half precision in float32, anything else as it is: products keep their range and digits."""
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
+
+
 def _batch_norm(
     mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """(v - mean) / sqrt(var + eps) * weight + bias, as it is in eval."""
+    mean, var, weight, bias = (_at_least_float32(one) for one in (mean, var, weight, bias))
     scale = torch.rsqrt(var + eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .crossings import Crossings
 from .matching import matches
+from .nodes import note_buffers
 from .site import Site, site_of
 from .swap import checkpointed
 
@@ -22,6 +24,11 @@ Inputs = Tensor | Sequence[Any] | Mapping[str, Any] | None
 
 def find_film(model: nn.Module, example_inputs: Inputs = None) -> list[Site]:
     """Every place in `model` where a convolution's output meets a scale and shift per sample and channel.
+
+    That is a scale or shift, with one value a channel, that depends on what the model is called with; or a scale by
+    parameters, whose gamma may be a task's own, unless a norm stands before it: then it is the norm's. A shift by
+    parameters alone is a bias. Where the values vary over positions, a site is listed only where a scale and a shift
+    come together, and not for the convolution that makes them.
 
     Args:
         model: any module. Sites depend on its mode: a BatchNorm in training cannot be taken into a kernel.
@@ -38,11 +45,12 @@ def find_film(model: nn.Module, example_inputs: Inputs = None) -> list[Site]:
         TypeError: `model` or `example_inputs` of another type.
     """
     check_model(model)
+    training = any(module.training for module in model.modules())
     if example_inputs is None:
-        return _sites_in(_symbolic(model), {})
+        return _sites_in(_symbolic(model), {}, training)
     args, kwargs = arguments_of(example_inputs)
     names = {id(module): name for name, module in model.named_modules()}
-    return [site for graph in _run(model, args, kwargs) for site in _sites_in(graph, names)]
+    return [site for graph in _run(model, args, kwargs) for site in _sites_in(graph, names, training)]
 
 
 def check_model(model: Any) -> None:
@@ -64,25 +72,38 @@ def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def _sites_in(module: fx.GraphModule, names: Mapping[int, str]) -> list[Site]:
-    sites = [site_of(match, names) for match in matches(module.graph)]
-    return sites + [site for body in checkpointed(module) for site in _sites_in(body, names)]
+def _sites_in(module: fx.GraphModule, names: Mapping[int, str], training: bool) -> list[Site]:
+    sites = [site_of(match, names, training) for match in matches(module.graph)]
+    return sites + [site for body in checkpointed(module) for site in _sites_in(body, names, training)]
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[fx.GraphModule]:
-    """The graphs that Dynamo cuts the model into, in the order in which they are run."""
+    """The graphs that Dynamo cuts the model into, in the order in which they are run. A number that is read from a
+    tensor, `x.item()`, cuts none where Dynamo can go on without its value."""
+    with contextlib.suppress(Exception):  # the value was needed after all, or the error is the model's own
+        return _graphs(model, args, kwargs, capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True)
+    return _graphs(model, args, kwargs)
+
+
+def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> list[fx.GraphModule]:
     graphs: list[fx.GraphModule] = []
+    crossings = Crossings()
 
     def record(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        note_buffers(module.graph)
+
         def run(*values: Any) -> Any:
             graphs.append(module)
-            return module.forward(*values)
+            crossings.enter(module.graph, values)
+            results = module.forward(*values)
+            crossings.leave(module.graph, results)
+            return results
 
         return run
 
     compiled = torch.compile(function_of_its_own(_call), backend=record, dynamic=False)
-    no_limit = torch._dynamo.config.patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20)
-    with _as_it_was(model), torch.enable_grad(), no_limit:  # with gradients, no_grad in the model shows
+    config = torch._dynamo.config.patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20, **options)
+    with _as_it_was(model), torch.enable_grad(), config:  # with gradients, no_grad in the model shows
         compiled(model, args, kwargs)
     return graphs
 

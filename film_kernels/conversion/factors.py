@@ -7,90 +7,143 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+
+from .nodes import known_value, same, tensor_of
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _EXPANSIONS = ("expand", "expand_as", torch.broadcast_to, "broadcast_to")
+_REPETITIONS = ("repeat", "tile", torch.tile)
+CONVERSIONS = ("to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "cuda", "cpu")
 _WITH_NUMBERS = (operator.add, operator.mul, torch.add, torch.mul, "add", "mul")
+_OF_EACH_ELEMENT = {
+    "sigmoid", "tanh", "exp", "relu", "silu", "softplus", "neg", "abs", "sqrt", "square", "clone", "contiguous",
+    "float", "half", "bfloat16", "double", "to", "type", "type_as", "clamp", "add", "mul", "sub", "truediv", "div",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Factor:
-    """`kind` is "channel" (one value per channel, of each sample or of all), "constant" (one number), "map" (varies
-    over positions), "other", or "unknown" where shapes are not known; `value` is the node, without its expansion."""
+    """`kind` is "channel" (one value per channel that comes with the call: of each sample or of all), "learnt" (one per
+    channel, the same for all samples, from parameters alone), "fixed" (the same, from buffers alone), "constant" (one
+    number), "map" (varies over positions), "other", or "unknown" where shapes are not known; `value` is the node,
+    without its expansion; `copied_by` are the nodes that copied it on the way to where it is used."""
 
     kind: str
     value: Any
+    copied_by: tuple[fx.Node, ...] = ()
+
+    @property
+    def is_of_all_samples(self) -> bool:
+        """Whether weight and bias can take it in."""
+        return self.kind in ("learnt", "fixed", "constant")
 
 
-def tensor_of(node: Any) -> Tensor | None:
-    """The tensor, or fake tensor, that tells shape and dtype of `node`'s result, where it is known."""
-    value = _known(node) if isinstance(node, fx.Node) else None
-    return value if isinstance(value, Tensor) else None
-
-
-def _known(node: fx.Node) -> Any:
-    """What the graph knows of `node`'s result: a fake tensor, a symbolic number, or None."""
-    if node.op == "get_attr" and "example_value" not in node.meta:
-        value: Any = node.graph.owning_module
-        for name in str(node.target).split("."):
-            value = getattr(value, name)
-        return value
-    return node.meta.get("example_value")
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two sizes, perhaps symbolic, are known to be equal; asking adds no guard."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # sympy takes long to import
-
-    return statically_known_true(a == b)
-
-
-def without_expansion(value: fx.Node) -> fx.Node:
-    """What `value` expands to the shape of another tensor: broadcasting does that anyway. It is looked for behind sums
-    and products with numbers too, `1 + gamma.expand_as(x)`, which are then written anew."""
-    while value.op in ("call_method", "call_function") and value.target in _EXPANSIONS:
+def without_expansion(value: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    """What `value` expands to the shape of another tensor: broadcasting does that anyway; and the nodes on the way that
+    copied it. It is looked for behind sums and products with numbers too, `1 + gamma.expand_as(x)`, which are then
+    written anew."""
+    copied: tuple[fx.Node, ...] = ()
+    while _calls(value, _EXPANSIONS) or is_conversion_to_itself(value) or _repeats_ones(value):
+        copied += (value,) if _calls(value, _REPETITIONS) else ()
         value = value.args[0]  # type: ignore[assignment]
     operands = [arg for arg in value.args if isinstance(arg, fx.Node)]
     if value.target not in _WITH_NUMBERS or len(operands) != 1 or len(value.args) != 2 or value.kwargs:
-        return value
-    inner = without_expansion(operands[0])
+        return value, copied
+    inner, copied_before = without_expansion(operands[0])
     if inner is operands[0]:
-        return value
+        return value, copied
     args = tuple(inner if arg is operands[0] else arg for arg in value.args)
     with value.graph.inserting_after(value):
         again = value.graph.create_node(value.op, value.target, args)
     again.meta.update(inner.meta, written_anew=True)  # the shape of `inner`
-    return again
+    return again, copied_before + copied
 
 
 def is_of_a_factor(node: fx.Node) -> bool:
     """Whether `node` is one of the operations that `without_expansion` looks behind, which change nothing in place."""
-    return node.target in _EXPANSIONS or node.target in _WITH_NUMBERS
+    return any(_calls(node, targets) for targets in (_EXPANSIONS, _WITH_NUMBERS, _REPETITIONS, CONVERSIONS))
+
+
+def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in targets
+
+
+def is_conversion_to_itself(node: fx.Node) -> bool:
+    """Whether `node` is `x.float()` of a float32, `x.contiguous()` of a contiguous tensor, and the like: its result is
+    the tensor itself. Where nothing is known of shapes and dtypes, it is taken for one."""
+    if node.op != "call_method" or node.target not in CONVERSIONS:
+        return False
+    before, after = tensor_of(node.args[0]), tensor_of(node)
+    if before is None or after is None:
+        return True
+    return (
+        after.dtype == before.dtype
+        and after.device == before.device
+        and after.untyped_storage()._cdata == before.untyped_storage()._cdata
+    )
+
+
+def _repeats_ones(node: fx.Node) -> bool:
+    """Whether `node` repeats its tensor only along dimensions of size 1, as broadcasting would."""
+    if not _calls(node, _REPETITIONS) or node.kwargs:
+        return False
+    source, *counts = node.args
+    if len(counts) == 1 and isinstance(counts[0], (tuple, list)):
+        counts = list(counts[0])
+    tensor = tensor_of(source)
+    sizes = [1] * trailing_ones(source) if tensor is None else list(tensor.shape)
+    missing = len(counts) - len(sizes)  # dimensions that are new, or of which nothing is known
+    if tensor is None and any(not same(count, 1) for count in counts[: max(missing, 0)]):
+        return False
+    pairs = zip(reversed(counts), reversed(sizes), strict=False)
+    return all(same(count, 1) or same(size, 1) for count, size in pairs)
 
 
 def factor_of(value: Any, result: Tensor | None, spatial_rank: int) -> Factor:
     """What `value` is beside a convolution's result of the shape of `result`, if that is known."""
-    if isinstance(value, _NUMBERS) or (isinstance(value, fx.Node) and isinstance(_known(value), _NUMBERS)):
+    if isinstance(value, _NUMBERS) or (isinstance(value, fx.Node) and isinstance(known_value(value), _NUMBERS)):
         return Factor("constant", value)
     if not isinstance(value, fx.Node):
         return Factor("other", value)
-    value = without_expansion(value)
+    value, copied_by = without_expansion(value)
     tensor = tensor_of(value)
     if tensor is None or result is None:
         known = trailing_ones(value) >= spatial_rank
-        return Factor("channel" if known else "unknown", value)
+        if tensor is not None:  # a parameter
+            known = known or tensor.dim() == 0 or tuple(tensor.shape[-spatial_rank:]) == (1,) * spatial_rank
+        return Factor(_origin(value) if known else "unknown", value, copied_by)
     shape = (1,) * (result.dim() - tensor.dim()) + tuple(tensor.shape)
     batch, channels, *positions = shape
     if len(shape) != result.dim() or not any(same(batch, size) for size in (1, result.shape[0])):
-        return Factor("other", value)
+        return Factor("other", value, copied_by)
     if not all(same(size, 1) for size in positions):
-        return Factor("map", value)
-    if same(channels, result.shape[1]):
-        return Factor("channel", value)
-    return Factor("constant" if same(batch, 1) and same(channels, 1) else "other", value)
+        return Factor("map", value, copied_by)
+    if not same(channels, result.shape[1]):
+        return Factor("constant" if same(batch, 1) and same(channels, 1) else "other", value, copied_by)
+    origin = _origin(value) if same(batch, 1) else "channel"
+    if origin == "channel" and all(same(size, 1) for size in result.shape[2:]) and trailing_ones(value) < spatial_rank:
+        return Factor("map", value, copied_by)  # on a map of one position, only the code tells a factor from a map
+    return Factor(origin, value, copied_by)
+
+
+def _origin(value: fx.Node) -> str:
+    """ "channel" where `value` depends on what the model is called with, otherwise "learnt" or "fixed"."""
+    todo, seen, learnt = [value], {value}, False
+    while todo:
+        node = todo.pop()
+        known = known_value(node)
+        if isinstance(known, _NUMBERS):
+            continue  # a size, which tells nothing of where the values are from
+        if node.op in ("placeholder", "get_attr"):
+            if isinstance(known, nn.Parameter):
+                learnt = True
+            elif node.op == "placeholder" and "is_buffer" not in node.meta:
+                return "channel"
+        new = [one for one in node.all_input_nodes if one not in seen]
+        seen.update(new)
+        todo += new
+    return "learnt" if learnt else "fixed"
 
 
 def trailing_ones(node: Any) -> int:
@@ -119,6 +172,9 @@ def trailing_ones(node: Any) -> int:
                 break
             count += 1
         return count
-    if node.target in (operator.add, operator.mul, operator.sub, torch.add, torch.mul, "add", "mul"):
+    if getattr(node.target, "__name__", None) == "rearrange" and isinstance(rest[:1], list) and rest:  # einops
+        axes = str(rest[0]).partition("->")[2].split()
+        return len(axes) - max((i + 1 for i, axis in enumerate(axes) if axis not in ("1", "()")), default=0)
+    if str(getattr(node.target, "__name__", node.target)).rstrip("_") in _OF_EACH_ELEMENT:
         return max(trailing_ones(arg) for arg in node.args)  # 1 + gamma
     return 0

@@ -7,83 +7,102 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from .factors import Factor, factor_of, tensor_of
-from .hazards import what_changes_between
+from .crossings import crossing_of
+from .effects import Touched
+from .factors import Factor, factor_of
+from .hazards import name_changed_values, what_changes_between
+from .maps import is_gate, is_made_by_chain
+from .nodes import module_of, note_buffers, same_shape, tensor_of, users_of_values
+from .norms import written_norm
 from .operations import Operation, convolution_of, operation_of
+from .reasons import Reason
 
-_SIZES = ("size", "dim", "ndimension", getattr)
-_USED_ELSEWHERE = "the convolution's output is used elsewhere too, before FiLM: it would have to be computed twice"
-_MAP = "FiLM varies over positions: a kernel takes one gamma and beta per sample and channel"
+_USED_ELSEWHERE = Reason(
+    "the convolution's output is used elsewhere too, before FiLM: it would have to be computed twice"
+)
+_MAP = Reason("FiLM varies over positions: a kernel takes one gamma and beta per sample and channel")
+_UNKNOWN = Reason("the shapes of FiLM's factors are not known: give example_inputs")
+_TWO_ACTIVATIONS = Reason("two activations stand between convolution and FiLM")
+
+Folded = list[tuple[Operation, tuple[Factor, ...]]]  # scales, shifts and BatchNorms
 
 
 @dataclass
 class Match:
-    """A convolution and what follows it up to its FiLM, or up to the activation after that."""
+    """A convolution and what follows it up to its FiLM, or up to the activation after that.
+
+    FiLM is a scale or shift that comes with the call of the model. Where there is none, a scale by parameters counts:
+    gamma may have been chosen by the name of a task, which the graph does not tell. Behind a norm such a scale is the
+    norm's own, and a shift by parameters alone is a bias."""
 
     convolution: Operation
-    before: list[tuple[Operation, tuple[Factor, ...]]] = field(default_factory=list)  # scales, shifts and BatchNorms
+    by_parameters: bool = False  # whether a scale by parameters counts
+    before: Folded = field(default_factory=list)
     activation: Operation | None = None
-    after: list[tuple[Operation, tuple[Factor, ...]]] = field(default_factory=list)  # the same, behind the activation
-    steps: list[Operation] = field(default_factory=list)  # everything in order
+    after: Folded = field(default_factory=list)  # behind the activation
+    steps: Folded = field(default_factory=list)  # everything in order
     film: fx.Node | None = None  # the last scale or shift of the FiLM
-    reason: str | None = None  # why it cannot be fused
+    reasons: list[Reason] = field(default_factory=list)  # why it cannot be fused
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The operations as found; a scale and a shift together are "film"."""
-        names = [self.convolution.name]
-        for step in self.steps:
-            pair = {names[-1], step.name}
-            if pair == {"scale", "shift"} and len(names) > 1:
+        """The operations as found; a scale and a shift together, one of them FiLM's, are "film"."""
+        names, pairs = [self.convolution.name], [(False, False)]
+        for step, factors in self.steps:
+            film = self.is_film(factors, step)
+            own = not self.by_parameters and any(factor.kind in ("learnt", "fixed") for factor in factors)
+            together = {names[-1], step.name} == {"scale", "shift"} and not pairs[-1][1]
+            if together and (film or pairs[-1][0]):
                 names[-1] = "film"
-            else:
+            elif step.name:
                 names.append(step.name)
+                pairs.append((film, own))
         return tuple(names)
 
     @property
     def nodes(self) -> list[fx.Node]:
         """From the convolution to the last one."""
-        return [self.convolution.node, *(step.node for step in self.steps)]
+        return [self.convolution.node, *(step.node for step, _ in self.steps)]
 
     @property
     def film_position(self) -> str:
         """Where FiLM stands; where there is no activation, everything is before it."""
-        return "pre" if any(_is_film(factors) for _, factors in self.before) else "post"
+        return "pre" if any(self.is_film(factors, step) for step, factors in self.before) else "post"
+
+    def is_film(self, factors: tuple[Factor, ...], step: Operation) -> bool:
+        """Whether `step` with its `factors` is FiLM."""
+        kinds = {factor.kind for factor in factors}
+        return "channel" in kinds or "map" in kinds or (
+            self.by_parameters and "learnt" in kinds and step.kind in ("scale", "affine")
+        )  # fmt: skip
 
 
 def matches(graph: fx.Graph) -> Iterator[Match]:
     """Every place in `graph` where a convolution's output meets FiLM, fusable or not, in the graph's order."""
+    note_buffers(graph)
+    name_changed_values(graph)
     for node in graph.nodes:
-        convolution = convolution_of(node)
+        crossing = crossing_of(node)
+        convolution, steps = crossing or (convolution_of(node), [])
         if convolution is None:
             continue
-        match = _Walk(convolution).end()
+        match = _Walk(convolution, steps, False).end() or _Walk(convolution, steps, True).end()
         if match is not None:
             yield match
 
 
-def _is_film(factors: tuple[Factor, ...]) -> bool:
-    return any(factor.kind == "channel" for factor in factors)
-
-
-def _users(node: fx.Node) -> list[fx.Node]:
-    """Who needs the values of `node`: not those who ask for its shape, as `gamma.expand_as(x)` does."""
-    return [
-        user
-        for user in node.users
-        if not (user.target in _SIZES or (user.target == "expand_as" and user.args[0] is not node))
-    ]
-
-
 class _Walk:
     """One convolution's chain. It ends before the first step that cannot be taken in once FiLM has been met; before
-    that, such a step becomes the reason, and the walk goes on to see whether a FiLM follows at all."""
+    that, such a step becomes a reason, and the walk goes on to see whether a FiLM follows at all."""
 
-    def __init__(self, convolution: Operation) -> None:
-        self.match = Match(convolution)
+    def __init__(self, convolution: Operation, steps: list[Operation], by_parameters: bool) -> None:
+        self.match = Match(convolution, by_parameters)
         self.result = tensor_of(convolution.node)
         self.rank = int(convolution.name[-2])
-        self.reason = _why_not(convolution, self.result)
+        self.normed = False
+        self.match.reasons += _why_not(convolution, self.result)
+        for step in steps:  # in another graph
+            self._take(step)
 
     def end(self) -> Match | None:
         if self.result is not None and self.result.dim() != self.rank + 2:
@@ -92,41 +111,47 @@ class _Walk:
         match = self.match
         if match.film is None:
             return None
-        match.reason = self.reason or what_changes_between(match.nodes, _read_by(match))
+        if match.convolution.reason is None:  # all of it is in this graph
+            change = what_changes_between(match.nodes, _read_by(match))
+            match.reasons += [] if change is None else [Reason(change)]
         return match
 
     def _follow(self, node: fx.Node) -> None:
         while True:
-            users = _users(node)
-            if len(users) > 1:
-                if self.match.film is None:
-                    self._follow_one_of(node, users)
-                return
-            step = operation_of(users[0], node) if users else None
-            if step is None or not self._take(step, node):
+            users = users_of_values(node)
+            step = operation_of(users[0], node) if len(users) == 1 else None
+            if step is None and self.match.film is None:
+                step = written_norm(node)
+            if step is None and len(users) > 1 and self.match.film is None:
+                self._follow_one_of(node, users)
+            if step is None or not self._take(step):
                 return
             node = step.node
 
     def _follow_one_of(self, node: fx.Node, users: list[fx.Node]) -> None:
-        self.reason = self.reason or _USED_ELSEWHERE
-        here = self.match
+        here, normed = self.match, self.normed
         for user in users:
             step = operation_of(user, node)
+            self.normed = normed
             self.match = Match(
-                here.convolution, [*here.before], here.activation, [*here.after], [*here.steps], reason=here.reason
-            )
-            if step is not None and self._take(step, node):
+                here.convolution, here.by_parameters, [*here.before], here.activation, [*here.after], [*here.steps],
+                reasons=[*here.reasons, _USED_ELSEWHERE],
+            )  # fmt: skip
+            if step is not None and self._take(step):
                 self._follow(step.node)
             if self.match.film is not None:
                 return
         self.match = here
 
-    def _take(self, step: Operation, passing: fx.Node) -> bool:
+    def _take(self, step: Operation) -> bool:
         """Add `step` to the chain; False where the chain ends before it."""
         match, met = self.match, self.match.film is not None
         if met and match.film_position == "pre" and match.activation is not None:
             return False  # the activation behind FiLM was the last
-        reason: str | None = step.reason
+        result = tensor_of(step.node)
+        if result is not None and self.result is not None and not same_shape(result, self.result):
+            return False  # the convolution's result is itself what scales or shifts
+        reasons = [] if step.reason is None else [step.reason]
         factors: tuple[Factor, ...] = ()
         if step.kind in ("scale", "shift", "affine"):
             factors = tuple(factor_of(value, self.result, self.rank) for value in step.factors)
@@ -134,62 +159,80 @@ class _Walk:
             if "other" in kinds:
                 return False
             if kinds & {"map", "unknown"}:
-                return not met and self._take_map(step, kinds)
+                return not met and self._take_map(step, factors)
         elif step.kind == "activation" and match.activation is not None:
-            reason = "two activations stand between convolution and FiLM"
-        reason = reason or self._why_not_that_dtype(step.node)
-        if reason is not None and met:
+            reasons.append(_TWO_ACTIVATIONS)
+        reasons += self._why_not_that_dtype(step)
+        if reasons and met:
             return False
-        self.reason = self.reason or reason
-        match.steps.append(step)
+        match.reasons += reasons
+        match.steps.append((step, factors))
         if step.kind == "activation":
-            match.activation = step
+            match.activation = match.activation or step
         elif step.kind == "batch_norm" or factors:
             (match.before if match.activation is None else match.after).append((step, factors))
-            if _is_film(factors):
-                match.film = step.node
+        self.normed = self.normed or (step.kind == "refused" and "norm" in step.name and step.name != "batch_norm")
+        if match.is_film(factors, step) and not (match.by_parameters and self.normed):
+            match.film = step.node
         return True
 
-    def _take_map(self, step: Operation, kinds: set[str]) -> bool:
+    def _take_map(self, step: Operation, factors: tuple[Factor, ...]) -> bool:
         """A factor that varies over positions, or of a shape that is not known: FiLM only where a scale and a shift
         come together (alone, a scale is a gate and a shift is a residual connection). The chain ends here."""
-        steps = [step]
+        steps = [(step, factors)]
         if step.kind == "scale":
-            follower = next(iter(_users(step.node)), None)
+            follower = next(iter(users_of_values(step.node)), None)
             shift = operation_of(follower, step.node) if follower is not None else None
             if shift is not None and shift.kind == "shift":
-                steps.append(shift)
-        if step.kind == "affine" or len(steps) == 2:
-            self.match.steps += steps
-            self.match.film = steps[-1].node
-            why = "the shapes of FiLM's factors are not known: give example_inputs" if "unknown" in kinds else _MAP
-            self.reason = self.reason or why
+                steps.append((shift, tuple(factor_of(value, self.result, self.rank) for value in shift.factors)))
+        if step.kind != "affine" and len(steps) < 2:
+            return False
+        scale, shift_by = step.factors[0], (step.factors[1] if step.kind == "affine" else steps[-1][0].factors[0])
+        match = self.match
+        if is_gate(scale):
+            return False
+        if not self.normed and is_made_by_chain(match.convolution.node, match.steps, scale, shift_by):
+            return False
+        match.steps += steps
+        match.film = steps[-1][0].node
+        unknown = any(factor.kind == "unknown" for factor in factors)
+        match.reasons.append(_UNKNOWN if unknown else _MAP)
         return False
 
-    def _why_not_that_dtype(self, node: fx.Node) -> str | None:
-        result = tensor_of(node)
-        if result is None or self.result is None or result.dtype == self.result.dtype:
-            return None
-        return (
-            f"FiLM makes {result.dtype} of the convolution's {self.result.dtype}: bring gamma and beta to the "
-            "convolution's dtype"
-        )
+    def _why_not_that_dtype(self, step: Operation) -> list[Reason]:
+        result = tensor_of(step.node)
+        if step.kind == "refused" or result is None or self.result is None or result.dtype == self.result.dtype:
+            return []
+        why = f"FiLM makes {result.dtype} of the convolution's {self.result.dtype}"
+        return [Reason(f"{why}: bring gamma and beta to the convolution's dtype")]
 
 
-def _why_not(convolution: Operation, result: Tensor | None) -> str | None:
+def _why_not(convolution: Operation, result: Tensor | None) -> list[Reason]:
+    reasons = [] if convolution.reason is None else [convolution.reason]
     if convolution.name.startswith("conv_transpose"):
-        return "transposed convolutions have no kernel"
-    if convolution.name == "conv3d":
-        return "3d convolutions have no fused kernel, so nothing would be gained"
-    if result is not None and not result.dtype.is_floating_point:
-        return f"{result.dtype} has no fused kernel"
-    return None
+        reasons.append(Reason("transposed convolutions have no kernel"))
+    elif convolution.name == "conv3d":
+        reasons.append(Reason("3d convolutions have no fused kernel, so nothing would be gained"))
+    elif result is not None and not result.dtype.is_floating_point:
+        reasons.append(Reason(f"{result.dtype} has no fused kernel"))
+    return reasons
 
 
-def _read_by(match: Match) -> list[fx.Node]:
-    """What the fused call reads at the end of the chain, and the chain itself read before."""
-    nodes = [value for value in match.convolution.arguments.values() if isinstance(value, fx.Node)]
-    for step, factors in (*match.before, *match.after):
-        nodes += [factor.value for factor in factors if isinstance(factor.value, fx.Node)]
-        nodes += [value for value in step.arguments.values() if isinstance(value, fx.Node) and value not in match.nodes]
-    return nodes
+def _read_by(match: Match) -> list[tuple[Touched, fx.Node]]:
+    """What the fused call reads at the end of the chain, with the node that has read it on the way."""
+    convolution = match.convolution
+    found: list[tuple[Touched, fx.Node]] = [
+        (value, convolution.node) for value in convolution.arguments.values() if isinstance(value, fx.Node)
+    ]
+    nodes = match.nodes
+    for step, factors in match.steps:
+        for factor in factors:
+            if isinstance(factor.value, fx.Node):
+                found += [(factor.value, reader) for reader in (step.node, *factor.copied_by)]
+        values = [value for value in step.arguments.values() if isinstance(value, fx.Node) and value not in nodes]
+        found += [(value, step.node) for value in values]
+    for node in nodes:
+        module = module_of(node)
+        if module is not None:
+            found += [(tensor, node) for tensor in (*module.parameters(), *module.buffers())]
+    return found

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from .matching import Match
+from .reasons import in_words
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # as Python prints tracebacks
 _TORCH = str(Path(torch.__file__).parent)
@@ -34,11 +35,12 @@ class Site:
     reason: str | None = None
 
 
-def site_of(match: Match, names: Mapping[int, str]) -> Site:
-    """`match` as a user sees it; `names` has the path of each module by its id."""
+def site_of(match: Match, names: Mapping[int, str], training: bool) -> Site:
+    """`match` as a user sees it; `names` has the path of each module by its id, and `training` says whether any of
+    them is in that mode."""
     film = match.film or match.nodes[-1]
     path = _path(match.convolution.node, names)
-    return Site(path, _source(film), match.order, match.reason is None, match.reason)
+    return Site(path, _source(film), match.order, not match.reasons, in_words(match.reasons, training))
 
 
 def _path(node: fx.Node, names: Mapping[int, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 
 from torch import fx
@@ -9,6 +10,7 @@ from torch import fx
 from .factors import Factor, is_of_a_factor
 from .folding import Step, conv_steps_film
 from .matching import Match, matches
+from .nodes import asks_for_the_shape, tensor_of
 from .operations import Operation
 
 _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
@@ -20,7 +22,7 @@ def swap(module: fx.GraphModule) -> list[Match]:
     taken: set[fx.Node] = set()
     swapped = []
     for match in matches(module.graph):
-        if match.reason is None and taken.isdisjoint(match.nodes):
+        if not match.reasons and taken.isdisjoint(match.nodes):
             taken.update(match.nodes)
             swapped.append(match)
     for match in reversed(swapped):  # what the last ones read, when it is swapped later, is replaced in their calls
@@ -67,17 +69,34 @@ def _swap_one(graph: fx.Graph, match: Match) -> None:
     last.replace_all_uses_with(call)
     unused = [*reversed(match.nodes)]
     unused += [value for operation, _ in (*match.before, *match.after) for value in operation.factors]
-    _erase_unused(node for node in unused if isinstance(node, fx.Node))
+    erased = _erase_unused(node for node in unused if isinstance(node, fx.Node))
+    left = [node for node in reversed(match.nodes) if node not in erased]
+    for node in left:
+        _answer_questions(node)
+    _erase_unused(left)
 
 
-def _erase_unused(nodes: Iterable[fx.Node]) -> None:
+def _answer_questions(node: fx.Node) -> None:
+    """Let those who are brought to the dtype or shape of `node`, `beta.to(h)`, be told it, so that nobody needs `node`
+    for that."""
+    value = tensor_of(node)
+    for user in [user for user in node.users if asks_for_the_shape(user, node)]:
+        if value is None or user.op != "call_method" or user.args[1:2] != (node,):
+            continue
+        if user.target in ("to", "type_as"):
+            user.target, user.args = "to", (user.args[0], value.device, value.dtype, *user.args[2:])
+        elif all(isinstance(size, int) for size in value.shape):
+            user.target, user.args = str(user.target).removesuffix("_as"), (user.args[0], *value.shape)
+
+
+def _erase_unused(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Erase those of `nodes` that nobody reads any more, users first: a chain, and its factors as they were, expanded;
-    and what is made of the shape of a chain's node alone."""
+    and what is made of the shape of a chain's node alone. What was erased."""
     erased: set[fx.Node] = set()
 
     def erase(node: fx.Node) -> None:
         for user in list(node.users):
-            if is_of_a_factor(user):
+            if is_of_a_factor(user) or asks_for_the_shape(user, node) or user.target is operator.getitem:
                 erase(user)
         if not node.users and node not in erased and node.op != "placeholder":
             erased.add(node)
@@ -85,6 +104,7 @@ def _erase_unused(nodes: Iterable[fx.Node]) -> None:
 
     for node in nodes:
         erase(node)
+    return erased
 
 
 def _steps(steps: Sequence[tuple[Operation, tuple[Factor, ...]]]) -> tuple[Step, ...]:

@@ -80,7 +80,7 @@ REFUSED = (
     Refusal("GroupNorm, relu", **through(norm=lambda: nn.GroupNorm(2, K), act=nn.ReLU), word="group_norm"),
     Refusal("BatchNorm in training", **through(norm=lambda: nn.BatchNorm2d(K)), word="BatchNorm in training"),
     Refusal("BatchNorm of the batch", **through(norm=lambda: nn.BatchNorm2d(K, track_running_stats=False).eval()),
-            word="BatchNorm in training"),
+            word="without running statistics"),
     Refusal("dropout", **through(drop=lambda: nn.Dropout(0.3)), word="active dropout"),
     Refusal("functional dropout", lambda m, x, g, b, e: film(F.dropout2d(m["conv"](x), 0.3), g, b), "active dropout"),
     Refusal("PReLU", **through(act=nn.PReLU), word="prelu is not"),

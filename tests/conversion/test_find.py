@@ -113,6 +113,52 @@ def test_a_module_called_twice_has_two_sites():
     ] * 2
 
 
+def test_where_the_graph_is_cut():
+    """A number read from a tensor cuts nothing; what does is said, and the FiLM behind it is listed all the same."""
+
+    def printed(m, x, g, b):
+        h = m.norm(m.conv(x))
+        print(end="")
+        return F.relu(h * tall(g) + tall(b))
+
+    def branched(m, x, g, b):
+        h = m.conv(x)
+        if x.sum() > 0:
+            b = b + 1
+        return F.relu(h * tall(g) + tall(b))
+
+    def read(m, x, g, b):
+        h = m.conv(x)
+        first, last = torch.tensor([1, 4]).tolist()
+        scale = float(g.mean()) + torch.nonzero(g > 0).shape[0]
+        return (h * tall(g) + tall(b))[:, first:last] * scale
+
+    def only_a_residual(m, x, g, b):
+        h = m.conv(x)
+        print(end="")
+        return F.relu(h) + x[:, :1, 2:, 2:]
+
+    class Model(nn.Module):
+        def __init__(self, write):
+            super().__init__()
+            self.conv, self.norm, self.write = nn.Conv2d(3, K, 3), nn.BatchNorm2d(K).eval(), write
+
+        def forward(self, x, g, b, e):
+            return self.write(self, x, g, b)
+
+    def sites_of(write):
+        return find_film(Model(write), inputs(dtype=torch.float32))
+
+    (site,) = sites_of(printed)
+    assert (site.path, site.order) == ("conv", ("conv2d", "batch_norm", "film", "relu"))
+    assert not site.fusable and "cuts the graph" in site.reason
+    (site,) = sites_of(branched)
+    assert site.order == ("conv2d", "film", "relu") and "cuts the graph" in site.reason
+    (site,) = sites_of(read)
+    assert site.fusable and site.order[:2] == ("conv2d", "film")
+    assert sites_of(only_a_residual) == []
+
+
 def test_functional_convolutions_have_the_path_of_their_module():
     class Inner(nn.Module):
         def __init__(self):

@@ -70,7 +70,7 @@ class Chains(nn.Module):
 def worst(found: list[Tensor], exact: list[Tensor]) -> list[float]:
     """The greatest error of each, in parts of the greatest value."""
     return [
-        float((a.detach().double() - b).abs().max() / b.abs().max().clamp_min(1e-30))
+        float((a.double() - b).detach().abs().max() / b.detach().abs().max().clamp_min(1e-30))
         for a, b in zip(found, exact, strict=True)
     ]  # fmt: skip
 

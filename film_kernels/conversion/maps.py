@@ -1,0 +1,47 @@
+"""Which of the two factors of a product that varies over positions is modulated, and which is the modulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from .factors import Factor
+from .nodes import target_of, word_of
+from .operations import NORMS, Operation, convolution_of, is_one_of
+
+_GATES = ("sigmoid", "hardsigmoid", "softmax")
+_FAR = 8  # operations upwards
+
+
+def is_made_by_chain(
+    convolution: fx.Node, steps: Sequence[tuple[Operation, tuple[Factor, ...]]], scale: Any, shift: Any
+) -> bool:
+    """Whether `convolution`, with `steps` behind it and no norm, makes gamma in `gamma * scale + shift`, and is not
+    what is modulated. It makes gamma where it is brought around 1, `1 + conv(c)`, or to a gate; where beta comes from a
+    convolution of the same tensor; and where what it multiplies has been normalised."""
+    if steps:
+        last, factors = steps[-1]
+        if last.name in _GATES or (last.kind == "shift" and factors[0].kind == "constant"):
+            return True
+    source = _above(shift, lambda node: convolution_of(node) is not None)
+    if source is not None and source.all_input_nodes[:1] == convolution.all_input_nodes[:1]:
+        return True
+    return _above(scale, lambda node: is_one_of(target_of(node), NORMS)) is not None
+
+
+def is_gate(scale: Any) -> bool:
+    """Whether a factor that varies over positions opens and closes, and modulates nothing: the result of a sigmoid."""
+    return isinstance(scale, fx.Node) and word_of(scale) in _GATES
+
+
+def _above(value: Any, is_it: Any) -> fx.Node | None:
+    """The node nearest above `value`, by way of first arguments, that `is_it`."""
+    for _ in range(_FAR):
+        if not isinstance(value, fx.Node):
+            return None
+        if is_it(value):
+            return value
+        value = next(iter(value.all_input_nodes), None)
+    return None

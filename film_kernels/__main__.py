@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import platform
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,24 +35,46 @@ def show_backends() -> None:
 
 def explain(factory: str) -> None:
     """Print the FiLM sites of the model that `factory`, "module:function", makes: the function takes no arguments and
-    returns a model, or a model and its example inputs.
+    returns a model, or a pair: a model and its example inputs, as `find_film` takes them.
 
     Raises:
         ValueError: `factory` names nothing that makes a model, or the model needs example inputs.
     """
     model, example_inputs = _made_by(factory)
-    sites = find_film(model, example_inputs)
+    pair = f"{factory} may return a pair, (model, example_inputs)"
+    try:
+        sites = find_film(model, example_inputs)
+    except ValueError as error:
+        if example_inputs is not None:
+            raise
+        raise ValueError(f"{error}; {pair}") from error
+    print(_mode(model))
     if not sites:
         print("no convolution's output meets FiLM")
         return
+    reasons = list(dict.fromkeys(site.reason for site in sites if site.reason is not None))
     rows = [("path", "operations", "fused", "where")]
     for site in sites:
         where = site.source
         if where.startswith(str(Path.cwd())):
             where = str(Path(where).relative_to(Path.cwd()))
-        rows.append((site.path, " ".join(site.order), site.reason or "yes", where))
+        fused = "yes" if site.reason is None else f"no ({reasons.index(site.reason) + 1})"
+        rows.append((site.path, " ".join(site.order), fused, where))
     print_table(rows)
+    if reasons:
+        print()
+        print_table([(f"({i})", reason) for i, reason in enumerate(reasons, 1)])
     print(f"\n{sum(site.fusable for site in sites)} of {len(sites)} sites are fused by film_kernels.fuse(model)")
+    if example_inputs is None:
+        print_table([(f"without example inputs, shapes are not known: {pair}",)])
+
+
+def _mode(model: nn.Module) -> str:
+    """In which mode the sites were looked for."""
+    modes = {module.training for module in model.modules()}
+    if len(modes) == 2:
+        return f"{type(model).__name__}, some of its modules in training mode and some in eval mode"
+    return f"{type(model).__name__} in {'training' if modes == {True} else 'eval'} mode"
 
 
 def _made_by(factory: str) -> tuple[nn.Module, Any]:
@@ -68,10 +93,18 @@ def _made_by(factory: str) -> tuple[nn.Module, Any]:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as what stands in them."""
+    """Columns as wide as what stands in them; where the terminal is narrower (100 characters, where that is not known),
+    what stands in the widest ones is broken into lines."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    room = max(shutil.get_terminal_size((100, 24)).columns - 2 * (len(widths) - 1), 10 * len(widths))
+    while sum(widths) > room:
+        widths[widths.index(max(widths))] -= 1
     for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = [
+            textwrap.wrap(cell, width, break_on_hyphens=False) or [""] for cell, width in zip(row, widths, strict=True)
+        ]
+        for line in itertools.zip_longest(*cells, fillvalue=""):
+            print("  ".join(f"{part:<{width}}" for part, width in zip(line, widths, strict=True)).rstrip())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m film_kernels", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command")
     command = commands.add_parser("explain", help="list the FiLM sites of a model")
-    command.add_argument("factory", help="module:function that returns a model, or (model, example_inputs)")
+    command.add_argument("factory", help="module:function that returns a model, or a pair (model, example_inputs)")
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
         show_backends()

@@ -31,6 +31,28 @@ def make_model():
 def alone():
     return Block()
 
+def frozen():
+    return Block().eval()
+
+def half_frozen():
+    block = Block()
+    block.norm.eval()
+    return block
+
+class Many(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a_module_with_a_long_name = nn.ModuleList(Block() for _ in range(3))
+    def forward(self, x, gamma, beta):
+        return [block(x, gamma, beta) for block in self.a_module_with_a_long_name]
+
+def many():
+    return Many(), (torch.randn(2, 3, 5, 5), torch.randn(2, 4), torch.randn(2, 4))
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
 def none():
     return nn.Linear(2, 2)
 
@@ -48,25 +70,49 @@ def _here(tmp_path, monkeypatch):
     sys.modules.pop("of_a_user", None)
 
 
+def lines_of(capsys, function: str) -> list[str]:
+    main(["explain", f"of_a_user:{function}"])
+    return capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize("function", ["make_model", "alone"])
 def test_prints_a_table(capsys, function):
-    main(["explain", f"of_a_user:{function}"])
-    head, fused, refused, empty, total = capsys.readouterr().out.splitlines()
+    mode, head, fused, refused, empty, reason, empty_again, total, *last = lines_of(capsys, function)
+    assert mode == "Block in training mode"
     assert head.split() == ["path", "operations", "fused", "where"]
     assert fused.split() == ["conv", "conv2d", "film", "relu", "yes", "of_a_user.py:11"]
-    assert refused.startswith("other  conv2d group_norm film  FiLM follows group_norm")
-    assert refused.endswith("of_a_user.py:12") and empty == ""
+    assert refused.split() == ["other", "conv2d", "group_norm", "film", "no", "(1)", "of_a_user.py:12"]
+    assert reason.startswith("(1)  FiLM follows group_norm, whose") and empty == empty_again == ""
     assert total == "1 of 2 sites are fused by film_kernels.fuse(model)"
+    assert bool(last) == (function == "alone")
+    if last:
+        assert "of_a_user:alone may return a pair, (model, example_inputs)" in " ".join(last)
+
+
+def test_a_reason_is_printed_once_and_rows_are_as_wide_as_the_terminal(capsys, monkeypatch):
+    for width in (60, 100, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = lines_of(capsys, "many")
+        assert all(len(line) <= width for line in lines)
+        words = " ".join(lines).split()
+        assert words.count("statistics") == 1 and words.count("(1)") == 4 and words.count("yes") == 3
+        assert max(len(line) for line in lines) > 50
+    assert "a_module_with_a_long_name.0.conv   conv2d film relu" in "\n".join(lines)
+
+
+def test_the_mode_is_said(capsys):
+    assert lines_of(capsys, "frozen")[0] == "Block in eval mode"
+    assert lines_of(capsys, "half_frozen")[0] == "Block, some of its modules in training mode and some in eval mode"
 
 
 def test_a_model_without_film(capsys):
     main(["explain", "of_a_user:none"])
-    assert capsys.readouterr().out == "no convolution's output meets FiLM\n"
+    assert capsys.readouterr().out == "Linear in training mode\nno convolution's output meets FiLM\n"
 
 
 @pytest.mark.parametrize(("factory", "words"), [
     ("of_a_user", "module:function"), ("of_a_user:missing", "missing"), ("no_such_module:f", "no_such_module"),
-    ("of_a_user:wrong", r"torch\.nn\.Module"),
+    ("of_a_user:wrong", r"torch\.nn\.Module"), ("of_a_user:Branches", "may return a pair, (model, example_inputs)"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(capsys, factory, words):
     with pytest.raises(SystemExit):

@@ -26,7 +26,8 @@ _OF_EACH_ELEMENT = {
 class Factor:
     """`kind` is "channel" (one value per channel that comes with the call: of each sample or of all), "learnt" (one per
     channel, the same for all samples, from parameters alone), "fixed" (the same, from buffers alone), "constant" (one
-    number), "map" (varies over positions), "other", or "unknown" where shapes are not known; `value` is the node,
+    number), "map" (varies over positions), "point" (one position of a map that has no others, or one value per channel:
+    the code does not tell), "other", or "unknown" where shapes are not known; `value` is the node,
     without its expansion; `copied_by` are the nodes that copied it on the way to where it is used."""
 
     kind: str
@@ -123,7 +124,7 @@ def factor_of(value: Any, result: Tensor | None, spatial_rank: int) -> Factor:
         return Factor("constant" if same(batch, 1) and same(channels, 1) else "other", value, copied_by)
     origin = _origin(value) if same(batch, 1) else "channel"
     if origin == "channel" and all(same(size, 1) for size in result.shape[2:]) and trailing_ones(value) < spatial_rank:
-        return Factor("map", value, copied_by)  # on a map of one position, only the code tells a factor from a map
+        return Factor("point", value, copied_by)
     return Factor(origin, value, copied_by)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
@@ -72,9 +72,8 @@ class Match:
     def is_film(self, factors: tuple[Factor, ...], step: Operation) -> bool:
         """Whether `step` with its `factors` is FiLM."""
         kinds = {factor.kind for factor in factors}
-        return "channel" in kinds or "map" in kinds or (
-            self.by_parameters and "learnt" in kinds and step.kind in ("scale", "affine")
-        )  # fmt: skip
+        by_parameters = self.by_parameters and "learnt" in kinds and step.kind in ("scale", "affine")
+        return by_parameters or not kinds.isdisjoint(("channel", "map", "unknown"))
 
 
 def matches(graph: fx.Graph) -> Iterator[Match]:
@@ -160,6 +159,10 @@ class _Walk:
                 return False
             if kinds & {"map", "unknown"}:
                 return not met and self._take_map(step, factors)
+            if "point" in kinds:
+                if not met and self._pair(step, factors) is None:
+                    return False
+                factors = tuple(replace(one, kind="channel") if one.kind == "point" else one for one in factors)
         elif step.kind == "activation" and match.activation is not None:
             reasons.append(_TWO_ACTIVATIONS)
         reasons += self._why_not_that_dtype(step)
@@ -177,27 +180,31 @@ class _Walk:
         return True
 
     def _take_map(self, step: Operation, factors: tuple[Factor, ...]) -> bool:
-        """A factor that varies over positions, or of a shape that is not known: FiLM only where a scale and a shift
-        come together (alone, a scale is a gate and a shift is a residual connection). The chain ends here."""
-        steps = [(step, factors)]
+        """A factor that varies over positions, or of a shape that is not known. The chain ends here."""
+        pair = self._pair(step, factors)
+        if pair is not None:
+            self.match.steps += pair
+            self.match.film = pair[-1][0].node
+            unknown = any(factor.kind == "unknown" for factor in factors)
+            self.match.reasons.append(_UNKNOWN if unknown else _MAP)
+        return False
+
+    def _pair(self, step: Operation, factors: tuple[Factor, ...]) -> Folded | None:
+        """`step` and what makes FiLM of it, where only a scale and a shift together are one: alone, a scale is a gate
+        and a shift is a residual connection."""
+        pair = [(step, factors)]
         if step.kind == "scale":
             follower = next(iter(users_of_values(step.node)), None)
             shift = operation_of(follower, step.node) if follower is not None else None
             if shift is not None and shift.kind == "shift":
-                steps.append((shift, tuple(factor_of(value, self.result, self.rank) for value in shift.factors)))
-        if step.kind != "affine" and len(steps) < 2:
-            return False
-        scale, shift_by = step.factors[0], (step.factors[1] if step.kind == "affine" else steps[-1][0].factors[0])
-        match = self.match
-        if is_gate(scale):
-            return False
-        if not self.normed and is_made_by_chain(match.convolution.node, match.steps, scale, shift_by):
-            return False
-        match.steps += steps
-        match.film = steps[-1][0].node
-        unknown = any(factor.kind == "unknown" for factor in factors)
-        match.reasons.append(_UNKNOWN if unknown else _MAP)
-        return False
+                pair.append((shift, tuple(factor_of(value, self.result, self.rank) for value in shift.factors)))
+        if step.kind != "affine" and len(pair) < 2:
+            return None
+        scale, shift_by = step.factors[0], (step.factors[1] if step.kind == "affine" else pair[-1][0].factors[0])
+        made_by_chain = not self.normed and is_made_by_chain(
+            self.match.convolution.node, self.match.steps, scale, shift_by
+        )
+        return None if is_gate(scale) or made_by_chain else pair
 
     def _why_not_that_dtype(self, step: Operation) -> list[Reason]:
         result = tensor_of(step.node)

@@ -155,6 +155,20 @@ def repeated_parameters(m, x, g, b, e):
     return m.conv(x) * tall(g) + m.shift.repeat(x.shape[0], 1, 6, 5)
 
 
+def pooled_residual(m, x, g, b, e):
+    v = F.adaptive_avg_pool2d(x, 3)
+    return F.relu(m.conv(v) + F.adaptive_avg_pool2d(m.other(x), 1))
+
+
+def one_by_one():
+    return {"other": nn.Conv2d(3, K, 3), "again": nn.Conv2d(3, K, 3)}
+
+
+def one_position(m, x, g, b, e):
+    gamma, beta = (F.adaptive_avg_pool2d(F.pad(x, (0, 1)).repeat(1, 2, 1, 1) * i, 1) for i in (1, 2))
+    return m.conv(x[:, :, :3, :3]) * gamma + beta
+
+
 FUSED = (
     Written("conversions, float32", lambda m, x, g, b, e: film(m.conv(x).float().to(x.dtype).to(x).contiguous(), g, b),
             "film silu"),
@@ -182,17 +196,9 @@ FUSED = (
     Written("gamma of a task behind BatchNorm", lambda m, x, g, b, e: m.norm(m.conv(x)) * m.scale + m.shift,
             "batch_norm film", "", lambda: {"norm": nn.BatchNorm2d(K, affine=False).eval()}),
     Written("repeated parameters", repeated_parameters, "film"),
-    Written("to one position", lambda m, x, g, b, e: film(m.conv(x[:, :, :3, :3]), g, b), "film silu"),
+    Written("one position", lambda m, x, g, b, e: film(m.conv(x[:, :, :3, :3]), g, b), "film silu"),
+    Written("one position, pooled factors", one_position, "film", "", one_by_one),
 )  # fmt: skip
-
-
-def pooled_residual(m, x, g, b, e):
-    v = F.adaptive_avg_pool2d(x, 3)
-    return F.relu(m.conv(v) + F.adaptive_avg_pool2d(m.other(x), 1))
-
-
-def one_by_one():
-    return {"other": nn.Conv2d(3, K, 3), "again": nn.Conv2d(3, K, 3)}
 
 
 def spade(m, x, g, b, e):
@@ -229,6 +235,10 @@ NOT_FILM = (
     Written("a written norm's own", lambda m, x, g, b, e: F.silu(mean_and_var(m, m.conv(x)))),
     Written("a norm by buffers", frozen),
     Written("a residual on one position", pooled_residual, modules=one_by_one),
+    Written(
+        "a gate on one position",
+        lambda m, x, g, b, e: m.conv(x[:, :, :3, :3]) * F.adaptive_avg_pool2d(x.repeat(1, 2, 1, 1), 1),
+    ),
     Written("SPADE", spade),
     Written("SPADE with a norm", spade_norm, modules=one_by_one),
     Written("SPADE without 1 +", spade_without_one, modules=one_by_one),

@@ -70,5 +70,7 @@ def test_what_is_listed_without_example_inputs():
         traced += 1
         found = " ".join(word for site in sites for word in site.order[1:])
         assert found == limits.get(written.name, written.order.strip()), written.name
-        assert not sites or (sites[0].reason is None) == (written.word == ""), written.name
+        asks = written.name == "one position, pooled factors"
+        word = "give example_inputs" if asks else written.word
+        assert not sites or (word in (sites[0].reason or "") and bool(sites[0].reason) == bool(word)), written.name
     assert traced > len(as_written.ALL) - 6

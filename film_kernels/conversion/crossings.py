@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .nodes import nodes_in
 from .operations import Operation, convolution_of, operation_of
 from .reasons import Reason
 
@@ -31,8 +30,9 @@ class Crossings:
 
     def leave(self, graph: fx.Graph, values: Any) -> None:
         """Remember which of the results of `graph` come from a convolution, by way of what a chain may hold."""
-        for node, value in zip(nodes_in(graph.output_node().args), values, strict=False):
-            found = _above(node) if isinstance(value, Tensor) else None
+        results: Any = graph.output_node().args[0]
+        for node, value in zip(results, values, strict=False):
+            found = _above(node) if isinstance(value, Tensor) and isinstance(node, fx.Node) else None
             if found is not None:
                 self._made[id(value)] = value, *found
 

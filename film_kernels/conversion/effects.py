@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .nodes import known_value, module_of, nodes_in, same_shape, tensor_of
+from .nodes import known_value, module_of, nodes_in, same_shape, storage_of, tensor_of
 
 _IN_PLACE_OPERATORS = {
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow, operator.imod,
@@ -191,10 +191,8 @@ def _storages_as_known(value: Touched) -> frozenset[int] | None:
     known = known_value(value) if isinstance(value, fx.Node) else value
     if known is None:
         return None
-    try:
-        return frozenset(tensor.untyped_storage()._cdata for tensor in _tensors_in(known))
-    except (NotImplementedError, RuntimeError):  # a layout without a storage of its own: sparse, nested
-        return None
+    found = [storage_of(tensor) for tensor in _tensors_in(known)]
+    return None if None in found else frozenset(one for one in found if one is not None)
 
 
 def _origins(value: Touched, seen: dict[Touched, frozenset[Any]] | None = None) -> frozenset[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .nodes import known_value, same, tensor_of
+from .nodes import known_value, same, storage_of, tensor_of
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _EXPANSIONS = ("expand", "expand_as", torch.broadcast_to, "broadcast_to")
@@ -81,7 +81,7 @@ def is_conversion_to_itself(node: fx.Node) -> bool:
     return (
         after.dtype == before.dtype
         and after.device == before.device
-        and after.untyped_storage()._cdata == before.untyped_storage()._cdata
+        and storage_of(after) == storage_of(before) is not None
     )
 
 

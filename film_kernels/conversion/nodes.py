@@ -59,6 +59,15 @@ def tensor_of(node: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def storage_of(tensor: Tensor) -> int | None:
+    """What tells the memory of one tensor, fake or not, from that of others; None for a layout that has none of its
+    own: sparse, nested."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
 def nodes_in(value: Any) -> list[Any]:
     """The nodes in an argument, which may be a list of them."""
     found: list[fx.Node] = []
@@ -90,7 +99,7 @@ def asks_for_the_shape(user: fx.Node, node: fx.Node) -> bool:
     """Whether `user` needs no more of `node` than its shape, dtype or device."""
     if user.target is getattr:
         return user.args[1] in _SHAPE_ATTRIBUTES or (user.args[1] == "data" and not users_of_values(user))
-    if user.op == "call_method" and user.target in _SHAPE_METHODS:
+    if user.op == "call_method" and (user.target in _SHAPE_METHODS or (user.target == "type" and len(user.args) == 1)):
         return True
     if user.op == "call_method" and user.target in ("expand_as", "view_as", "reshape_as", "type_as", "to"):
         return user.args[0] is not node

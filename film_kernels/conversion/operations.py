@@ -17,7 +17,7 @@ from torch import fx, nn
 from ..activations import ACTIVATIONS
 from .effects import changed_by
 from .factors import CONVERSIONS, is_conversion_to_itself
-from .nodes import module_of, same, same_shape, target_of, tensor_of, word_of
+from .nodes import module_of, same, same_shape, storage_of, target_of, tensor_of, word_of
 from .reasons import Reason
 
 
@@ -260,4 +260,4 @@ def _is_all_of(node: fx.Node, passing: fx.Node) -> bool:
     if word_of(node) not in _VIEWS or before is None or after is None or not same_shape(before, after):
         return False
     same_strides = all(same(a, b) for a, b in zip(before.stride(), after.stride(), strict=True))
-    return same_strides and before.untyped_storage()._cdata == after.untyped_storage()._cdata
+    return same_strides and storage_of(before) == storage_of(after) is not None

@@ -160,6 +160,12 @@ def repeated_before(m, x, g, b):
     return m.conv(x) * gamma
 
 
+def by_a_module(m, x, g, b):
+    x = x * 1
+    h = m.conv(x)
+    return m.act(x).mean() + F.relu(h) * tall(g)
+
+
 def norm_between(m, x, g, b):
     """The statistics of a frozen norm are those of another that is trained, and is called in between."""
     h = m.norm(m.conv(x))
@@ -180,6 +186,7 @@ REFUSED = (
     Change("same name", same_name_after),
     Change("repeated gamma", repeated_before),
     Change("running statistics", norm_between),
+    Change("a module", by_a_module),
 )
 
 
@@ -269,6 +276,7 @@ class Around(nn.Module):
         self.norm = batch_norm().requires_grad_(False)
         self.register_buffer("counter", torch.zeros((), dtype=torch.long))
         self.register_buffer("state", torch.zeros(3))
+        self.act = nn.LeakyReLU(0.1, inplace=True)
         self.write = change.write
 
     def forward(self, x, g, b, e):

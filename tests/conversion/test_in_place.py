@@ -53,3 +53,18 @@ def test_the_reasons():
         elif site is not None:
             assert not site.fusable, case.name
             assert "changed in place" in site.reason or "used elsewhere" in site.reason, (case.name, site)
+
+
+def test_without_example_inputs():
+    """A symbolic trace writes `x += 1` as `x = x + 1`, and reads an attribute when it is used."""
+    refused = 0
+    for case in (*changes.REFUSED, *changes.SERVED):
+        try:
+            sites = find_film(changes.Around(case))
+        except ValueError as error:
+            assert "cannot be traced" in str(error)
+            continue
+        refused += bool(sites) and not sites[0].fusable
+        served = case in changes.SERVED or case.name in ("+=", "attribute")
+        assert [site.fusable for site in sites] in ([served], []), case.name
+    assert refused > 35

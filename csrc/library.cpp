@@ -1,10 +1,12 @@
 // The operators of the CPU library: tensors in, the Problem made, the kernels of the best instruction set called.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <cstdlib>
-#include <cstring>
+#include <exception>
+#include <mutex>
+#include <new>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -26,12 +28,29 @@ namespace baseline {
 extern const Kernels kernels;
 }
 
+// A part that fails leaves its exception here, since none may leave a thread of PyTorch's, nor would its words come
+// back.
 void parallel_for(int64_t count, void (*run)(int64_t, int64_t, void*), void* context) {
   if (count <= 1) {
     if (count == 1) run(0, 1, context);
     return;
   }
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, run, context));
+  struct Shared {
+    void (*run)(int64_t, int64_t, void*);
+    void* context;
+    std::once_flag failed;
+    std::exception_ptr error;
+  } shared{run, context, {}, nullptr};
+  const auto part = [](int64_t begin, int64_t end, void* to) {
+    Shared& all = *static_cast<Shared*>(to);
+    try {
+      all.run(begin, end, all.context);
+    } catch (...) {
+      std::call_once(all.failed, [&] { all.error = std::current_exception(); });
+    }
+  };
+  call(torch_parallel_for(0, count, 1, part, &shared), "share work among threads");
+  if (shared.error != nullptr) std::rethrow_exception(shared.error);
 }
 
 int64_t thread_count() { return torch::stable::get_num_threads(); }
@@ -55,44 +74,72 @@ const std::vector<Candidate>& candidates() {
   return all;
 }
 
-// FILM_KERNELS_CPU_ISA names one to use instead of the best, for tests; one that the machine lacks is not taken.
-const Kernels& choose_kernels() {
-  const char* wanted = std::getenv("FILM_KERNELS_CPU_ISA");
-  for (const Candidate& c : candidates())
-    if (c.supported && (wanted == nullptr || *wanted == '\0' || std::strcmp(wanted, c.kernels.name) == 0))
-      return c.kernels;
-  return baseline::kernels;
+// All that were built: "avx512, avx2, baseline".
+std::string built_sets() {
+  std::string text;
+  for (const Candidate& c : candidates()) text += (text.empty() ? "" : ", ") + std::string(c.kernels.name);
+  return text;
 }
 
+// FILM_KERNELS_CPU_ISA names one to use instead of the best.
+const Kernels& choose_kernels() {
+  const char* variable = std::getenv("FILM_KERNELS_CPU_ISA");
+  const std::string wanted = variable == nullptr ? "" : variable;
+  for (const Candidate& c : candidates()) {
+    if (!wanted.empty() && wanted != c.kernels.name) continue;
+    if (c.supported) return c.kernels;
+    STD_TORCH_CHECK(wanted.empty(), "film_kernels: FILM_KERNELS_CPU_ISA=", wanted,
+                    ": this machine does not have these instructions; built are ", built_sets());
+  }
+  STD_TORCH_CHECK(false, "film_kernels: FILM_KERNELS_CPU_ISA must be one of ", built_sets(), ", got ", wanted);
+}
+
+// Asked for at a call, not when the library is loaded, so that a wrong setting is an error that can be caught.
 const Kernels& kernels() {
   static const Kernels& chosen = choose_kernels();
   return chosen;
 }
 
+// Runs a kernel. What it throws where memory runs out has no words of its own.
+template <class Args>
+void run(void (*kernel)(const Problem&, const Args&), const Problem& p, const Args& args) {
+  try {
+    kernel(p, args);
+  } catch (const std::bad_alloc&) {
+    STD_TORCH_CHECK(false, "film_kernels: not enough memory for a kernel's tables");
+  } catch (const std::length_error&) {
+    STD_TORCH_CHECK(false, "film_kernels: not enough memory for a kernel's tables");
+  }
+}
+
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
-                                   const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset,
-                                   bool keep) {
-  const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
-  std::vector<int64_t> out{p.batch, p.out_channels};
-  if (input.dim() == 4) out.push_back(p.h.out);
-  out.push_back(p.w.out);
-  const Tensor output = allocate(out, is_channels_last(input), input);
+                                   bool channels_last, const std::vector<int64_t>& geometry, double lower_slope,
+                                   double gamma_offset, bool keep) {
+  const ForwardTensors t(input, weight, bias, gamma, beta, geometry, lower_slope, gamma_offset);
+  const Problem& p = t.problem;
+  const Kernels& chosen = kernels();
+  const Tensor output = allocate(output_shape(p, t.weight), channels_last && input.dim() == 4, t.input.dtype, t.input);
   keep = keep && p.activation != Activation::none;
-  const Tensor bits = allocate({keep ? p.positions() : 0, p.bit_row()}, false, input, aoti_torch_dtype_uint8());
+  const Tensor bits = allocate_bits(p, keep, t.input);
   if (p.positions() > 0)
-    kernels().forward(p, {view_of(input), view_of(weight), view_of(output), matrix_of(bias), matrix_of(gamma),
-                          matrix_of(beta), keep ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr});
+    run(chosen.forward, p,
+        ForwardArgs{view_of(t.input), view_of(t.weight), view_of(output), t.bias, t.gamma, t.beta,
+                    keep ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr});
   return {output, bits};
 }
 
 Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& gamma,
                   const std::vector<int64_t>& input_size, bool channels_last, const std::vector<int64_t>& geometry,
                   double lower_slope, double gamma_offset) {
-  const Problem p = problem_of(input_size, weight, dtype_of(grad), geometry, lower_slope, gamma_offset);
-  Tensor result = allocate(input_size, channels_last, grad);
-  if (p.positions() == 0) return torch::stable::zero_(result);
-  kernels().grad_input(p, {view_of(grad), view_of(weight), view_of(result), matrix_of(gamma), bits_of(p, bits)});
+  const GradInputTensors t(grad, bits, weight, gamma, input_size, geometry, lower_slope, gamma_offset);
+  const Kernels& chosen = kernels();
+  const Tensor result = allocate(t.shape, channels_last && t.shape.rank == 4, t.grad.dtype, t.grad);
+  if (t.problem.positions() == 0 || result.numel() == 0)
+    fill_with_zeros(result);
+  else
+    run(chosen.grad_input, t.problem,
+        GradInputArgs{view_of(t.grad), view_of(t.weight), view_of(result), t.gamma, t.bits});
   return result;
 }
 
@@ -102,31 +149,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        bool bias_wanted, bool gamma_wanted, bool beta_wanted,
                                                        const std::vector<int64_t>& geometry, double lower_slope,
                                                        double gamma_offset) {
-  const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
-  WeightGradients results(p, input, weight, is_channels_last(weight), weight_wanted, bias_wanted, gamma_wanted,
-                          beta_wanted);
-  if (p.positions() == 0)
+  const GradWeightTensors t(grad, bits, input, weight, bias, gamma, geometry, lower_slope, gamma_offset);
+  const Kernels& chosen = kernels();
+  const WeightGradients results(t.problem, weight, t.weight, weight_wanted, bias_wanted, gamma_wanted, beta_wanted);
+  if (t.problem.positions() == 0)
     results.zero();
   else
-    kernels().grad_weight(p, results.args(p, grad, bits, input, weight, bias, gamma));
+    run(chosen.grad_weight, t.problem,
+        results.args(view_of(t.grad), view_of(t.input), view_of(t.weight), t.bias, t.gamma, t.bits));
   return results.all();
 }
 
 // "avx512 of avx512, avx2, baseline": the one in use, and all that were built.
-std::string instruction_sets() {
-  std::string text = kernels().name;
-  const char* separator = " of ";
-  for (const Candidate& c : candidates()) text += separator + std::string(c.kernels.name), separator = ", ";
-  return text;
-}
+std::string instruction_sets() { return kernels().name + (" of " + built_sets()); }
 
 }  // namespace
 }  // namespace film
 
 STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
   m.def(
-      "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
-      "float lower_slope, float gamma_offset, bool keep) -> (Tensor, Tensor)");
+      "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, bool channels_last, "
+      "int[] geometry, float lower_slope, float gamma_offset, bool keep) -> (Tensor, Tensor)");
   m.def(
       "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
       "int[] geometry, float lower_slope, float gamma_offset) -> Tensor");

@@ -1,140 +1,197 @@
 // Between PyTorch's tensors and what kernels take, for every compiled library.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <optional>
 #include <tuple>
-#include <vector>
 
-#include "problem.h"
+#include "checks.h"
 
 namespace film {
 
-using torch::stable::Tensor;
-
 // (N, C, [H,] W) of a tensor; 1d has a height of 1.
-inline View view_of(const Tensor& t) {
-  const bool flat = t.dim() == 3;
-  return {t.data_ptr(), t.stride(0), t.stride(1), flat ? 0 : t.stride(2), t.stride(flat ? 2 : 3)};
+inline View view_of(const Argument& a) {
+  const bool flat = a.rank == 3;
+  return {a.data, a.strides[0], a.strides[1], flat ? 0 : a.strides[2], a.strides[flat ? 2 : 3]};
+}
+inline View view_of(const Tensor& made) { return view_of(look_at("a result", made)); }
+
+// A new tensor on `like`'s device.
+inline Tensor allocate(const Shape& shape, const int64_t* strides, int32_t dtype, const Argument& like) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < shape.rank; ++d) last += std::max<int64_t>(shape.sizes[d] - 1, 0) * strides[d];
+  const std::string bytes = std::to_string((last + 1) * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype)));
+  AtenTensorHandle handle;
+  call(aoti_torch_empty_strided(shape.rank, shape.sizes, strides, dtype, like.device_type, like.device, &handle),
+       ("allocate " + bytes + " bytes").c_str());
+  return Tensor(handle);
 }
 
-inline Matrix matrix_of(const std::optional<Tensor>& t) {
-  if (!t.has_value()) return {};
-  return t->dim() == 1 ? Matrix{t->data_ptr(), 0, t->stride(0)} : Matrix{t->data_ptr(), t->stride(0), t->stride(1)};
-}
-
-inline DType dtype_of(const Tensor& t) {
-  using torch::headeronly::ScalarType;
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return DType::f32;
-    case ScalarType::Double:
-      return DType::f64;
-    case ScalarType::BFloat16:
-      return DType::bf16;
-    case ScalarType::Half:
-      return DType::f16;
-    default:
-      STD_TORCH_CHECK(false, "film_kernels: a dtype that the compiled kernels do not serve");
-  }
-}
-
-inline int32_t dtype_code(const Tensor& t) {
-  int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  return dtype;
-}
-
-// A new tensor on `like`'s device, in its dtype or the one given; channels_last where asked for.
-inline Tensor allocate(const std::vector<int64_t>& sizes, bool channels_last, const Tensor& like, int32_t dtype) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t step = 1;
-  if (channels_last) step = sizes[1];
-  for (size_t d = sizes.size(); d-- > 0;) {
+// Dense, channels_last where asked for.
+inline Tensor allocate(const Shape& shape, bool channels_last, int32_t dtype, const Argument& like) {
+  int64_t strides[4], step = channels_last ? std::max<int64_t>(shape.sizes[1], 1) : 1;
+  for (int64_t d = shape.rank; d-- > 0;) {
     if (channels_last && d == 1) {
       strides[d] = 1;
       continue;
     }
     strides[d] = step;
-    step *= sizes[d] > 0 ? sizes[d] : 1;
+    step *= std::max<int64_t>(shape.sizes[d], 1);
   }
-  int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype, device_type, like.get_device_index(),
-                                                         &handle));
-  return Tensor(handle);
+  return allocate(shape, strides, dtype, like);
 }
 
-inline Tensor allocate(const std::vector<int64_t>& sizes, bool channels_last, const Tensor& like) {
-  return allocate(sizes, channels_last, like, dtype_code(like));
+inline Shape shape_of(const Argument& a) {
+  Shape shape{};
+  shape.rank = a.rank;
+  std::copy(a.sizes, a.sizes + a.rank, shape.sizes);
+  return shape;
 }
 
-inline std::vector<int64_t> sizes_of(const Tensor& t) {
-  const auto sizes = t.sizes();
-  return {sizes.begin(), sizes.end()};
+// Whether its elements lie side by side in memory, in some order of the dimensions.
+inline bool is_dense(const Argument& a) {
+  bool passed[4] = {};
+  int64_t expected = 1;  // the stride of the next dimension
+  const auto next = [&] {
+    for (int64_t d = 0; d < a.rank; ++d)
+      if (!passed[d] && a.sizes[d] != 1 && a.strides[d] == expected) return d;
+    return a.rank;
+  };
+  for (int64_t d = next(); d < a.rank; d = next()) {
+    passed[d] = true;
+    expected *= a.sizes[d];
+  }
+  for (int64_t d = 0; d < a.rank; ++d)
+    if (!passed[d] && a.sizes[d] != 1) return false;
+  return true;
 }
 
-inline bool is_channels_last(const Tensor& t) {  // of a 4d tensor; a contiguous one is not
-  if (t.dim() != 4 || t.is_contiguous()) return false;
-  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  return t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == c * w && t.stride(0) == c * w * h;
+// As torch.empty_like: with the tensor's own strides where it is dense. Whoever reduces gradients compares them
+// exactly.
+inline Tensor allocate_like(const Tensor& tensor, const Argument& a) {
+  return is_dense(a) ? allocate(shape_of(a), a.strides, a.dtype, a) : torch::stable::empty_like(tensor);
 }
 
-// geometry: stride, dilation, padding before and output size of the height, the same of the width, then groups,
-// activation, position (film_kernels/backends/compiled.py writes them).
-inline Problem problem_of(const std::vector<int64_t>& input, const Tensor& weight, DType dtype,
-                          const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset) {
-  STD_TORCH_CHECK(geometry.size() == 11, "film_kernels: geometry must hold 11 integers");
-  const bool flat = input.size() == 3;
-  Problem p;
-  p.batch = input[0];
-  p.in_channels = input[1];
-  p.out_channels = weight.size(0);
-  p.groups = geometry[8];
-  p.h = {flat ? 1 : input[2], flat ? 1 : weight.size(2), geometry[0], geometry[1], geometry[2], geometry[3]};
-  p.w = {input[flat ? 2 : 3], weight.size(flat ? 2 : 3), geometry[4], geometry[5], geometry[6], geometry[7]};
-  p.dtype = dtype;
-  p.activation = static_cast<Activation>(geometry[9]);
-  p.position = static_cast<Position>(geometry[10]);
-  p.lower_slope = lower_slope;
-  p.gamma_offset = gamma_offset;
-  return p;
+inline void fill_with_zeros(const Tensor& t) { call(aoti_torch_zero_(t.get()), "fill a tensor"); }
+
+inline void copy(const Tensor& to, const Tensor& from) {
+  call(aoti_torch_copy_(to.get(), from.get(), /*non_blocking=*/0), "copy a tensor");
 }
 
-inline const uint8_t* bits_of(const Problem& p, const Tensor& bits) {
-  return p.activation == Activation::none ? nullptr : static_cast<const uint8_t*>(bits.data_ptr());
+// The bits of a Problem as kernels read them, dense; nothing where there is no activation.
+class Bits {
+ public:
+  Bits(const Problem& p, const Tensor& bits, const Argument& like) {
+    if (p.activation == Activation::none) return;
+    const Argument a = look_at("bits", bits);
+    STD_TORCH_CHECK(a.dtype == aoti_torch_dtype_uint8(), "film_kernels: bits must be of dtype uint8");
+    check_device(a, like);
+    check_shape(a, {p.positions(), p.bit_row()}, "(N * positions, ceil(K / 8))");
+    data_ = static_cast<const uint8_t*>(a.data);
+    const bool dense = (a.strides[1] == 1 || a.sizes[1] == 1) && (a.strides[0] == a.sizes[1] || a.sizes[0] == 1);
+    if (dense || p.positions() == 0) return;
+    copy_ = allocate({p.positions(), p.bit_row()}, false, a.dtype, a);
+    copy(*copy_, bits);
+    data_ = static_cast<const uint8_t*>(copy_->data_ptr());
+  }
+  operator const uint8_t*() const { return data_; }
+
+ private:
+  std::optional<Tensor> copy_;
+  const uint8_t* data_ = nullptr;
+};
+
+// The bits that forward fills, or none.
+inline Tensor allocate_bits(const Problem& p, bool keep, const Argument& like) {
+  return allocate({keep ? p.positions() : 0, p.bit_row()}, false, aoti_torch_dtype_uint8(), like);
 }
 
 // What the weight gradient's operator returns; an empty tensor stands for a gradient that is not wanted.
 struct WeightGradients {
   Tensor weight, bias, gamma, beta;
 
-  WeightGradients(const Problem& p, const Tensor& input, const Tensor& like_weight, bool channels_last,
-                  bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted)
-      : weight(weight_wanted ? allocate(sizes_of(like_weight), channels_last, input) : allocate({0}, false, input)),
-        bias(allocate({bias_wanted ? p.out_channels : 0}, false, input)),
-        gamma(allocate({gamma_wanted ? p.batch : 0, p.out_channels}, false, input)),
-        beta(allocate({beta_wanted ? p.batch : 0, p.out_channels}, false, input)) {}
+  WeightGradients(const Problem& p, const Tensor& like_weight, const Argument& w, bool weight_wanted, bool bias_wanted,
+                  bool gamma_wanted, bool beta_wanted)
+      : weight(weight_wanted ? allocate_like(like_weight, w) : allocate({0}, false, w.dtype, w)),
+        bias(allocate({bias_wanted ? p.out_channels : 0}, false, w.dtype, w)),
+        gamma(allocate({gamma_wanted ? p.batch : 0, p.out_channels}, false, w.dtype, w)),
+        beta(allocate({beta_wanted ? p.batch : 0, p.out_channels}, false, w.dtype, w)) {}
 
-  GradWeightArgs args(const Problem& p, const Tensor& grad, const Tensor& bits, const Tensor& input, const Tensor& w,
-                      const std::optional<Tensor>& b, const std::optional<Tensor>& factor) const {
+  GradWeightArgs args(const View& grad, const View& input, const View& w, const Matrix& b, const Matrix& factor,
+                      const uint8_t* bits) const {
     const auto data = [](const Tensor& t) { return t.numel() > 0 ? t.data_ptr() : nullptr; };
-    return {view_of(grad), view_of(input),    view_of(w),       weight.dim() > 1 ? view_of(weight) : View{},
-            matrix_of(b),  matrix_of(factor), bits_of(p, bits), data(bias),
-            data(gamma),   data(beta)};
+    return {grad,       input,       w,         weight.dim() > 1 ? view_of(weight) : View{}, b, factor, bits,
+            data(bias), data(gamma), data(beta)};
   }
 
   // All zeros, where there are no positions to sum over.
-  void zero() {
-    for (Tensor* t : {&weight, &bias, &gamma, &beta}) torch::stable::zero_(*t);
+  void zero() const {
+    for (const Tensor* t : {&weight, &bias, &gamma, &beta}) fill_with_zeros(*t);
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> all() const { return {weight, bias, gamma, beta}; }
+};
+
+// The tensors of the weight gradient's operators, checked.
+struct GradWeightTensors {
+  Argument input, weight, grad;
+  Problem problem;
+  Matrix bias, gamma;
+  Bits bits;
+
+  GradWeightTensors(const Tensor& g, const Tensor& kept, const Tensor& x, const Tensor& w,
+                    const std::optional<Tensor>& b, const std::optional<Tensor>& factor,
+                    const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset)
+      : input(look_at("input", x)),
+        weight(look_at_weight(w, input)),
+        grad(look_at("grad", g)),
+        problem(problem_of(input_shape("input", input.sizes, input.rank, weight), weight, geometry, lower_slope,
+                           gamma_offset)),
+        bias(look_at_factor("bias", b, {problem.out_channels}, input)),
+        gamma(look_at_factor("gamma", factor, {problem.batch, problem.out_channels}, input)),
+        bits(problem, kept, input) {
+    check_kind(grad, input);
+    check_shape(grad, output_shape(problem, weight), "(N, K, *out)");
+  }
+};
+
+// Those of the input gradient's.
+struct GradInputTensors {
+  Argument grad, weight;
+  Shape shape;
+  Problem problem;
+  Matrix gamma;
+  Bits bits;
+
+  GradInputTensors(const Tensor& g, const Tensor& kept, const Tensor& w, const std::optional<Tensor>& factor,
+                   const std::vector<int64_t>& input_size, const std::vector<int64_t>& geometry, double lower_slope,
+                   double gamma_offset)
+      : grad(look_at("grad", g)),
+        weight(look_at_weight(w, grad)),
+        shape(input_shape("input_size", input_size.data(), static_cast<int64_t>(input_size.size()), weight)),
+        problem(problem_of(shape, weight, geometry, lower_slope, gamma_offset)),
+        gamma(look_at_factor("gamma", factor, {problem.batch, problem.out_channels}, grad)),
+        bits(problem, kept, grad) {
+    check_shape(grad, output_shape(problem, weight), "(N, K, *out)");
+  }
+};
+
+// And forward's.
+struct ForwardTensors {
+  Argument input, weight;
+  Problem problem;
+  Matrix bias, gamma, beta;
+
+  ForwardTensors(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, const std::optional<Tensor>& factor,
+                 const std::optional<Tensor>& shift, const std::vector<int64_t>& geometry, double lower_slope,
+                 double gamma_offset)
+      : input(look_at("input", x)),
+        weight(look_at_weight(w, input)),
+        problem(problem_of(input_shape("input", input.sizes, input.rank, weight), weight, geometry, lower_slope,
+                           gamma_offset)),
+        bias(look_at_factor("bias", b, {problem.out_channels}, input)),
+        gamma(look_at_factor("gamma", factor, {problem.batch, problem.out_channels}, input)),
+        beta(look_at_factor("beta", shift, {problem.batch, problem.out_channels}, input)) {}
 };
 
 }  // namespace film

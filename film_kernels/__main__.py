@@ -26,7 +26,7 @@ from . import __version__, _library, available_backends, find_film
 def show_backends() -> None:
     """Print what is here."""
     print(f"film_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    reason = _library.load("_cpu")
+    reason = available_backends()["cpu"]
     built = f"built; uses {torch.ops.film_kernels_cpu.instruction_sets()}" if reason is None else reason
     print(f"compiled for the CPU ({platform.machine()}): {built}")
     print(f"compiled for CUDA: {'built' if _library.find('_cuda') else 'not built: setup.py says why'}\n")

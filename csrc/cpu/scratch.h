@@ -5,7 +5,8 @@
 #pragma once
 
 #include <cstdlib>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "simd.h"
@@ -31,7 +32,9 @@ class ScratchPool {
       return block;
     }
     void* data = std::aligned_alloc(64, bytes);
-    if (data == nullptr) throw std::bad_alloc();
+    if (data == nullptr)
+      throw std::runtime_error("film_kernels: not enough memory: a kernel could not allocate " + std::to_string(bytes) +
+                               " bytes to work in");
     return {data, bytes};
   }
 

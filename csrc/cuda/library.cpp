@@ -2,10 +2,10 @@
 //
 // `matrix` chooses the family of kernels (kernels.h). Its tensors have to be dense and begin at a multiple of 16 bytes:
 // input and gradient channels_last, the weight with memory (K, kh, kw, C), for grad_input (C, kh, kw, K), and gamma
-// with neighbouring channels beside each other. film_kernels/backends/cuda.py sees to it.
+// with neighbouring channels beside each other. film_kernels/backends/cuda.py sees to it, but for the weight of
+// grad_weight, which decides on the strides of its gradient too and is brought into order here.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 
@@ -17,7 +17,7 @@ namespace {
 
 #ifdef FILM_EMULATED  // tests/emulator: the kernels run on the CPU, on tensors that are there
 struct OnDevice {
-  explicit OnDevice(const Tensor&) {}
+  explicit OnDevice(const Argument&) {}
   cudaStream_t stream() const { return nullptr; }
 };
 #else
@@ -26,10 +26,10 @@ struct OnDevice {
   int32_t index;
   torch::stable::accelerator::DeviceGuard guard;
 
-  explicit OnDevice(const Tensor& t) : index(t.get_device_index()), guard(index) {}
+  explicit OnDevice(const Argument& a) : index(a.device), guard(index) {}
   cudaStream_t stream() const {
     void* stream;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+    call(aoti_torch_get_current_cuda_stream(index, &stream), "tell the current stream");
     return static_cast<cudaStream_t>(stream);
   }
 };
@@ -40,38 +40,101 @@ void check(cudaError_t error, const char* kernel) {
                   " failed: ", cudaGetErrorString(error));
 }
 
+constexpr int64_t kPieceBytes = 16, kMostDirectChannels = 16;
+
+// What the kernels take for granted beside what every library checks.
+void check_served(const Problem& p, bool matrix) {
+  // Sizes of one axis are counted in 32 bits there, and so are blocks of many positions and products.
+  constexpr int64_t kMostOfAxis = int64_t(1) << 30, kMost = int64_t(1) << 37;
+  STD_TORCH_CHECK(p.dtype != DType::f64, "film_kernels: input must be of dtype float32, bfloat16 or float16");
+  STD_TORCH_CHECK(p.groups == 1, "film_kernels: geometry: groups must be 1, got ", p.groups);
+  for (const Axis& a : {p.h, p.w})
+    STD_TORCH_CHECK(a.in <= kMostOfAxis && a.pad <= kMostOfAxis && is_within(kMostOfAxis, {a.out, a.stride}) &&
+                        is_within(kMostOfAxis, {a.kernel, a.dilation}),
+                    "film_kernels: geometry: an axis is too large");
+  STD_TORCH_CHECK(p.batch <= kMostOfAxis && is_within(kMostOfAxis, {p.in_channels, p.h.kernel, p.w.kernel}) &&
+                      is_within(kMost, {p.batch, p.in_channels, p.h.in, p.w.in}) &&
+                      is_within(kMost, {p.batch, p.out_channels, p.h.out, p.w.out}) &&
+                      is_within(kMost, {p.out_channels, p.in_channels, p.h.kernel, p.w.kernel}),
+                  "film_kernels: input or weight is too large");
+  const int64_t piece = p.dtype == DType::f32 ? 4 : 8;  // channels in kPieceBytes
+  STD_TORCH_CHECK(!matrix || (p.in_channels % piece == 0 && p.out_channels % piece == 0),
+                  "film_kernels: input and weight must have multiples of ", piece, " channels, got ", p.in_channels,
+                  " and ", p.out_channels);
+  STD_TORCH_CHECK(matrix || p.in_channels <= kMostDirectChannels, "film_kernels: input must have at most ",
+                  kMostDirectChannels, " channels, got ", p.in_channels);
+}
+
+// Whether memory is dense with the dimensions in `order`, the innermost one last, from a multiple of 16 bytes on.
+bool lies_in(const Argument& a, std::initializer_list<int> order) {
+  if (a.rank != 4) return false;
+  int64_t expected = 1;
+  for (const int* d = order.end(); d-- != order.begin(); expected *= a.sizes[*d])
+    if (a.sizes[*d] != 1 && a.strides[*d] != expected) return false;
+  return reinterpret_cast<uintptr_t>(a.data) % kPieceBytes == 0;
+}
+bool is_channels_last(const Argument& a) { return lies_in(a, {0, 2, 3, 1}); }
+
+void check_channels_last(const Argument& a) {
+  STD_TORCH_CHECK(is_channels_last(a), "film_kernels: ", a.name,
+                  " must be channels_last, dense, and begin at a multiple of ", kPieceBytes, " bytes");
+}
+
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
-                                   const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset,
-                                   bool channels_last, bool matrix, bool keep) {
-  const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
-  const OnDevice device(input);
-  std::vector<int64_t> out{p.batch, p.out_channels};
-  if (input.dim() == 4) out.push_back(p.h.out);
-  out.push_back(p.w.out);
-  const Tensor output = allocate(out, channels_last, input);
+                                   bool channels_last, const std::vector<int64_t>& geometry, double lower_slope,
+                                   double gamma_offset, bool matrix, bool keep) {
+  const ForwardTensors t(input, weight, bias, gamma, beta, geometry, lower_slope, gamma_offset);
+  const Problem& p = t.problem;
+  check_served(p, matrix);
+  if (matrix) {
+    check_channels_last(t.input);
+    check_channels_last(t.weight);
+    STD_TORCH_CHECK(channels_last, "film_kernels: channels_last must be true for a channels_last input");
+  }
+  const OnDevice device(t.input);
+  const Tensor output = allocate(output_shape(p, t.weight), channels_last && t.input.rank == 4, t.input.dtype, t.input);
   keep = keep && p.activation != Activation::none;
-  const Tensor bits = allocate({keep ? p.positions() : 0, p.bit_row()}, false, input, aoti_torch_dtype_uint8());
+  const Tensor bits = allocate_bits(p, keep, t.input);
   if (p.positions() == 0) return {output, bits};
-  const ForwardArgs args{view_of(input),
-                         view_of(weight),
+  const ForwardArgs args{view_of(t.input),
+                         view_of(t.weight),
                          view_of(output),
-                         matrix_of(bias),
-                         matrix_of(gamma),
-                         matrix_of(beta),
+                         t.bias,
+                         t.gamma,
+                         t.beta,
                          keep ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr};
   check((matrix ? cuda::matrix::forward : cuda::direct::forward)(p, args, device.stream()), "forward");
   return {output, bits};
 }
 
 Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& gamma,
-                  const std::vector<int64_t>& input_size, const std::vector<int64_t>& geometry, double lower_slope,
-                  double gamma_offset, bool channels_last, bool matrix) {
-  const Problem p = problem_of(input_size, weight, dtype_of(grad), geometry, lower_slope, gamma_offset);
-  const OnDevice device(grad);
-  Tensor result = allocate(input_size, channels_last, grad);
-  if (p.positions() == 0) return torch::stable::zero_(result);
-  const GradInputArgs args{view_of(grad), view_of(weight), view_of(result), matrix_of(gamma), bits_of(p, bits)};
+                  const std::vector<int64_t>& input_size, bool channels_last, const std::vector<int64_t>& geometry,
+                  double lower_slope, double gamma_offset, bool matrix) {
+  const GradInputTensors t(grad, bits, weight, gamma, input_size, geometry, lower_slope, gamma_offset);
+  const Problem& p = t.problem;
+  check_served(p, matrix);
+  if (matrix) {
+    check_channels_last(t.grad);
+    STD_TORCH_CHECK(lies_in(t.weight, {1, 2, 3, 0}),
+                    "film_kernels: weight must lie in memory as (C, kh, kw, K), dense, "
+                    "from a multiple of ",
+                    kPieceBytes, " bytes on");
+    const int64_t row = t.gamma.n * (p.dtype == DType::f32 ? 4 : 2);
+    STD_TORCH_CHECK(
+        t.gamma.data == nullptr || p.positions() == 0 ||
+            (t.gamma.k == 1 && row % kPieceBytes == 0 && reinterpret_cast<uintptr_t>(t.gamma.data) % kPieceBytes == 0),
+        "film_kernels: gamma must have its channels side by side, and rows that begin at a multiple of ", kPieceBytes,
+        " bytes");
+    STD_TORCH_CHECK(channels_last, "film_kernels: channels_last must be true for a channels_last gradient");
+  }
+  const OnDevice device(t.grad);
+  const Tensor result = allocate(t.shape, channels_last && t.shape.rank == 4, t.grad.dtype, t.grad);
+  if (p.positions() == 0 || result.numel() == 0) {
+    fill_with_zeros(result);
+    return result;
+  }
+  const GradInputArgs args{view_of(t.grad), view_of(t.weight), view_of(result), t.gamma, t.bits};
   check((matrix ? cuda::matrix::grad_input : cuda::direct::grad_input)(p, args, device.stream()), "grad_input");
   return result;
 }
@@ -81,29 +144,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        const std::optional<Tensor>& gamma, bool weight_wanted,
                                                        bool bias_wanted, bool gamma_wanted, bool beta_wanted,
                                                        const std::vector<int64_t>& geometry, double lower_slope,
-                                                       double gamma_offset, bool weight_channels_last, bool matrix) {
-  const Problem p = problem_of(sizes_of(input), weight, dtype_of(input), geometry, lower_slope, gamma_offset);
-  const OnDevice device(input);
-  WeightGradients results(p, input, weight, weight_channels_last, weight_wanted, bias_wanted, gamma_wanted,
-                          beta_wanted);
+                                                       double gamma_offset, bool matrix) {
+  const GradWeightTensors t(grad, bits, input, weight, bias, gamma, geometry, lower_slope, gamma_offset);
+  const Problem& p = t.problem;
+  check_served(p, matrix);
+  if (matrix) {
+    check_channels_last(t.input);
+    check_channels_last(t.grad);
+  }
+  const OnDevice device(t.input);
+  const WeightGradients results(p, weight, t.weight, weight_wanted, bias_wanted, gamma_wanted, beta_wanted);
   if (p.positions() == 0) {
     results.zero();
     return results.all();
   }
-  const GradWeightArgs args = results.args(p, grad, bits, input, weight, bias, gamma);
+  std::optional<Tensor> ordered;
+  if (matrix && gamma_wanted && !is_channels_last(t.weight)) {
+    ordered = allocate(shape_of(t.weight), true, t.weight.dtype, t.weight);
+    copy(*ordered, weight);
+  }
+  const GradWeightArgs args = results.args(view_of(t.grad), view_of(t.input),
+                                           ordered ? view_of(*ordered) : view_of(t.weight), t.bias, t.gamma, t.bits);
 
   // The sums that the gradients wanted are made of. dgamma looks at sum_p g for its NaN alone (finish.cu).
   const bool post = p.position == Position::post;
   const bool g_for_gamma = gamma_wanted && post && p.activation == Activation::relu;
   const cuda::Cut cut = (matrix ? cuda::matrix::cut_of : cuda::direct::cut_of)(p);
   const int64_t products = p.in_channels * p.h.kernel * p.w.kernel;
-  const auto partial = [&](bool wanted, std::vector<int64_t> sizes) {
-    return allocate(wanted ? sizes : std::vector<int64_t>{0}, false, input, aoti_torch_dtype_float32());
+  const auto partial = [&](bool wanted, const Shape& shape) {
+    return allocate(wanted ? shape : Shape{0}, false, aoti_torch_dtype_float32(), t.input);
   };
   const auto data = [](const Tensor& t) { return t.numel() > 0 ? static_cast<float*>(t.data_ptr()) : nullptr; };
   const Tensor of_weight = partial(weight_wanted, {cut.splits, p.out_channels, products});
   const Tensor of_dot = partial(gamma_wanted, {p.batch, cut.dots, p.out_channels});
-  const std::vector<int64_t> sums{p.batch, cut.chunks, p.out_channels};
+  const Shape sums{p.batch, cut.chunks, p.out_channels};
   const Tensor of_u = partial(bias_wanted || (beta_wanted && !post) || (gamma_wanted && bias.has_value()), sums);
   const Tensor of_g = partial(g_for_gamma || (beta_wanted && post), sums);
   const cuda::Partials partials{data(of_weight), data(of_dot), data(of_u), data(of_g)};
@@ -118,16 +192,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
 
 STABLE_TORCH_LIBRARY(film_kernels_cuda, m) {
   m.def(
-      "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
-      "float lower_slope, float gamma_offset, bool channels_last, bool matrix, bool keep) -> (Tensor, Tensor)");
+      "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, bool channels_last, "
+      "int[] geometry, float lower_slope, float gamma_offset, bool matrix, bool keep) -> (Tensor, Tensor)");
   m.def(
-      "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, int[] geometry, "
-      "float lower_slope, float gamma_offset, bool channels_last, bool matrix) -> Tensor");
+      "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
+      "int[] geometry, float lower_slope, float gamma_offset, bool matrix) -> Tensor");
   m.def(
       "grad_weight(Tensor grad, Tensor bits, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
       "bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, int[] geometry, "
-      "float lower_slope, float gamma_offset, bool weight_channels_last, bool matrix) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "float lower_slope, float gamma_offset, bool matrix) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 #ifdef FILM_EMULATED

@@ -89,7 +89,7 @@ def pinned(backend: str | None) -> str | None:
 def choose(problem: Problem, pin: str | None) -> Backend:
     """The backend for `problem`: the pinned one, or the first in the list that can serve and is not slow.
 
-    Raises ValueError where the pinned one cannot, with its reason.
+    Raises ValueError where the pinned one cannot, with its reason, or where a setting of the environment is wrong.
     """
     if pin is not None:
         backend = BACKENDS[pin]
@@ -97,6 +97,8 @@ def choose(problem: Problem, pin: str | None) -> Backend:
         if reason is not None:
             raise ValueError(f"backend {pin!r} cannot serve this call: {reason}")
         return backend
+    for backend in BACKENDS.values():
+        backend.check_settings()
     able = [b for b in BACKENDS.values() if b.unavailable() is None and b.why_not(problem) is None]
     return next((b for b in able if not b.is_slow(problem)), able[0])
 

@@ -24,6 +24,10 @@ class Backend:
         """Why nothing can be served on this machine, or None."""
         raise NotImplementedError
 
+    def check_settings(self) -> None:
+        """Raise ValueError where the environment asks of this backend what it does not have: to go on silently with
+        another backend would hide the mistake."""
+
     def why_not(self, problem: Problem) -> str | None:
         """Why `problem` cannot be served, or None. Asked only where `unavailable` is None."""
         raise NotImplementedError

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import _library
 from ..activations import why_not_one_bit
-from ..problem import Problem, is_channels_last
+from ..problem import Problem
 from .base import Backend
 from .compiled import bits_like, options_of
 
@@ -34,14 +35,29 @@ class Cpu(Backend):
     name = "cpu"
 
     @functools.cached_property
-    def _unavailable(self) -> str | None:
+    def _not_loaded(self) -> str | None:
         reason = _library.load("_cpu")
         if reason is None:
             _register_fakes()
         return reason
 
+    @functools.cached_property
+    def _wrong_setting(self) -> str | None:
+        """What the library says of FILM_KERNELS_CPU_ISA where it names instructions that are not here."""
+        if self._not_loaded is None:
+            try:
+                torch.ops.film_kernels_cpu.instruction_sets()
+            except RuntimeError as error:
+                return str(error).partition("film_kernels: ")[2]
+        return None
+
     def unavailable(self) -> str | None:
-        return self._unavailable
+        return self._not_loaded or self._wrong_setting
+
+    def check_settings(self) -> None:
+        """Raises ValueError where FILM_KERNELS_CPU_ISA names what is not here."""
+        if self._wrong_setting is not None:
+            raise ValueError(self._wrong_setting)
 
     def why_not(self, problem: Problem) -> str | None:
         if problem.device.type != "cpu":
@@ -70,7 +86,9 @@ class Cpu(Backend):
         return bits_like(problem)
 
     def forward(self, problem, input, weight, bias, gamma, beta, keep):
-        return torch.ops.film_kernels_cpu.forward(input, weight, bias, gamma, beta, *options_of(problem), keep)
+        return torch.ops.film_kernels_cpu.forward(
+            input, weight, bias, gamma, beta, problem.channels_last, *options_of(problem), keep
+        )
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         return torch.ops.film_kernels_cpu.grad_input(
@@ -85,29 +103,78 @@ class Cpu(Backend):
 
 
 def _register_fakes() -> None:
-    """Shapes and strides of the operators' results, for whoever traces them."""
+    """Shapes and strides of the operators' results, for whoever traces them; of the library's own checks, those of
+    shapes and dtypes."""
     fake = torch.library.register_fake
 
-    def like(tensor: Tensor, shape, channels_last: bool) -> Tensor:
-        return tensor.new_empty(shape).contiguous(
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format
-        )
+    def check(name: str, tensor: Tensor | None, like: Tensor | None, shape: Sequence[int] | None = None) -> None:
+        if tensor is None:
+            raise RuntimeError(f"film_kernels: {name} must be a tensor, got None")
+        if like is not None and tensor.dtype != like.dtype:
+            raise RuntimeError(f"film_kernels: {name} must have the dtype of the others, {like.dtype}")
+        if shape is not None and tuple(tensor.shape) != tuple(shape):
+            raise RuntimeError(f"film_kernels: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+    def out_shape(input_shape: Sequence[int], weight: Tensor, geometry: Sequence[int]) -> tuple[int, ...]:
+        if len(geometry) != 11 or len(input_shape) not in (3, 4) or weight.dim() != len(input_shape):
+            raise RuntimeError(
+                "film_kernels: geometry must hold 11 integers, and input and weight must have 3 or 4 dimensions"
+            )
+        if geometry[8] < 1 or input_shape[1] != weight.shape[1] * geometry[8]:
+            raise RuntimeError("film_kernels: input must have as many channels as weight has in its groups")
+        spatial = (geometry[3], geometry[7]) if len(input_shape) == 4 else (geometry[7],)
+        return (input_shape[0], weight.shape[0], *spatial)
+
+    def check_factors(weight: Tensor, batch: int, bias=None, gamma=None, beta=None) -> None:
+        channels = weight.shape[0]
+        for name, tensor, shape in (
+            ("bias", bias, (channels,)),
+            ("gamma", gamma, (batch, channels)),
+            ("beta", beta, (batch, channels)),
+        ):
+            if tensor is not None:
+                check(name, tensor, weight, shape)
+
+    def bits_shape(shape: Sequence[int]) -> tuple[int, int]:
+        return math.prod((shape[0], *shape[2:])), (shape[1] + 7) // 8
+
+    def check_backward(grad: Tensor, bits: Tensor, weight: Tensor, shape: Sequence[int], activation: int) -> None:
+        check("grad", grad, weight, shape)
+        if activation:
+            check("bits", bits, None, bits_shape(shape))
+
+    def like(tensor: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+        """As the library allocates: sizes of 1 have the strides that larger ones would have."""
+        if not channels_last or len(shape) != 4:
+            return tensor.new_empty(shape)
+        n, c, h, w = shape
+        return tensor.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
     @fake("film_kernels_cpu::forward")
-    def _(input, weight, bias, gamma, beta, geometry, lower_slope, gamma_offset, keep):
-        out = (geometry[3], geometry[7]) if input.dim() == 4 else (geometry[7],)
-        positions = input.shape[0] * geometry[3] * geometry[7] if keep and geometry[9] else 0
-        bits = input.new_empty((positions, (weight.shape[0] + 7) // 8), dtype=torch.uint8)
-        return like(input, (input.shape[0], weight.shape[0], *out), is_channels_last(input)), bits
+    def _(input, weight, bias, gamma, beta, channels_last, geometry, lower_slope, gamma_offset, keep):
+        check("input", input, None)
+        check("weight", weight, input)
+        shape = out_shape(input.shape, weight, geometry)
+        check_factors(weight, shape[0], bias, gamma, beta)
+        rows, row = bits_shape(shape)
+        bits = input.new_empty((rows if keep and geometry[9] else 0, row), dtype=torch.uint8)
+        return like(input, shape, channels_last), bits
 
     @fake("film_kernels_cpu::grad_input")
     def _(grad, bits, weight, gamma, input_size, channels_last, geometry, lower_slope, gamma_offset):
+        check("weight", weight, None)
+        check_backward(grad, bits, weight, out_shape(input_size, weight, geometry), geometry[9])
+        check_factors(weight, input_size[0], gamma=gamma)
         return like(grad, input_size, channels_last)
 
     @fake("film_kernels_cpu::grad_weight")
-    def _(grad, bits, input, weight, bias, gamma, for_weight, for_bias, for_gamma, for_beta, *options):
+    def _(grad, bits, input, weight, bias, gamma, for_weight, for_bias, for_gamma, for_beta, geometry, *slopes):
+        check("input", input, None)
+        check("weight", weight, input)
+        check_backward(grad, bits, weight, out_shape(input.shape, weight, geometry), geometry[9])
+        check_factors(weight, input.shape[0], bias, gamma)
         return (
-            like(weight, weight.shape, is_channels_last(weight)) if for_weight else weight.new_empty(0),
+            torch.empty_like(weight) if for_weight else weight.new_empty(0),
             weight.new_empty(weight.shape[0] if for_bias else 0),
             weight.new_empty(input.shape[0] if for_gamma else 0, weight.shape[0]),
             weight.new_empty(input.shape[0] if for_beta else 0, weight.shape[0]),

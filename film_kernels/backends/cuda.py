@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import _library
 from ..activations import why_not_one_bit
-from ..problem import Problem, is_channels_last
+from ..problem import Problem
 from .base import Backend
 from .compiled import bits_like, options_of
 
@@ -135,7 +135,7 @@ class Cuda(Backend):
         if matrix:
             input, weight = _channels_last(input), _channels_last(weight)
         y, bits = torch.ops.film_kernels_cuda.forward(
-            input, weight, bias, gamma, beta, *options_of(problem), problem.channels_last, matrix, keep
+            input, weight, bias, gamma, beta, problem.channels_last, *options_of(problem), matrix, keep
         )
         return y, (bits if keep else None)
 
@@ -145,14 +145,14 @@ class Cuda(Backend):
             grad, gamma = _channels_last(grad), _in_pieces(gamma)
             weight = weight.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
         return torch.ops.film_kernels_cuda.grad_input(
-            grad, kept, weight, gamma, problem.input_shape, *options_of(problem), problem.channels_last, matrix
+            grad, kept, weight, gamma, problem.input_shape, problem.channels_last, *options_of(problem), matrix
         )
 
     def grad_weight(self, problem, grad, kept, input, weight, bias, gamma, wanted):
-        matrix, channels_last = _uses_tensor_cores(problem), is_channels_last(weight)
+        matrix = _uses_tensor_cores(problem)
         if matrix:
-            grad, input, weight = _channels_last(grad), _channels_last(input), _channels_last(weight)
+            grad, input = _channels_last(grad), _channels_last(input)
         results = torch.ops.film_kernels_cuda.grad_weight(
-            grad, kept, input, weight, bias, gamma, *wanted, *options_of(problem), channels_last, matrix
+            grad, kept, input, weight, bias, gamma, *wanted, *options_of(problem), matrix
         )
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))

@@ -1,0 +1,197 @@
+"""Calls of the compiled libraries' registered operators: right ones, and ones that are spoiled in some way.
+
+As a program it makes hostile calls, and ends with a message only where none of them ended the process:
+`python tests/door_calls.py NAMESPACE SEED COUNT`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import film_kernels
+
+OPERATORS = ("forward", "grad_input", "grad_weight")
+_TENSORS = {
+    "forward": ("input", "weight", "bias", "gamma", "beta"),
+    "grad_input": ("grad", "bits", "weight", "gamma"),
+    "grad_weight": ("grad", "bits", "input", "weight", "bias", "gamma"),
+}
+_ABSURD = (-(2**63), -(2**40), -3, -1, 0, 1, 2, 3, 7, 1000, 2**40, 2**62, 2**63 - 1)
+
+
+def sizes_of_output(input, kernel, stride, dilation, padding) -> list[int]:
+    return [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, d, p in zip(input, kernel, stride, dilation, padding, strict=True)
+    ]
+
+
+def calls(
+    input: tuple[int, ...],
+    weight: tuple[int, ...],
+    *,
+    stride: tuple[int, ...] = (1, 1),
+    dilation: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (1, 1),
+    groups: int = 1,
+    activation: int = 1,
+    position: int = 0,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    matrix: bool | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The arguments of a right call of each operator; `matrix` for the CUDA library alone."""
+    out = sizes_of_output(input[2:], weight[2:], stride, dilation, padding)
+    rows = [[s, d, p, o] for s, d, p, o in zip(stride, dilation, padding, out, strict=True)]
+    if len(rows) == 1:
+        rows.insert(0, [1, 1, 0, 1])
+    n, k = input[0], weight[0]
+    positions = n
+    for size in out:
+        positions *= size
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    draw = lambda *shape: torch.randn(shape).to(dtype)  # noqa: E731
+    options = {
+        "geometry": [*rows[0], *rows[1], groups, activation, position],
+        "lower_slope": 0.0 if activation == 1 else 1.0,
+        "gamma_offset": 1.0,
+    }
+    x, w, grad = (draw(*shape).contiguous(memory_format=format) for shape in (input, weight, (n, k, *out)))
+    bits = torch.randint(256, (positions, (k + 7) // 8), dtype=torch.uint8)
+    last, family = {"channels_last": channels_last}, {} if matrix is None else {"matrix": matrix}
+    packed = w.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2) if matrix else w
+    wanted = {f"{name}_wanted": True for name in ("weight", "bias", "gamma", "beta")}
+    return {
+        "forward": {
+            "input": x, "weight": w, "bias": draw(k), "gamma": draw(n, k), "beta": draw(n, k), **last, **options,
+            **family, "keep": True,
+        },
+        "grad_input": {
+            "grad": grad, "bits": bits, "weight": packed, "gamma": draw(n, k), "input_size": list(input), **last,
+            **options, **family,
+        },
+        "grad_weight": {
+            "grad": grad, "bits": bits, "input": x, "weight": w, "bias": draw(k), "gamma": draw(n, k), **wanted,
+            **options, **family,
+        },
+    }  # fmt: skip
+
+
+def freed(t: Tensor, left: int = 0) -> Tensor:
+    """`t` with its elements' memory given back, but for some bytes."""
+    t = t.clone(memory_format=torch.preserve_format)
+    t.untyped_storage().resize_(left)
+    return t
+
+
+def _negative(t: Tensor) -> Tensor:
+    return torch._neg_view(t) if t.is_floating_point() else t
+
+
+_SPOILERS: tuple[Callable[[Tensor, random.Random], Any], ...] = (
+    lambda t, r: t.to(r.choice([torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.uint8, torch.bool])),
+    lambda t, r: t.to(torch.complex64),
+    lambda t, r: t.unsqueeze(r.randrange(t.dim() + 1)),
+    lambda t, r: t.select(r.randrange(t.dim()), 0) if t.numel() else t,
+    lambda t, r: t.flatten(),
+    lambda t, r: t.transpose(0, -1),
+    lambda t, r: t[: t.shape[0] // 2],
+    lambda t, r: torch.cat([t, t], r.randrange(t.dim())),
+    lambda t, r: t.new_empty([0] * t.dim()),
+    lambda t, r: t.new_empty(r.randrange(5)),
+    lambda t, r: t.new_ones(()).expand(t.shape),
+    lambda t, r: t.new_ones([1] * t.dim()).expand([2 ** r.choice([20, 40, 55]), *t.shape[1:]]),
+    lambda t, r: freed(t),
+    lambda t, r: freed(t, r.randrange(t.numel() + 1)),
+    lambda t, r: t.to("meta"),
+    lambda t, r: t.to_sparse(),
+    lambda t, r: t.to_mkldnn(),
+    lambda t, r: _negative(t),
+    lambda t, r: t.repeat_interleave(2, -1)[..., ::2],
+    lambda t, r: t.as_strided(t.shape, [r.randrange(2) for _ in t.shape]),
+    lambda t, r: t * float("nan") if t.is_floating_point() else t,
+    lambda t, r: None,
+    lambda t, r: 3,
+)
+
+
+def _drawn(r: random.Random, matrix: bool | None) -> dict[str, dict[str, Any]]:
+    rank = 2 if matrix else r.choice([1, 2])
+    groups = 1 if matrix is not None else r.choice([1, 1, 2, 3])
+    each = 8 if matrix else 1
+    wide, narrow = (each * r.choice([1, 2, 3]) for _ in range(2))
+    kernel = tuple(r.choice([1, 2, 3]) for _ in range(rank))
+    dtype = r.choice([torch.float32, torch.bfloat16, torch.float16] + [torch.float64] * (matrix is None))
+    return calls(
+        (r.choice([0, 1, 2, 3]), narrow * groups, *(r.choice([5, 6, 9]) for _ in kernel)),
+        (wide * groups, narrow, *kernel),
+        stride=tuple(r.choice([1, 1, 2]) for _ in kernel),
+        dilation=tuple(r.choice([1, 1, 2]) for _ in kernel),
+        padding=tuple(r.choice([0, 1, 2]) for _ in kernel),
+        groups=groups,
+        activation=r.randrange(3),
+        position=r.randrange(2),
+        dtype=dtype,
+        channels_last=bool(matrix) or (rank == 2 and r.random() < 0.5),
+        matrix=matrix,
+    )
+
+
+def _spoil(arguments: dict[str, Any], name: str, operator: str, r: random.Random) -> None:
+    value = arguments[name]
+    if name in _TENSORS[operator] and isinstance(value, Tensor):
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # not every tensor can be spoiled in every way
+            arguments[name] = r.choice(_SPOILERS)(value, r)
+    elif isinstance(value, list):
+        at = r.randrange(len(value))
+        arguments[name] = [*value[:at], r.choice(_ABSURD), *value[at + r.choice([0, 1, 1, 1, 1, 2]) :]]
+    elif isinstance(value, float):
+        arguments[name] = r.choice([float("nan"), float("inf"), -1e308, 0.0, 3.0])
+    elif isinstance(value, bool):
+        arguments[name] = not value
+
+
+def hostile_calls(namespace: str, seed: int, count: int) -> tuple[int, int]:
+    """How many of `count` drawn calls gave a result, and how many raised."""
+    r = random.Random(seed)
+    torch.manual_seed(seed)
+    answered = raised = 0
+    for _ in range(count):
+        matrix = None if namespace == "film_kernels_cpu" else r.random() < 0.5
+        operator = r.choice(OPERATORS)
+        arguments = _drawn(r, matrix)[operator]
+        for name in r.sample(list(arguments), r.choice([0, 1, 1, 1, 2, 3])):
+            _spoil(arguments, name, operator, r)
+        try:
+            results = getattr(getattr(torch.ops, namespace), operator)(*arguments.values())
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, OverflowError):
+            raised += 1
+        else:
+            answered += 1
+            for t in results if isinstance(results, tuple) else (results,):
+                assert t.is_meta or t.sum().item() is not None
+    return answered, raised
+
+
+def main() -> None:
+    namespace, seed, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if "FILM_KERNELS_SANITIZED" not in os.environ:  # a sanitizer takes terabytes of addresses for itself
+        resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+    torch.set_num_threads(2)
+    for name, reason in film_kernels.available_backends().items():
+        assert reason is None or name != namespace.removeprefix("film_kernels_"), reason
+    answered, raised = hostile_calls(namespace, seed, count)
+    print(f"{answered} answered, {raised} raised")
+
+
+if __name__ == "__main__":
+    main()

@@ -86,6 +86,11 @@ def calls(
     }  # fmt: skip
 
 
+def call(operators: Any, operator: str, arguments: dict[str, Any]) -> Any:
+    """What one of a library's operators makes of arguments in the order of its schema."""
+    return getattr(operators, operator)(*arguments.values())
+
+
 def freed(t: Tensor, left: int = 0) -> Tensor:
     """`t` with its elements' memory given back, but for some bytes."""
     t = t.clone(memory_format=torch.preserve_format)
@@ -172,7 +177,7 @@ def hostile_calls(namespace: str, seed: int, count: int) -> tuple[int, int]:
         for name in r.sample(list(arguments), r.choice([0, 1, 1, 1, 2, 3])):
             _spoil(arguments, name, operator, r)
         try:
-            results = getattr(getattr(torch.ops, namespace), operator)(*arguments.values())
+            results = call(getattr(torch.ops, namespace), operator, arguments)
         except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, OverflowError):
             raised += 1
         else:

@@ -25,13 +25,10 @@ struct Modulated {
 
 inline int64_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
-// Destination rows i0 .. i1 of a pass (its own count, not the destination's), as a pass that numbers them from 0 on.
+// Destination rows i0 .. i1 of a pass.
 template <class A>
 Pass<A> rows_of(const Pass<A>& pass, int64_t i0, int64_t i1) {
-  Pass<A> part = pass;
-  part.h.count = std::max<int64_t>(std::min(i1, pass.h.count) - i0, 0);
-  for (int64_t& offset : part.h.offset) offset += part.h.step * i0;
-  return part;
+  return {part_of(pass.h, i0, i1), pass.w, pass.products, pass.weights};
 }
 
 // Row h of a sample from pixels to where channels lie apart.
@@ -106,11 +103,10 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
   }
   const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
   const Modulated<A> source{p, args, gamma, row_loader<A>(p.dtype)};
-  if (passes.size() == 1)
-    convolve(passes[0], p.batch, p.groups, p.group_out(), p.group_in(), source,
+  if (passes.size() > 1 && !has_long_rows(p)) return in_rows(p, args, passes, source);
+  for (const Pass<A>& pass : passes)
+    convolve(pass, p.batch, p.groups, p.group_out(), p.group_in(), source,
              store_to<A>(args.grad_input, p, tile_storer<A>(p.dtype)));
-  else
-    in_rows(p, args, passes, source);
 }
 
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
@@ -146,6 +142,7 @@ struct ModulatedPlanes {
   std::vector<int32_t> words;
 
   void operator()(A* dst, int64_t pitch, int64_t n, int64_t h, int64_t w0, int64_t w1) {
+    words.resize(w1 - w0);
     load(dst, pitch, args.grad, n, h, w0, w1, 0, p.out_channels);
     const uint8_t* bits = args.bits;
     if (bits != nullptr) bits += ((n * p.h.out + h) * p.w.out + w0) * p.bit_row();
@@ -181,7 +178,7 @@ void grad_input_in_planes(const Problem& p, const GradInputArgs& args) {
         pack_plane_weights<A, decltype(element)>(weights, pass, args.weight, p.groups, p.group_out(), p.group_in(),
                                                  true);
       });
-      const ModulatedPlanes<A> source{p, args, gamma, plane_loader<A>(p.dtype), std::vector<int32_t>(p.w.out)};
+      const ModulatedPlanes<A> source{p, args, gamma, plane_loader<A>(p.dtype), {}};
       convolve_planes(pass, p.batch, p.groups, p.group_out(), p.group_in(), source,
                       StoreColumns<A>{args.grad_input, plane_storer<A>(p.dtype), pass.w});
     }

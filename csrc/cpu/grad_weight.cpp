@@ -297,7 +297,7 @@ void run_grad_weight(const Problem& problem, const GradWeightArgs& given) {
   GradWeightArgs args = given;
   flatten(p, kPlaneColumns, args.grad, args.input);
   const int64_t run = p.w.dilation == 1 ? p.w.kernel * p.group_in() : p.group_in();
-  if (suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
+  if (!has_long_rows(p) && suits_planes(p, args.grad, run, p.group_in(), p.group_in() * p.h.kernel * p.w.kernel))
     return run_grad_weight_in_planes(p, args);
   flatten(p, kOneRow, args.grad, args.input);
   p.dtype == DType::f64 ? GradWeight<double>(p, args)() : GradWeight<float>(p, args)();

@@ -34,6 +34,12 @@ inline bool suits_planes(const Problem& p, const View& tensor, int64_t filled, i
   return (tensor.w == 1 || sources <= kFewChannels) && products <= kFewProducts;
 }
 
+// Whether planes of a whole row would take more memory than a thread should have at hand.
+inline bool has_long_rows(const Problem& p) {
+  constexpr int64_t kMost = int64_t(1) << 22;  // elements
+  return p.in_channels * p.w.in + p.out_channels * p.w.out > kMost;
+}
+
 // Rows of 1x1 convolutions have at least so many columns, and not all, since rows are what threads share.
 constexpr int64_t kPlaneColumns = 128;
 
@@ -172,32 +178,39 @@ void convolve_planes(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t
                      const Source& source, const Epilogue& shared_epilogue) {
   if (batch * pass.h.count * pass.w.count == 0) return;
   constexpr int64_t kPlaneBytes = 256 * 1024;                   // of a block: L2 holds them
+  constexpr int64_t kRowBytes = 4 << 20;                        // of a row at most, which is cut where it is longer
   const int64_t step = share_evenly(channels, kPlaneChannels);  // channels of a tile
   const auto filled = [&](int64_t unit) { return round_up(pass.w.count, unit * kLanes<A>); };
   const int vectors = step <= kPlaneChannels / 2 && 9 * filled(4) <= 10 * filled(2) ? 4 : 2;
-  const int64_t width = vectors * kLanes<A>;
-  const PlaneShape one = plane_shape<A>(pass.h, pass.w, 1, vectors);
-  const int64_t row_bytes = groups * source_channels * one.row() * pass.h.step * sizeof(A);
+  const int64_t width = vectors * kLanes<A>, sources = groups * source_channels;
+  const auto bytes_of = [&](const Taps& w) {
+    return sources * plane_shape<A>(pass.h, w, 1, vectors).row() * pass.h.step * static_cast<int64_t>(sizeof(A));
+  };
+  const int64_t parts = 1 + (bytes_of(pass.w) - 1) / kRowBytes;
+  const int64_t most = round_up((pass.w.count + parts - 1) / parts, width);
+  const int64_t cuts = (pass.w.count + most - 1) / most;
+  const Taps first_part = part_of(pass.w, 0, most);
+  const int64_t row_bytes = bytes_of(first_part);
   const int64_t share = (batch * pass.h.count + 4 * thread_count() - 1) / (4 * thread_count());
   const int64_t rows = std::clamp<int64_t>(std::min(kPlaneBytes / std::max<int64_t>(row_bytes, 1), share), 1,
                                            std::min<int64_t>(pass.h.count, 64));
   const int64_t blocks = (pass.h.count + rows - 1) / rows;
-  const PlaneShape shape = plane_shape<A>(pass.h, pass.w, rows, vectors);
+  const PlaneShape shape = plane_shape<A>(pass.h, first_part, rows, vectors);
   const std::vector<int64_t> offsets = plane_offsets(pass.h, pass.w, source_channels, shape);
-  parallel(batch * blocks, [&](int64_t begin, int64_t end) {
-    const int64_t columns = pass.w.extent(pass.w.count);
-    Scratch<A> planes(groups * source_channels * shape.plane()), line(groups * source_channels * columns);
+  parallel(batch * blocks * cuts, [&](int64_t begin, int64_t end) {
+    Scratch<A> planes(sources * shape.plane()), line(sources * first_part.extent(first_part.count));
     Scratch<A> tile(kPlaneChannels * 4 * kLanes<A>);
     Source rows_of = source;
     Epilogue epilogue = shared_epilogue;
-    for (int64_t block = begin; block < end; ++block) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t block = task / cuts, i0 = task % cuts * most;
       const int64_t n = block / blocks, h0 = block % blocks * rows, h1 = std::min(h0 + rows, pass.h.count);
+      const Taps w = part_of(pass.w, i0, i0 + most);
       if (pass.products > 0)
-        fill_planes<A>(planes, line, shape, pass.h.extent(h1 - h0), pass.h, pass.w, groups * source_channels, n, h0,
-                       rows_of);
+        fill_planes<A>(planes, line, shape, pass.h.extent(h1 - h0), pass.h, w, sources, n, h0, rows_of);
       for (int64_t h = h0; h < h1; ++h)
-        for (int64_t i = 0; i < pass.w.count; i += width) {
-          const int64_t count = std::min(width, pass.w.count - i);
+        for (int64_t i = 0; i < w.count; i += width) {
+          const int64_t count = std::min(width, w.count - i);
           epilogue.begin();
           for (int64_t g = 0; g < groups; ++g) {
             const A* base = planes + g * source_channels * shape.plane() + (h - h0) * pass.h.step * shape.row() + i;
@@ -205,12 +218,12 @@ void convolve_planes(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t
             for (int64_t k = 0; k < channels; k += step) {
               const int64_t some = std::min(step, channels - k);
               planes_multiplier<A>(some, vectors)(offsets.data(), pass.products, base, weights, tile);
-              epilogue(static_cast<A*>(tile), vectors, n, pass.h.first + pass.h.spacing * h, i, count, g * channels + k,
-                       some);
+              epilogue(static_cast<A*>(tile), vectors, n, pass.h.first + pass.h.spacing * h, i0 + i, count,
+                       g * channels + k, some);
               weights += pass.products * some;
             }
           }
-          epilogue.end(n, pass.h.first + pass.h.spacing * h, i, count);
+          epilogue.end(n, pass.h.first + pass.h.spacing * h, i0 + i, count);
         }
     }
   });

@@ -121,30 +121,36 @@ void apply_bits(A* pixels, int64_t pitch, int64_t columns, int64_t channels, con
   }
 }
 
-// Factors (N, K) as the kernels read them: in the accumulator's type, each group's channels padded to `padded`,
-// `offset` added; `fill` where the caller gave none.
+// Factors (N, K) as the kernels read them: in the accumulator's type, `offset` added; `fill` where the caller gave
+// none. One row serves all samples where they share it, so that this takes no more memory than the caller's own. From a
+// group's first channel on, `width` places can be read, of which those past its channels mean nothing.
 template <class A>
 class Factors {
  public:
-  Factors(const Problem& p, const Matrix& m, int64_t padded, A offset, A fill, bool per_sample = true)
-      : padded_(padded), row_(p.groups * padded), data_((per_sample ? p.batch : 1) * row_) {
-    const int64_t rows = per_sample ? p.batch : 1, channels = p.group_out();
-    data_.zero(rows * row_);
-    for (int64_t n = 0; n < rows; ++n)
-      for (int64_t k = 0; k < p.out_channels; ++k)
-        data_[n * row_ + k / channels * padded + k % channels] =
-            (m.data == nullptr ? fill : value(p.dtype, m, n, k)) + offset;
+  Factors(const Problem& p, const Matrix& m, int64_t width, A offset, A fill, bool per_sample = true)
+      : channels_(p.group_out()),
+        rows_(per_sample && m.data != nullptr && m.n != 0 ? p.batch : 1),
+        row_(rows_ > 1 ? p.out_channels : 0),
+        data_(rows_ * p.out_channels + width - channels_) {
+    const int64_t count = rows_ * p.out_channels;
+    if (m.data == nullptr)
+      std::fill(data_ + 0, data_ + count, fill + offset);
+    else
+      with_storage<A>(p.dtype, [&](auto element) { fill_from<decltype(element)>(p, m, offset); });
+    std::fill(data_ + count, data_ + count + width - channels_, A(0));
   }
-  const A* at(int64_t n, int64_t group) const { return data_ + n * row_ + group * padded_; }
+  const A* at(int64_t n, int64_t group) const { return data_ + n * row_ + group * channels_; }
 
  private:
-  static A value(DType dtype, const Matrix& m, int64_t n, int64_t k) {
-    const int64_t i = n * m.n + k * m.k;
-    return with_storage<A>(dtype,
-                           [&](auto element) { return widen<A>(static_cast<const decltype(element)*>(m.data)[i]); });
+  template <class T>
+  void fill_from(const Problem& p, const Matrix& m, A offset) {
+    const T* from = static_cast<const T*>(m.data);
+    for (int64_t n = 0; n < rows_; ++n)
+      for (int64_t k = 0; k < p.out_channels; ++k)
+        data_[n * p.out_channels + k] = widen<A>(from[n * m.n + k * m.k]) + offset;
   }
 
-  int64_t padded_, row_;
+  int64_t channels_, rows_, row_;
   Scratch<A> data_;
 };
 

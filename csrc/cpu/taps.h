@@ -51,6 +51,14 @@ inline Taps grad_input_taps(const Axis& axis, int64_t residue) {
   return taps;
 }
 
+// Destination positions begin .. end (of a pass's own count), as taps that number them from 0 on.
+inline Taps part_of(const Taps& taps, int64_t begin, int64_t end) {
+  Taps part = taps;
+  part.count = std::max<int64_t>(std::min(end, taps.count) - begin, 0);
+  for (int64_t& offset : part.offset) offset += part.step * begin;
+  return part;
+}
+
 // One pass over the destination (there are several only for grad_input with a stride).
 template <class A>
 struct Pass {

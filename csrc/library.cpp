@@ -1,5 +1,6 @@
 // The operators of the CPU library: tensors in, the Problem made, the kernels of the best instruction set called.
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <cstdlib>
 #include <exception>
@@ -151,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        double gamma_offset) {
   const GradWeightTensors t(grad, bits, input, weight, bias, gamma, geometry, lower_slope, gamma_offset);
   const Kernels& chosen = kernels();
-  const WeightGradients results(t.problem, weight, t.weight, weight_wanted, bias_wanted, gamma_wanted, beta_wanted);
+  const WeightGradients results(t.problem, t.weight, weight_wanted, bias_wanted, gamma_wanted, beta_wanted);
   if (t.problem.positions() == 0)
     results.zero();
   else

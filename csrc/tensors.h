@@ -1,8 +1,6 @@
 // Between PyTorch's tensors and what kernels take, for every compiled library.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <tuple>
 
 #include "checks.h"
@@ -18,12 +16,16 @@ inline View view_of(const Tensor& made) { return view_of(look_at("a result", mad
 
 // A new tensor on `like`'s device.
 inline Tensor allocate(const Shape& shape, const int64_t* strides, int32_t dtype, const Argument& like) {
-  int64_t last = 0;
-  for (int64_t d = 0; d < shape.rank; ++d) last += std::max<int64_t>(shape.sizes[d] - 1, 0) * strides[d];
-  const std::string bytes = std::to_string((last + 1) * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype)));
   AtenTensorHandle handle;
-  call(aoti_torch_empty_strided(shape.rank, shape.sizes, strides, dtype, like.device_type, like.device, &handle),
-       ("allocate " + bytes + " bytes").c_str());
+  const AOTITorchError code =
+      aoti_torch_empty_strided(shape.rank, shape.sizes, strides, dtype, like.device_type, like.device, &handle);
+  if (code != AOTI_TORCH_SUCCESS) {  // an older PyTorch does not say how much it was
+    int64_t count = 1;
+    for (int64_t d = 0; d < shape.rank; ++d) count *= shape.sizes[d];
+    call(code,
+         ("allocate " + std::to_string(count * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype))) + " bytes")
+             .c_str());
+  }
   return Tensor(handle);
 }
 
@@ -66,10 +68,10 @@ inline bool is_dense(const Argument& a) {
   return true;
 }
 
-// As torch.empty_like: with the tensor's own strides where it is dense. Whoever reduces gradients compares them
-// exactly.
-inline Tensor allocate_like(const Tensor& tensor, const Argument& a) {
-  return is_dense(a) ? allocate(shape_of(a), a.strides, a.dtype, a) : torch::stable::empty_like(tensor);
+// For the gradient of `a`, as autograd has it: with the tensor's own strides where it is dense, which whoever reduces
+// gradients compares exactly, or else contiguous.
+inline Tensor allocate_gradient(const Argument& a) {
+  return is_dense(a) ? allocate(shape_of(a), a.strides, a.dtype, a) : allocate(shape_of(a), false, a.dtype, a);
 }
 
 inline void fill_with_zeros(const Tensor& t) { call(aoti_torch_zero_(t.get()), "fill a tensor"); }
@@ -110,9 +112,9 @@ inline Tensor allocate_bits(const Problem& p, bool keep, const Argument& like) {
 struct WeightGradients {
   Tensor weight, bias, gamma, beta;
 
-  WeightGradients(const Problem& p, const Tensor& like_weight, const Argument& w, bool weight_wanted, bool bias_wanted,
-                  bool gamma_wanted, bool beta_wanted)
-      : weight(weight_wanted ? allocate_like(like_weight, w) : allocate({0}, false, w.dtype, w)),
+  WeightGradients(const Problem& p, const Argument& w, bool weight_wanted, bool bias_wanted, bool gamma_wanted,
+                  bool beta_wanted)
+      : weight(weight_wanted ? allocate_gradient(w) : allocate({0}, false, w.dtype, w)),
         bias(allocate({bias_wanted ? p.out_channels : 0}, false, w.dtype, w)),
         gamma(allocate({gamma_wanted ? p.batch : 0, p.out_channels}, false, w.dtype, w)),
         beta(allocate({beta_wanted ? p.batch : 0, p.out_channels}, false, w.dtype, w)) {}

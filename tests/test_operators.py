@@ -131,8 +131,9 @@ def test_opcheck_of_the_compiled_kernels(channels_last):
     geometry = [1, 1, 1, 7, 1, 1, 1, 8, 1, 1, 0]
     kernels = torch.ops.film_kernels_cpu
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(kernels.forward.default, (x, w, b, gamma, beta, geometry, 0.0, 1.0, True), test_utils=checks)
-    y, bits = kernels.forward(x, w, b, gamma, beta, geometry, 0.0, 1.0, True)
+    forward = (x, w, b, gamma, beta, channels_last, geometry, 0.0, 1.0, True)
+    torch.library.opcheck(kernels.forward.default, forward, test_utils=checks)
+    y, bits = kernels.forward(*forward)
     grad = torch.randn_like(y)
     torch.library.opcheck(
         kernels.grad_input.default,

@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
     check_channels_last(t.grad);
   }
   const OnDevice device(t.input);
-  const WeightGradients results(p, weight, t.weight, weight_wanted, bias_wanted, gamma_wanted, beta_wanted);
+  const WeightGradients results(p, t.weight, weight_wanted, bias_wanted, gamma_wanted, beta_wanted);
   if (p.positions() == 0) {
     results.zero();
     return results.all();

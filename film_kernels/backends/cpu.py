@@ -13,7 +13,7 @@ from .. import _library
 from ..activations import why_not_one_bit
 from ..problem import Problem
 from .base import Backend
-from .compiled import bits_like, options_of
+from .compiled import bits_like, gradient_like, options_of
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -174,7 +174,7 @@ def _register_fakes() -> None:
         check_backward(grad, bits, weight, out_shape(input.shape, weight, geometry), geometry[9])
         check_factors(weight, input.shape[0], bias, gamma)
         return (
-            torch.empty_like(weight) if for_weight else weight.new_empty(0),
+            gradient_like(weight) if for_weight else weight.new_empty(0),
             weight.new_empty(weight.shape[0] if for_bias else 0),
             weight.new_empty(input.shape[0] if for_gamma else 0, weight.shape[0]),
             weight.new_empty(input.shape[0] if for_beta else 0, weight.shape[0]),

@@ -65,6 +65,23 @@ def test_fakes_have_the_strides_of_the_results(one_thread, seed):
     assert len(seen) > 50
 
 
+def check_gradients_of_turned_weights(backend, input, weight, padding, dtype, channels_last=False):
+    """They have the weight's strides, whatever these are, and the values of a contiguous weight's gradient."""
+    x, w, gamma = (torch.randn(shape).to(dtype) for shape in (input, weight, (input[0], weight[0])))
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    expected = None
+    for order in ((0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 1, 0), (1, 3, 0, 2)):
+        turned = w.permute(order).contiguous().permute([order.index(d) for d in range(4)]).requires_grad_()
+        film = gamma.clone().requires_grad_()
+        y = film_kernels.conv_film(x, turned, None, film, padding=padding, backend=backend)
+        gradients = torch.autograd.grad(y.sum(), (turned, film))
+        assert gradients[0].stride() == turned.stride()
+        expected = expected or gradients
+        for one, other in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("input", "weight", "padding"),
@@ -80,18 +97,11 @@ def test_fakes_have_the_strides_of_the_results(one_thread, seed):
     ],
     ids=str,
 )
-def test_the_weights_gradient_has_the_weights_strides(backend, input, weight, padding, dtype):
-    """Whatever they are, if only the weight is dense, and its values are those of a contiguous weight."""
-    if backend == "cuda" or backend == "triton":
-        pytest.skip("emulated kernels write every layout by the same sum")
-    x, w, gamma = (torch.randn(shape).to(dtype) for shape in (input, weight, (input[0], weight[0])))
-    expected = None
-    for order in ((0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 1, 0), (1, 3, 0, 2)):
-        back = [order.index(d) for d in range(4)]
-        turned = w.permute(order).contiguous().permute(back).requires_grad_()
-        y = film_kernels.conv_film(x, turned, None, gamma, padding=padding, backend=backend)
-        y.sum().backward()
-        assert turned.grad.stride() == turned.stride()
-        if expected is None:
-            expected = turned.grad
-        torch.testing.assert_close(turned.grad, expected)
+def test_the_weights_gradient_has_the_weights_strides(input, weight, padding, dtype):
+    check_gradients_of_turned_weights("cpu", input, weight, padding, dtype)
+
+
+@pytest.mark.parametrize("channels", [4, 16], ids=["direct", "matrix"])
+def test_the_weights_gradient_of_the_cuda_kernels_has_the_weights_strides(emulator, channels):
+    shape, weight = (2, channels, 7, 8), (24, channels, 3, 3)
+    check_gradients_of_turned_weights("cuda", shape, weight, 1, torch.bfloat16, channels_last=True)

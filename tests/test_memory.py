@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -68,6 +73,52 @@ def test_same_bits_from_run_to_run_and_with_any_number_of_threads(case, dtype):
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+# Prints by how many bytes the process grew at its peak, and how many the results take. Inputs are expanded: they take
+# none.
+GROWTH = """
+import resource, torch, film_kernels
+torch.set_num_threads(2)
+dtype = torch.{dtype}
+x, w = torch.ones(1, 1, 1, dtype=dtype), torch.ones(1, 1, {taps}, dtype=dtype)
+film_kernels.conv_film(x.expand(2, 1, 9), w, backend="cpu")
+x = x.expand({batch}, 1, {size}).requires_grad_({backward})
+factor = torch.ones({batch}, 1, dtype=dtype) if {given} else None
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+results = [film_kernels.conv_film(x, w, None, factor, factor, stride={stride}, activation="none", backend="cpu")]
+if {backward}:
+    grad = torch.ones(1, 1, 1, dtype=dtype).expand(results[0].shape)
+    results += torch.autograd.grad(results[0], x, grad)
+print(peak() - before, sum(t.numel() * t.element_size() for t in results))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is counted in other units")
+@pytest.mark.skipif("FILM_KERNELS_SANITIZED" in os.environ, reason="sanitizers keep memory that was given back")
+@pytest.mark.parametrize(
+    ("dtype", "batch", "size", "taps", "stride", "given", "backward"),
+    [
+        ("float32", 2**21, 1, 1, 1, False, False),
+        ("float32", 2**21, 1, 1, 1, True, False),
+        ("float32", 2**21, 1, 1, 1, False, True),
+        ("bfloat16", 1, 2**25, 3, 1, False, False),
+        ("bfloat16", 1, 2**25, 3, 1, False, True),
+        ("bfloat16", 1, 2**25, 3, 2, False, True),
+    ],
+)
+def test_memory_to_work_in_follows_what_is_there(dtype, batch, size, taps, stride, given, backward):
+    """Not the samples where they have no factors of their own, nor the length of a row."""
+    script = GROWTH.format(
+        dtype=dtype, batch=batch, size=size, taps=taps, stride=stride, given=given, backward=backward
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(film_kernels.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    grown, results = map(int, done.stdout.split())
+    assert results <= grown + 2**24  # it was counted at all, but for what the process had to spare
+    assert grown <= results + given * 2 * 4 * batch + 48 * 2**20
 
 
 @pytest.mark.slow

@@ -129,6 +129,7 @@ def test_the_registered_backward_checks_what_it_is_given(backend, position):
 def test_opcheck_of_the_compiled_kernels(channels_last):
     x, w, b, gamma, beta = tensors_of(CASE, torch.float32, channels_last=channels_last)
     geometry = [1, 1, 1, 7, 1, 1, 1, 8, 1, 1, 0]
+    assert film_kernels.available_backends()["cpu"] is None
     kernels = torch.ops.film_kernels_cpu
     checks = ("test_schema", "test_faketensor")
     forward = (x, w, b, gamma, beta, channels_last, geometry, 0.0, 1.0, True)

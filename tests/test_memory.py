@@ -121,6 +121,38 @@ def test_memory_to_work_in_follows_what_is_there(dtype, batch, size, taps, strid
     assert grown <= results + given * 2 * 4 * batch + 48 * 2**20
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_that_are_cut(dtype, stride):
+    """Longer than the memory that a thread takes: what comes of them is what comes of their pieces."""
+    size, piece, kernel = 2_300_003, 100_001, 3
+    x, w, b = (t.to(dtype) for t in (torch.randn(1, 2, size), torch.randn(3, 2, kernel), torch.randn(3)))
+    factors = [torch.randn(1, 3).to(dtype) for _ in range(2)]
+    options = {"activation": "leaky_relu", "stride": stride, "backend": "cpu"}
+    grad = torch.randn(1, 3, (size - kernel) // stride + 1).to(dtype)
+
+    def run(x, grad):
+        leaves = [t.clone().requires_grad_() for t in (x, w, b, *factors)]
+        y = film_kernels.conv_film(*leaves, **options)
+        return y.detach(), torch.autograd.grad(y, leaves, grad)
+
+    y, gradients = run(x, grad)
+    dx, sums = torch.zeros_like(x).double(), [torch.zeros_like(t).double() for t in (w, b, *factors)]
+    for begin in range(0, y.shape[2], piece):
+        end = min(begin + piece, y.shape[2])
+        columns = slice(begin * stride, (end - 1) * stride + kernel)
+        part, of_part = run(x[:, :, columns].contiguous(), grad[:, :, begin:end].contiguous())
+        torch.testing.assert_close(y[:, :, begin:end], part)
+        dx[:, :, columns] += of_part[0]
+        for total, one in zip(sums, of_part[1:], strict=True):
+            total += one
+    tolerance = {"rtol": 0.02, "atol": 0.1} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(gradients[0].double(), dx, **tolerance)
+    for found, total in zip(gradients[1:], sums, strict=True):
+        error = (found.double() - total).abs().max() / total.abs().max()
+        assert error < (0.02 if dtype == torch.bfloat16 else 1e-4)
+
+
 @pytest.mark.slow
 def test_tensors_past_2_to_the_31_elements():
     """Offsets of input, output and gradient pass 2^31: the last corner must come out as it does alone. (16 GB)"""

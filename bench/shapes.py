@@ -83,10 +83,12 @@ class Row:
         """The record of the call that a backend is asked about, with bias, gamma and beta."""
         case, shape, channels = self.case, self.input_shape(device), self.case.weight[0]
         sizes = (shape, case.weight, (channels,), (shape[0], channels), (shape[0], channels))
-        input, weight, bias, gamma, beta = ((torch.Size(size), case.dtype(device), device) for size in sizes)
+        input, weight, bias, gamma, beta = (
+            (torch.Size(size), case.dtype(device), device, torch.strided) for size in sizes
+        )
         return problem_of(
-            (input, weight, bias, gamma, beta), case.stride, case.padding, case.dilation, 1, self.channels_last,
-            case.activation, 0.01, "post", 0.0,
+            (input, weight, bias, gamma, beta), case.stride, case.padding, case.dilation, 1, case.activation, 0.01,
+            "post", 0.0, self.channels_last,
         )  # fmt: skip
 
 

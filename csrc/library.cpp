@@ -115,8 +115,8 @@ void run(void (*kernel)(const Problem&, const Args&), const Problem& p, const Ar
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
-                                   bool channels_last, const std::vector<int64_t>& geometry, double lower_slope,
-                                   double gamma_offset, bool keep) {
+                                   const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset,
+                                   bool keep, bool channels_last) {
   const ForwardTensors t(input, weight, bias, gamma, beta, geometry, lower_slope, gamma_offset);
   const Problem& p = t.problem;
   const Kernels& chosen = kernels();
@@ -169,8 +169,8 @@ std::string instruction_sets() { return kernels().name + (" of " + built_sets())
 
 STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
   m.def(
-      "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, bool channels_last, "
-      "int[] geometry, float lower_slope, float gamma_offset, bool keep) -> (Tensor, Tensor)");
+      "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
+      "float lower_slope, float gamma_offset, bool keep, bool channels_last=False) -> (Tensor, Tensor)");
   m.def(
       "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
       "int[] geometry, float lower_slope, float gamma_offset) -> Tensor");

@@ -86,12 +86,12 @@ def strides_of(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
 
 
 def gradient_strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The strides of a gradient of `tensor`: its own where it is dense and nothing overlaps, as autograd's contract
-    has it, or else those of a dense tensor in the same memory format."""
+    """The strides of a gradient of `tensor`, as autograd's contract has them: the tensor's own where it is dense and
+    nothing overlaps, or else contiguous. (`torch.empty_like` of a fake tensor changes those of sizes of 1.)"""
     shape, strides, step = tensor.shape, tensor.stride(), 1
     for stride, size in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n != 1):
         if stride != step:
-            return strides_of(shape, is_channels_last(tensor))
+            return strides_of(shape, False)
         step *= size
     return strides
 

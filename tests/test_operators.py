@@ -132,7 +132,7 @@ def test_opcheck_of_the_compiled_kernels(channels_last):
     assert film_kernels.available_backends()["cpu"] is None
     kernels = torch.ops.film_kernels_cpu
     checks = ("test_schema", "test_faketensor")
-    forward = (x, w, b, gamma, beta, channels_last, geometry, 0.0, 1.0, True)
+    forward = (x, w, b, gamma, beta, geometry, 0.0, 1.0, True, channels_last)
     torch.library.opcheck(kernels.forward.default, forward, test_utils=checks)
     y, bits = kernels.forward(*forward)
     grad = torch.randn_like(y)

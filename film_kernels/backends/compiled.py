@@ -37,15 +37,3 @@ def bits_like(problem: Problem) -> Tensor:
         for size in problem.out_size:
             positions *= size
     return torch.empty(positions, (problem.out_channels + 7) // 8, dtype=torch.uint8, device=problem.device)
-
-
-def gradient_like(tensor: Tensor) -> Tensor:
-    """An empty tensor for the gradient of `tensor`, as autograd has it and the libraries make it: with the tensor's own
-    strides where it is dense in memory, or else contiguous. (`torch.empty_like` of a fake tensor changes the strides
-    of sizes of 1.)"""
-    expected = 1
-    for dimension in sorted((d for d in range(tensor.dim()) if tensor.shape[d] != 1), key=tensor.stride):
-        if tensor.stride(dimension) != expected:
-            return tensor.new_empty(tensor.shape)
-        expected *= tensor.shape[dimension]
-    return tensor.new_empty_strided(tensor.shape, tensor.stride())

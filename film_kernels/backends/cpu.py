@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import _library
 from ..activations import why_not_one_bit
-from ..problem import Problem
+from ..problem import Problem, gradient_strides, strides_of
 from .base import Backend
-from .compiled import bits_like, gradient_like, options_of
+from .compiled import bits_like, options_of
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -87,7 +87,7 @@ class Cpu(Backend):
 
     def forward(self, problem, input, weight, bias, gamma, beta, keep):
         return torch.ops.film_kernels_cpu.forward(
-            input, weight, bias, gamma, beta, problem.channels_last, *options_of(problem), keep
+            input, weight, bias, gamma, beta, *options_of(problem), keep, problem.channels_last
         )
 
     def grad_input(self, problem, grad, kept, weight, gamma):
@@ -144,14 +144,10 @@ def _register_fakes() -> None:
             check("bits", bits, None, bits_shape(shape))
 
     def like(tensor: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
-        """As the library allocates: sizes of 1 have the strides that larger ones would have."""
-        if not channels_last or len(shape) != 4:
-            return tensor.new_empty(shape)
-        n, c, h, w = shape
-        return tensor.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
+        return tensor.new_empty_strided(shape, strides_of(shape, channels_last))
 
     @fake("film_kernels_cpu::forward")
-    def _(input, weight, bias, gamma, beta, channels_last, geometry, lower_slope, gamma_offset, keep):
+    def _(input, weight, bias, gamma, beta, geometry, lower_slope, gamma_offset, keep, channels_last=False):
         check("input", input, None)
         check("weight", weight, input)
         shape = out_shape(input.shape, weight, geometry)
@@ -174,7 +170,7 @@ def _register_fakes() -> None:
         check_backward(grad, bits, weight, out_shape(input.shape, weight, geometry), geometry[9])
         check_factors(weight, input.shape[0], bias, gamma)
         return (
-            gradient_like(weight) if for_weight else weight.new_empty(0),
+            weight.new_empty_strided(weight.shape, gradient_strides(weight)) if for_weight else weight.new_empty(0),
             weight.new_empty(weight.shape[0] if for_bias else 0),
             weight.new_empty(input.shape[0] if for_gamma else 0, weight.shape[0]),
             weight.new_empty(input.shape[0] if for_beta else 0, weight.shape[0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import warnings
 
@@ -68,7 +69,7 @@ def test_onnx_runs_elsewhere(tmp_path, fused):
     path = tmp_path / "unet.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(fuse(net) if fused else net, ARGS, path, dynamo=not fused, verbose=False)
+        torch.onnx.export(fuse(copy.deepcopy(net)) if fused else net, ARGS, path, dynamo=not fused, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
     (found,) = session.run(None, dict(zip(names, (t.numpy() for t in ARGS), strict=True)))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
-import itertools
-import types
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from .crossings import Crossings
+from .dynamo import Watch, captured, why_off
 from .matching import matches
 from .nodes import note_buffers
 from .site import Site, site_of
 from .swap import checkpointed
 
-_numbers = itertools.count()
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any] | None
 
 
@@ -35,20 +33,26 @@ def find_film(model: nn.Module, example_inputs: Inputs = None) -> list[Site]:
         example_inputs: a tensor, the tuple of positional arguments, or a dict of keyword arguments. The model is run
             on them once, and its buffers, attributes and random numbers are restored afterwards; so control flow,
             graph breaks and shapes are seen as they are. Without them the model is traced symbolically, which has
-            narrower limits, and knows no shapes.
+            narrower limits, and knows no shapes. Where Dynamo is turned off (TORCHDYNAMO_DISABLE=1,
+            `torch.compiler.set_stance("force_eager")`) it is traced so too, and shapes come from the inputs.
 
     Returns:
         The sites in the order of execution, fusable or not; a module that is called twice has two.
 
     Raises:
-        ValueError: without example_inputs, a model that cannot be traced symbolically; the message says why.
+        ValueError: a model that would have to be traced symbolically and cannot be; the message says why.
         TypeError: `model` or `example_inputs` of another type.
     """
     check_model(model)
     training = any(module.training for module in model.modules())
     if example_inputs is None:
-        return _sites_in(_symbolic(model), {}, training)
+        subject = "example_inputs must be given for this model: without them it"
+        return _sites_in(_symbolic(model, subject), {}, training)
     args, kwargs = arguments_of(example_inputs)
+    off = why_off()
+    if off is not None:
+        graph = _symbolic(model, f"{off} turns off Dynamo, through which example_inputs are run; and this model")
+        return _sites_in(_with_shapes(graph, model, args, kwargs), {}, training)
     names = {id(module): name for name, module in model.named_modules()}
     return [site for graph in _run(model, args, kwargs) for site in _sites_in(graph, names, training)]
 
@@ -78,14 +82,7 @@ def _sites_in(module: fx.GraphModule, names: Mapping[int, str], training: bool) 
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[fx.GraphModule]:
-    """The graphs that Dynamo cuts the model into, in the order in which they are run. A number that is read from a
-    tensor, `x.item()`, cuts none where Dynamo can go on without its value."""
-    with contextlib.suppress(Exception):  # the value was needed after all, or the error is the model's own
-        return _graphs(model, args, kwargs, capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True)
-    return _graphs(model, args, kwargs)
-
-
-def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> list[fx.GraphModule]:
+    """The graphs that Dynamo cuts the model into, in the order in which they are run."""
     graphs: list[fx.GraphModule] = []
     crossings = Crossings()
 
@@ -101,22 +98,13 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **o
 
         return run
 
-    compiled = torch.compile(function_of_its_own(_call), backend=record, dynamic=False)
-    config = torch._dynamo.config.patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20, **options)
-    with _as_it_was(model), torch.enable_grad(), config:  # with gradients, no_grad in the model shows
-        compiled(model, args, kwargs)
+    with _as_it_was(model), torch.enable_grad():  # with gradients, no_grad in the model shows
+        captured(_call, record, watch=Watch(type(model).__name__), dynamic=False)(model, args, kwargs)
     return graphs
 
 
 def _call(model, args, kwargs):
     return model(*args, **kwargs)
-
-
-def function_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which uses no globals, with a code object and name of its own: Dynamo counts recompilations by the
-    one, and remembers by the other which sizes have changed; what it saw of one model is not another's."""
-    code = function.__code__  # type: ignore[attr-defined]
-    return types.FunctionType(code.replace(co_name=f"{code.co_name}_{next(_numbers)}"), {"__builtins__": builtins})
 
 
 @contextlib.contextmanager
@@ -143,12 +131,29 @@ class _Tracer(fx.Tracer):
     record_stack_traces = True
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
+def _symbolic(model: nn.Module, subject: str) -> fx.GraphModule:
+    """`model`, traced. `subject` begins the sentence of the error."""
     try:
         tracer = _Tracer()
         tracer.record_stack_traces = True
         return fx.GraphModule(model, tracer.trace(model))
     except Exception as error:
-        raise ValueError(
-            f"example_inputs must be given for this model: without them it cannot be traced ({error})"
-        ) from error
+        raise ValueError(f"{subject} cannot be traced ({error})") from error
+
+
+def _with_shapes(
+    graph: fx.GraphModule, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> fx.GraphModule:
+    """`graph`, a trace of `model`, with the shape and dtype of each result under the name that Dynamo has for them."""
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    with _as_it_was(model), torch.no_grad():
+        _Shapes(graph).run(*bound.args, *bound.kwargs.values())
+    return graph
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["example_value"] = result.to("meta") if isinstance(result, Tensor) else result
+        return result

@@ -2,113 +2,103 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import torch
-from torch import fx, nn
+from torch import nn
 
-from .. import ops
-from .capture import Inputs, check_model, find_film, function_of_its_own
-from .compiler import as_it_is
-from .swap import swap
+from .capture import Inputs, check_model, find_film
+from .dynamo import say_if_off
+from .method import install
+from .own_convolutions import methods_with_convolutions, modules_to_fuse
 
 Model = TypeVar("Model", bound=nn.Module)
-_CALL = "_film_kernels_call"
 
 
-def fuse(model: Model, example_inputs: Inputs = None) -> Model:
-    """`model` with its fusable FiLM sites swapped for calls of `film_kernels.conv_film`.
+def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] = ()) -> Model:
+    """Make calls of `film_kernels.conv_film` of the fusable FiLM sites in `model`, which is changed itself.
 
-    The result is a module of the same class, with the same parameters, buffers and submodules under the same names:
-    shared, not copied. It is used in place of `model`: to train, to save, to wrap in DistributedDataParallel. Its
-    forward goes through Dynamo, which captures the graphs in it, swaps the sites there, and runs everything else as it
-    was: control flow is followed at every call, what cannot be captured stays Python, and where mode, shapes or
-    dtypes change, sites are found anew. `torch.compile(model, backend="film_kernels")` is the same with Inductor behind
-    it.
+    It is changed in place, as by `model.compile()`, because a second module beside it would drift apart from it: in
+    mode, hooks, attributes, and in whatever knows modules by their class. What `model(...)` and `model.forward(...)`
+    run is all that changes: class, parameters, buffers, submodules, hooks, state_dict and signatures are what they
+    were. To compare with the model as it was, make a `copy.deepcopy` of it first.
 
-    Under torch.compile, torch.export, torch.func and forward-mode AD, the model's own forward runs, unfused.
+    A call goes through Dynamo, which captures the graphs in it, swaps the sites there, and runs everything else as it
+    was: control flow is followed at every call, what cannot be captured stays Python, and where mode, hooks, shapes,
+    dtypes or other arguments change, sites are found anew. (Of each method 1024 captures are kept; the next begins with
+    none.) `torch.compile(model, backend="film_kernels")` is the same with Inductor behind it. Fused are
+
+    - forward of the model, and of its modules with a convolution, for those that are called by themselves, as `net` in
+      a method `policy.select_action`. A module that is called from another is captured with it, so that a convolution
+      and its FiLM may stand in two modules;
+    - other methods that call a convolution of their module's own and return something, as `encode` in
+      `def encode(self, x, g): return self.conv(x).relu() * g`, unless they loop over anything but convolutions.
+      `@torch.compiler.disable` on one keeps it as it is;
+    - the `methods` that are named. Of others, what runs in them beside fused modules runs as it is.
+
+    Copies (copy, deepcopy, pickle, torch.save of the whole model) are fused too, and independent of the model. (Only
+    whoever copies a module's `__dict__` by hand must fuse the copy, whose methods are those of the first until then.)
+    A module put into the model later is a part of its forward as any other is; to have it fused where it is called by
+    itself, fuse the model again.
+
+    Under torch.compile, torch.export, torch.jit, torch.fx, torch.func, forward-mode AD and hooks on all modules there
+    are, in DataParallel's replicas, and, with a warning, where Dynamo is turned off, the model's methods run as they
+    were, unfused. As after `model.compile()`, a model that is dropped is freed by Python's garbage collector.
 
     Args:
         model: any module.
         example_inputs: as for `film_kernels.find_film`. With them, sites are looked for at once, and a model in which
-            none is fusable, in the mode in which it is, is returned as it is. Without them, they are looked for when it
-            is called.
+            none is fusable, in the mode in which it is, is left as it is, unless `methods` are named. Without them,
+            they are looked for when it is called.
+        methods: names of more methods: of the model, "encode", or of a module in it, "net.encode".
+
+    Returns:
+        `model`.
 
     Raises:
-        TypeError: `model` or `example_inputs` of another type.
+        TypeError: `model`, `example_inputs` or `methods` of another type.
+        ValueError: a name in `methods` that is no method, or one of nn.Module's own.
     """
     check_model(model)
-    if isinstance(model, _Fused):
+    named = [_method(model, name) for name in _names(methods)]
+    say_if_off()
+    looked_for = example_inputs is not None and not named
+    if looked_for and not any(site.fusable for site in find_film(model, example_inputs)):
         return model
-    if example_inputs is not None and not any(site.fusable for site in find_film(model, example_inputs)):
-        return model
-    fused = _rebuild(type(model))
-    fused.__dict__.update(
-        {name: value.copy() if _is_table(name, value) else value for name, value in model.__dict__.items()}
-    )
-    return fused  # type: ignore[return-value]
+    for module in modules_to_fuse(model):
+        for name in ("forward", *methods_with_convolutions(module)):
+            if _is_method(module, name):
+                install(module, name)
+    for module, name in named:
+        install(module, name)
+    return model
 
 
-def _is_table(name: str, value: Any) -> bool:
-    """Whether an attribute is one of nn.Module's own tables: parameters, buffers, submodules, hooks."""
-    return name.startswith("_") and isinstance(value, dict)
+def _names(methods: Any) -> tuple[str, ...]:
+    if isinstance(methods, str) or not isinstance(methods, (Sequence, set, frozenset)):
+        raise TypeError(f"methods must be a tuple of names, got {methods!r}")
+    for name in methods:
+        if not isinstance(name, str):
+            raise TypeError(f"methods must be names, got {name!r}")
+    return tuple(methods)
 
 
-class _Fused(nn.Module):
-    """Stands before the model's own class among the bases of the fused one."""
-
-    _film_kernels_plain: type[nn.Module]
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())  # type: ignore[misc]
-        state.pop(_CALL, None)
-        return state
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (self._film_kernels_plain,), self.__getstate__()
+def _method(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    prefix, _, name = path.rpartition(".")
+    try:
+        module = model.get_submodule(prefix)
+    except AttributeError as error:
+        raise ValueError(f"methods: {path!r} is no method of the model: {error}") from None
+    if not _is_method(module, name) or (name != "forward" and hasattr(nn.Module, name)):
+        raise ValueError(f"methods: {path!r} is no method of the model: {type(module).__name__} defines no {name!r}")
+    return module, name
 
 
-def _forward(self: _Fused, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if _is_watched() or any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
-        return self._film_kernels_plain.forward(self, *args, **kwargs)
-    call = self.__dict__.get(_CALL)
-    if call is None:
-        call = self.__dict__[_CALL] = torch.compile(function_of_its_own(_call), backend=_swap_and_run)
-    return call(types.MethodType(self._film_kernels_plain.forward, self), args, kwargs)
-
-
-@functools.cache
-def _class_of(plain: type[nn.Module]) -> type[nn.Module]:
-    @functools.wraps(plain.forward)  # its signature is asked for
-    def forward(self: _Fused, *args: Any, **kwargs: Any) -> Any:
-        return _forward(self, args, kwargs)
-
-    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-    return type(plain.__name__, (_Fused, plain), {**names, "_film_kernels_plain": plain, "forward": forward})
-
-
-def _rebuild(plain: type[nn.Module]) -> nn.Module:
-    fused = _class_of(plain)  # type: ignore[arg-type]  # a class has a hash
-    return fused.__new__(fused)
-
-
-def _call(forward, args, kwargs):
-    return forward(*args, **kwargs)
-
-
-def _swap_and_run(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    swap(module)
-    return as_it_is(module)
-
-
-def _is_watched() -> bool:
-    """Whether someone traces or transforms the model, and must see its own forward."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or ops.is_transformed()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+def _is_method(module: nn.Module, name: str) -> bool:
+    """Whether `name` is a method of the instance's own, or of its class where an entry in `__dict__` can hide it."""
+    found = inspect.getattr_static(type(module), name, None)
+    is_hidden = found is None or isinstance(found, types.FunctionType)
+    own = module.__dict__.get(name)
+    return is_hidden and (callable(own) or (found is not None and found is not getattr(nn.Module, name, None)))

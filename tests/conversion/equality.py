@@ -10,7 +10,13 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from film_kernels import fuse
 from film_kernels.conversion import folding
+
+
+def fused_copy(model: nn.Module) -> nn.Module:
+    """A fused model of its own, to be compared with `model`, which stays as it is."""
+    return fuse(copy.deepcopy(model))
 
 
 def outputs_and_gradients(model: nn.Module, inputs, seed: int = 0) -> tuple[list[Tensor], dict[str, Tensor | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 import refusals
 from block import Block, block_inputs
-from equality import assert_as_good, assert_equal, counted_calls
+from equality import assert_as_good, assert_equal, counted_calls, fused_copy
 from film_kernels import fuse
 from film_kernels.conversion.operations import convolution_of
 from film_kernels.conversion.swap import swap
@@ -20,10 +21,10 @@ from spellings import SPELLINGS, K, Together, Written, inputs, tall
 
 @pytest.fixture(scope="module")
 def spelled():
-    """All spellings in one model and what `fuse` makes of it, in float64."""
+    """All spellings in one model, as it is and fused, in float64."""
     torch.manual_seed(1)
     model = Together(Written(spelling) for spelling in SPELLINGS).double()
-    return model, fuse(model)
+    return model, fused_copy(model)
 
 
 def test_every_spelling_is_equal_and_one_call(spelled):
@@ -54,7 +55,7 @@ def test_by_the_error_rule():
     torch.manual_seed(1)
     chosen = ("gamma first", "silu", "activation last", "BatchNorm, FiLM, relu", "BatchNorm, relu, FiLM", "residual")
     model = Together(Written(s) for s in SPELLINGS if s.name in chosen)
-    fused = fuse(model)
+    fused = fused_copy(model)
     assert_as_good(model, fused, [inputs(dtype=torch.float32, seed=seed) for seed in range(4)])
     model, fused = model.bfloat16(), fused.bfloat16()
     assert_as_good(model, fused, [inputs(dtype=torch.bfloat16, seed=seed) for seed in range(4)])
@@ -64,7 +65,7 @@ def test_what_is_refused_is_as_it_was():
     torch.manual_seed(1)
     no_dropout = [case for case in (*refusals.REFUSED, *refusals.NOT_FILM) if "dropout" not in case.name]
     model = Together(refusals.Refused(case) for case in no_dropout)
-    fused = fuse(model)
+    fused = fused_copy(model)
     model.eval()
     with counted_calls() as calls:
         fused.train()
@@ -73,21 +74,42 @@ def test_what_is_refused_is_as_it_was():
     torch.testing.assert_close(results, model.train()(*inputs(dtype=torch.float32)))
 
 
-def test_parameters_are_shared_under_their_names():
+def test_the_model_itself_is_fused():
     model = Block()
+    plain, kind = copy.deepcopy(model), type(model)
+    before = {name: [*items] for name, items in tables(model).items()}
+    handle = model.register_forward_hook(lambda module, inputs, output: None)
     fused = fuse(model, block_inputs())
-    assert fused is not model and type(fused).__name__ == "Block" and isinstance(fused, Block)
-    assert fused.state_dict().keys() == model.state_dict().keys()
-    for (name, p), (other_name, q) in zip(model.named_parameters(), fused.named_parameters(), strict=True):
-        assert name == other_name and p is q
-    assert fused.conv is model.conv and fuse(fused) is fused
-    assert inspect.signature(fused.forward) == inspect.signature(model.forward)
+    assert fused is model and type(model) is kind and repr(model) == repr(plain)
+    for name, items in tables(model).items():
+        assert len(items) == len(before[name])
+        assert all(a[0] == b[0] and a[1] is b[1] for a, b in zip(items, before[name], strict=True)), name
+    assert list(model._forward_hooks) == [handle.id]
+    assert inspect.signature(model.forward) == inspect.signature(plain.forward)
+    assert inspect.getsource(model.forward) == inspect.getsource(plain.forward)
+    assert model.forward.__self__ is model and model.forward.__name__ == "forward"
     with counted_calls() as calls:
-        fused(*block_inputs())
+        found = [model(*block_inputs()), model.forward(*block_inputs())]
+        expected = plain(*block_inputs())
+    assert calls == ["relu pre"] * 2
+    torch.testing.assert_close(found, [expected] * 2, rtol=1e-4, atol=1e-5)
+
+
+def tables(model):
+    return {
+        "parameters": list(model.named_parameters()),
+        "buffers": list(model.named_buffers()),
+        "modules": list(model.named_modules()),
+    }
+
+
+def test_a_fused_model_is_fused_again():
+    model = Block()
+    once = dict(fuse(model).__dict__)
+    assert fuse(model) is model and model.__dict__ == once
+    with counted_calls() as calls:
         model(*block_inputs())
     assert calls == ["relu pre"]
-    fused.register_buffer("only_here", torch.zeros(1))
-    assert "only_here" not in model.state_dict()
 
 
 def test_sites_in_a_row_and_around_residuals():
@@ -102,7 +124,7 @@ def test_sites_in_a_row_and_around_residuals():
             return torch.relu(self.convs[0](torch.relu(self.convs[1](x)) * tall(g))) * tall(b)
 
     model = Tower().double()
-    fused, args = fuse(model), [torch.randn(s, dtype=torch.float64) for s in ((2, 3, 6, 5), (2, 3), (2, 3))]
+    fused, args = fused_copy(model), [torch.randn(s, dtype=torch.float64) for s in ((2, 3, 6, 5), (2, 3), (2, 3))]
     with counted_calls() as calls:
         fused(*args)
     assert calls == ["tanh post"] * 4 + ["relu post"] * 2
@@ -125,14 +147,14 @@ def test_control_flow_and_what_cannot_be_traced():
             return y + torch.from_numpy(x.detach().numpy()).sum()
 
     model = Branches()
-    fused, (x, e) = fuse(model), block_inputs()
+    fused, (x, e) = fused_copy(model), block_inputs()
     for sign in (1, -1):
         with counted_calls() as calls:
             found = fused(sign * x, e)
         assert calls == ["relu pre"]
         torch.testing.assert_close(found, model(sign * x, e))
     assert torch.equal(fused(x), x)
-    assert model.seen == [2] * 5  # the list is the same object in both
+    assert model.seen == [2] * 2 and fused.seen == [2] * 3
     with pytest.raises(AttributeError, match="missing"):
         fused.missing  # noqa: B018
 
@@ -147,7 +169,7 @@ def test_numbers_that_change():
             return F.relu(self.conv(x) * tall(g) * strength)
 
     model = Strength()
-    fused, (x, g, *_) = fuse(model), inputs(dtype=torch.float32)
+    fused, (x, g, *_) = fused_copy(model), inputs(dtype=torch.float32)
     for strength in (0.5, 1.5, 2.5):
         with counted_calls() as calls:
             torch.testing.assert_close(fused(x, g, strength), model(x, g, strength), rtol=1e-4, atol=1e-5)
@@ -155,9 +177,13 @@ def test_numbers_that_change():
 
 
 def test_nothing_to_fuse():
-    model = nn.Sequential(nn.Conv2d(3, K, 3), nn.ReLU())
-    assert fuse(model, torch.randn(1, 3, 5, 5)) is model
-    training = Block().train()
-    assert fuse(training, block_inputs()) is training  # its BatchNorm works on the batch
+    training = Block().train()  # its BatchNorm works on the batch
+    for model, args in (
+        (nn.Sequential(nn.Conv2d(3, K, 3), nn.ReLU()), torch.randn(1, 3, 5, 5)),
+        (training, block_inputs()),
+    ):
+        before = [dict(module.__dict__) for module in model.modules()]
+        assert fuse(model, args) is model
+        assert [dict(module.__dict__) for module in model.modules()] == before
     with pytest.raises(TypeError, match="model must be"):
         fuse("model")

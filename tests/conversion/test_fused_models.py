@@ -12,24 +12,26 @@ import torch
 from torch import nn
 
 from block import Block, block_inputs
-from equality import assert_equal, counted_calls, outputs_and_gradients
+from equality import assert_equal, counted_calls, fused_copy, outputs_and_gradients
 from film_kernels import find_film, fuse
 from spellings import K
 
 
 def test_copies_pickles_and_saves():
-    model = Block()
-    fused, args = fuse(model), block_inputs()
+    fused, args = fuse(Block()), block_inputs()
     expected = fused(*args)
     file = io.BytesIO()
     torch.save(fused, file)
     file.seek(0)
     copies = (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), torch.load(file, weights_only=False))
     for other in copies:
-        assert other.conv is not fused.conv
+        assert other.conv is not fused.conv and type(other) is Block
         with counted_calls() as calls:
             torch.testing.assert_close(other(*args), expected)
-        assert len(calls) == 1
+            nn.init.zeros_(other.film.weight)  # of the copy alone
+            assert not torch.allclose(other(*args), expected)
+        assert len(calls) == 2
+    torch.testing.assert_close(fused(*args), expected)
     plain = Block()
     plain.load_state_dict(fused.state_dict())
     torch.testing.assert_close(plain(*args), expected)
@@ -46,17 +48,18 @@ def test_one_dimension_and_frozen_parts():
             return torch.tanh(self.norm(self.conv(x)) * g[..., None] + b.unsqueeze(-1))
 
     model = Audio().double()
-    fused = fuse(model)
+    fused = fused_copy(model)
     args = [torch.randn(s, dtype=torch.float64) for s in ((3, 2, 20), (3, K), (3, K))]
     assert_equal(model, fused, args)
     model.conv.requires_grad_(False)
+    fused.conv.requires_grad_(False)
     assert_equal(model, fused, args)
     assert outputs_and_gradients(fused, args)[1]["conv.weight"] is None
 
 
 def test_autocast_gives_the_dtypes_it_gave():
     model = Block()
-    fused, args = fuse(model), block_inputs()
+    fused, args = fused_copy(model), block_inputs()
     exact = copy.deepcopy(model).double()(*block_inputs(dtype=torch.float64))
     with torch.autocast("cpu", dtype=torch.bfloat16), counted_calls() as calls:
         found, expected = fused(*args), model(*args)
@@ -76,7 +79,7 @@ def test_checkpointed_blocks_are_fused_too():
 
     model = Checkpointed().train()
     model.block.eval()
-    fused, args = fuse(model), block_inputs()
+    fused, args = fused_copy(model), block_inputs()
     with counted_calls() as calls:
         torch.manual_seed(5)
         found = outputs_and_gradients(fused, args)
@@ -89,7 +92,7 @@ def test_checkpointed_blocks_are_fused_too():
 
 def test_a_fused_block_in_a_checkpoint():
     model, args = Block(), block_inputs()
-    fused = fuse(model)
+    fused = fused_copy(model)
 
     class Around(nn.Module):
         def __init__(self, block):
@@ -108,18 +111,17 @@ def test_a_fused_block_in_a_checkpoint():
 def test_double_backward():
     model = Block().double()
     found = []
-    for m in (model, fuse(model)):
+    for m in (model, fused_copy(model)):
         x, e = (t.requires_grad_() for t in block_inputs(dtype=torch.float64))
         (slope,) = torch.autograd.grad(m(x, e).square().sum(), x, create_graph=True)
-        model.zero_grad()
         slope.square().sum().backward()
-        found.append([e.grad, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        found.append([e.grad, *(p.grad for p in m.parameters() if p.grad is not None)])
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
 
 
 def test_whoever_traces_or_transforms_sees_the_model_itself():
     model = Block()
-    fused, args = fuse(model), block_inputs()
+    fused, args = fused_copy(model), block_inputs()
     expected = model(*args)
     names = {n.target for n in torch.export.export(fused, args).graph.nodes if n.op == "call_function"}
     assert all(str(name).startswith("aten.") for name in names - {operator.getitem})
@@ -140,20 +142,19 @@ def test_whoever_traces_or_transforms_sees_the_model_itself():
 
 def test_mode_is_followed():
     model = Block()
-    fused, args = fuse(model), block_inputs()
+    fused, args = fused_copy(model), block_inputs()
     for training, calls_expected in ((False, 1), (True, 0), (False, 1)):
-        fused.train(training)
+        fused.train(training), model.train(training)
         with counted_calls() as calls:
-            twin = copy.deepcopy(model)
-            found, expected = fused(*args), twin(*args)
+            found, expected = fused(*args), model(*args)
         assert len(calls) == calls_expected, training
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(fused.norm.running_mean, twin.norm.running_mean)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused.norm.running_mean, model.norm.running_mean)
 
 
 def test_batch_sizes_change_without_end():
     model = Block()
-    fused = fuse(model)
+    fused = fused_copy(model)
     for batch in range(1, 14):  # more than Dynamo compiles a function for
         args = block_inputs(batch)
         with counted_calls() as calls:

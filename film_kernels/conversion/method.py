@@ -1,0 +1,172 @@
+"""What stands in a module's `__dict__` before one of its methods: the same method, captured, its FiLM sites swapped."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import _symbolic_trace as symbolic_trace
+from torch.nn.modules import module as _hooks
+
+from .. import ops
+from .compiler import as_it_is
+from .dynamo import Watch, captured, say_if_off
+from .swap import swap
+
+_REDUCE, _REPLICATE = "__reduce_ex__", "_replicate_for_data_parallel"
+# Captures that are kept of one method, before it begins anew: arguments may change without end, memory and the time to
+# look a capture up may not grow with them.
+_MOST = 1024
+_FUSED = "_film_kernels_fused"
+
+
+class Fused:
+    """One method of one module. The former method runs where somebody else traces or transforms the module; otherwise
+    it runs in the graphs that Dynamo captures of it, with every fused method that it calls captured in the same."""
+
+    def __init__(self, name: str, own: str | None) -> None:
+        """`own` is the key under which the instance has a former method of its own, if it is not the class's."""
+        self.name, self.own = name, own
+        self._captured: Callable[..., Any] | None = None
+        self._watch = Watch(name)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.own is None:  # the class is asked at every call: parametrisations and lazy layers change it
+            former, args = getattr(type(module), self.name), (module, *args)
+        else:
+            former = module.__dict__[self.own]
+        if torch.compiler.is_compiling() or _is_watched():
+            return former(*args, **kwargs)
+        call = self._captured
+        if call is None or self._watch.number > _MOST:
+            self._watch = Watch(f"{type(module).__name__}.{self.name}")
+            call = self._captured = captured(_call, _swap_and_run, watch=self._watch)
+        try:
+            return call(former, args, kwargs, torch.compiler.is_compiling, say_if_off)
+        except BaseException:
+            self._watch.raised()
+            raise
+
+
+def install(module: nn.Module, name: str) -> None:
+    """Put a fused method before the method `name` of `module`, in the module's `__dict__`."""
+    attributes = module.__dict__
+    there = attributes.get(name)
+    own = None
+    if _fused_in(there) is None:
+        if there is not None:
+            own = next(key for i in itertools.count() if (key := f"_film_kernels_former_{name}_{i}") not in attributes)
+            attributes[own] = there
+    elif there.__self__ is module:  # type: ignore[union-attr]
+        return
+    _bind(module, name, Fused(name, own))
+
+
+def _bind(module: nn.Module, key: str, fused: Fused) -> None:
+    """`key` is another than `fused.name` where somebody has put the method aside, to put another before it."""
+    attributes = module.__dict__
+    former = attributes.get(fused.own or "", getattr(type(module), fused.name, fused.__call__))
+    attributes[key] = types.MethodType(_function(fused, former), module)
+    attributes[_REDUCE] = functools.partial(_reduce, module)  # looked up on the instance, as the other is
+    attributes[_REPLICATE] = functools.partial(_replicate, module)
+
+
+def _function(fused: Fused, former: Any) -> Callable[..., Any]:
+    """A function that calls `fused`, and that to whoever reads it is `former`: torch.jit looks names up in a function's
+    globals and closure, and reads its source, as inspect does, through `__wrapped__`."""
+    _film_kernels_call = fused  # no name that the former method's closure may have too
+
+    def template(self, /, *args, **kwargs):
+        return _film_kernels_call(self, args, kwargs)
+
+    former = getattr(former, "__func__", former)
+    cells = getattr(former, "__closure__", None) or ()
+    names = former.__code__.co_freevars if cells else ()
+    function = types.FunctionType(
+        template.__code__.replace(co_freevars=("_film_kernels_call", *names)),
+        getattr(former, "__globals__", globals()),
+        fused.name,
+        None,
+        (*(template.__closure__ or ()), *cells),
+    )
+    functools.update_wrapper(function, former, updated=())
+    marks = getattr(former, "__dict__", {}).items()  # torch.jit's; those of torch.compile would lead past this function
+    function.__dict__.update((key, mark) for key, mark in marks if not key.startswith("_torchdynamo"))
+    function.__dict__.update({"__wrapped__": former, _FUSED: fused})
+    return function
+
+
+def _fused_in(method: Any) -> Fused | None:
+    """The Fused behind an attribute of a module, or None."""
+    return getattr(method, _FUSED, None) if type(method) is types.MethodType else None
+
+
+def _reduce(module: nn.Module, protocol: Any) -> Any:
+    """`module.__reduce_ex__`, which copy, deepcopy and pickle call: the class's, and the copies get methods that
+    are bound to them. (With its `__dict__`, a shallow copy would get those of `module`.)"""
+    attributes = module.__dict__
+    fused = {key: (one.name, one.own) for key, method in attributes.items() if (one := _fused_in(method)) is not None}
+    ours = {key: attributes.pop(key) for key in (*fused, _REDUCE, _REPLICATE) if key in attributes}
+    try:
+        reduced = type(module).__reduce_ex__(module, protocol)
+        if isinstance(reduced, str):
+            return reduced
+        make, arguments, *others = reduced
+        others = [dict(one) if one is attributes else one for one in others]
+    finally:
+        attributes.update(ours)
+    return (_rebuild, (make, arguments, fused), *others)
+
+
+def _rebuild(
+    make: Callable[..., nn.Module], arguments: tuple[Any, ...], fused: dict[str, tuple[str, str | None]]
+) -> nn.Module:
+    module = make(*arguments)
+    for key, (name, own) in fused.items():
+        _bind(module, key, Fused(name, own))
+    return module
+
+
+def _replicate(module: nn.Module) -> nn.Module:
+    """DataParallel's replicas live for one call, too short to capture anything: they run their methods as they are."""
+    replica = type(module)._replicate_for_data_parallel(module)  # type: ignore[operator]
+    attributes = replica.__dict__
+    for key, method in list(attributes.items()):
+        fused = _fused_in(method)
+        if fused is not None and fused.own is not None:
+            attributes[key] = attributes[fused.own]
+        elif fused is not None:
+            attributes[key] = types.MethodType(getattr(type(module), fused.name), replica)
+    return replica
+
+
+def _call(method, args, kwargs, is_compiling, otherwise):
+    if not is_compiling():  # Dynamo captures this as true, so that this is asked only where Dynamo did not come
+        otherwise()
+    return method(*args, **kwargs)
+
+
+def _swap_and_run(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    swap(module)
+    return as_it_is(module)
+
+
+def _is_watched() -> bool:
+    """Whether someone traces, transforms or hooks all modules there are, and must see the module's own methods."""
+    return (
+        symbolic_trace._is_fx_tracing_flag
+        or torch.jit.is_tracing()
+        or ops.is_transformed()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or bool(
+            _hooks._global_forward_hooks
+            or _hooks._global_forward_pre_hooks
+            or _hooks._global_backward_hooks
+            or _hooks._global_backward_pre_hooks
+        )
+    )

@@ -89,8 +89,8 @@ def calls(
 
 
 def call(operators: Any, operator: str, arguments: dict[str, Any]) -> Any:
-    """What one of a library's operators makes of arguments in the order of its schema."""
-    return getattr(operators, operator)(*arguments.values())
+    """What one of a library's operators makes of arguments by their names."""
+    return getattr(operators, operator)(**arguments)
 
 
 def freed(t: Tensor, left: int = 0) -> Tensor:

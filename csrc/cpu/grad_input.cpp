@@ -1,4 +1,5 @@
 // dx = conv_transpose(gamma * u, W) with u = g * slope(bits); the product is formed while the gradient is loaded.
+#include "density.h"
 #include "flatten.h"
 #include "planes.h"
 #include "winograd.h"
@@ -112,7 +113,7 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
 template <class T>
 bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
-  const PointTile& tile = p.dtype == DType::f32 && T::W::N > 4 ? kPreciseTile : kFastTile;
+  const PointTile tile = point_tile<T>(p.dtype);
   const LoadRow<float> load = row_loader<float>(p.dtype);
   const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
   const Pass<float> pass{grad_input_taps(p.h, 0), grad_input_taps(p.w, 0), 0, {}};
@@ -125,11 +126,16 @@ bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
 // Returns whether it could and did.
 bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
   const auto in_tiles = [&](auto tiles) { return grad_input_in_tiles<decltype(tiles)>(p, args); };
+  const auto density = [&] {
+    const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
+    const Modulated<float> source{p, args, gamma, row_loader<float>(p.dtype)};
+    return density_of(p, args.weight) * density_of(source, p.batch, p.h.out, p.w.out, p.groups, p.group_out());
+  };
   // Where padding is not half of the kernel, plain PyTorch takes another way here too, either side of it.
   const bool unusual_padding = p.h.pad != p.h.kernel / 2 || p.w.pad != p.w.kernel / 2;
   const bool large = has_enough(p, 32, 1024) && !pads_by_more_than_half(p);
-  return large ? with_tiles<Square<2, 4>, Line<2, 3>>(p, unusual_padding, in_tiles)
-               : with_tiles<Square<2, 2>, Line<2, 3>>(p, unusual_padding, in_tiles);
+  return large ? with_tiles<Square<2, 4>, Line<2, 3>>(p, unusual_padding, density, in_tiles)
+               : with_tiles<Square<2, 2>, Line<2, 3>>(p, unusual_padding, density, in_tiles);
 }
 
 // The planes of gamma * u.

@@ -1,5 +1,6 @@
 // dW, db, dgamma and dbeta. With u = g * slope(bits) and U[n] the weight gradient of u[n]:
 //   dgamma[n, k] = <W[k], U[n, k]> + b[k] * sum_p u      dbeta = sum_p g (post) or sum_p u (pre)
+// (where x has a mean, dgamma comes from x without it: centre.h)
 //   dW[k] = sum_n gamma[n, k] * U[n, k]                  db[k] = sum_n gamma[n, k] * sum_p u
 // U is linear in the positions, so it is worked out a unit (a block of positions of one sample) at a time: its tile
 // comes out of the registers, is dotted with the tile of W, multiplied by gamma and added to the tile of dW.
@@ -7,6 +8,9 @@
 // The work is cut by shapes alone, never by the number of threads: units into splits, each with its own dW, output and
 // input channels into blocks. Sums over units, splits and blocks are then taken in order, so that every run gives the
 // same bits. A task has its part of W and dW at hand, and walks over its products with several units at a time.
+#include <optional>
+
+#include "centre.h"
 #include "flatten.h"
 #include "planes.h"
 #include "unit_sums.h"
@@ -90,7 +94,11 @@ class GradWeight {
           piece(kPiece * of.block_),
           weight(of.block_ * of.row_),
           grad_weight(of.block_ * of.row_),
-          grad_gamma(units * of.block_) {
+          grad_gamma(units * of.block_),
+          mean_row(of.p_.w.kernel * of.source_block_),
+          means(units * mean_row),
+          sums_u(units * of.block_),
+          taken_out(units) {
       strips.zero(units * strip_size + kGradVectors * kLanes<A>);
       piece.zero(kPiece * of.block_);
       weight.zero(of.block_ * of.row_);
@@ -99,6 +107,11 @@ class GradWeight {
     Scratch<A> strips, u, piece;
     Scratch<A> weight, grad_weight;  // [channel][row_]: the task's products (tap, source channel) of W and dW
     Scratch<Vector<A>> grad_gamma;
+    // Of each unit: m for the products of a kernel row, sum_p u, and what of them there is.
+    const int64_t mean_row;
+    Scratch<A> means, sums_u;
+    std::vector<TakenOut<A>> taken_out;
+    std::optional<TapSums<A>> tap_sums;  // of the task, once a unit asks for them
   };
 
   // The channels of a task.
@@ -148,6 +161,7 @@ class GradWeight {
     const int64_t g = task / source_blocks_ / blocks_ % p_.groups, split = task / source_blocks_ / blocks_ / p_.groups;
     const int64_t k0 = block * block_, c0 = source * source_block_;
     const Part part{g, k0, std::min(block_, padded_ - k0), source, c0, std::min(source_block_, p_.group_in() - c0)};
+    space.tap_sums.reset();
     if (args_.grad_gamma != nullptr)
       with_storage<A>(p_.dtype, [&](auto element) { load_weight<decltype(element)>(space.weight, part); });
     const int64_t begin = unit_count_ * split / splits_, last = unit_count_ * (split + 1) / splits_;
@@ -160,10 +174,12 @@ class GradWeight {
   void run_units(int64_t first, int64_t last, const Part& part, bool fresh, Workspace& space) {
     for (int64_t unit = first; unit < last; ++unit) {
       const Extent e = extent_of(units_, pass_, p_.batch, unit);
-      load_u(space.u + (unit - first) * space.u_size, space.piece, e, unit, part);
-      if (args_.products_wanted())
-        fill_strip(space.strips + (unit - first) * space.strip_size, e, h_, w_, part.g * p_.group_in() + part.c0,
-                   part.sources, Plain<A>{args_.input, load_});
+      load_u(space.u + (unit - first) * space.u_size, space.piece, space.sums_u + (unit - first) * block_, e, unit,
+             part);
+      if (!args_.products_wanted()) continue;
+      fill_strip(space.strips + (unit - first) * space.strip_size, e, h_, w_, part.g * p_.group_in() + part.c0,
+                 part.sources, Plain<A>{args_.input, load_});
+      if (args_.grad_gamma != nullptr) take_mean_out(unit, unit - first, e, part, space);
     }
     if (!args_.products_wanted()) return;
     std::fill(space.grad_gamma + 0, space.grad_gamma + (last - first) * part.channels, Vector<A>{});
@@ -181,6 +197,20 @@ class GradWeight {
             sum_lanes<A>(space.grad_gamma[(unit - first) * part.channels + k]);
   }
 
+  void take_mean_out(int64_t unit, int64_t i, const Extent& e, const Part& part, Workspace& space) {
+    A* mean = space.means + i * space.mean_row;
+    space.taken_out[i] = {};
+    if (!centre_strip(space.strips + i * space.strip_size, mean, e, h_, w_, part.sources)) return;
+    for (int64_t kw = 1; kw < p_.w.kernel; ++kw) std::copy(mean, mean + part.sources, mean + kw * part.sources);
+    space.taken_out[i] = {mean, space.sums_u + i * block_};
+    const int64_t used = std::min(part.channels, channels_ - part.k0);
+    if (!space.tap_sums) {
+      space.tap_sums.emplace(used, part.sources);
+      for (int64_t k = 0; k < used; ++k) space.tap_sums->set(k, space.weight + k * row_, taps_, part.sources, 1);
+    }
+    space.tap_sums->dot(mean, 0, used, sums_.shift(part.source, unit, part.g) + part.k0);
+  }
+
   // The products at .. at + valid of one run, for all output channels of the task.
   void add_products(int64_t unit, int64_t i, int64_t kh, int64_t kw, int64_t at, int64_t valid, const Part& part,
                     bool fresh, Workspace& space) {
@@ -195,6 +225,7 @@ class GradWeight {
     A* grad_weight = args_.grad_weight.data == nullptr ? nullptr : space.grad_weight + place;
     Vector<A>* grad_gamma = space.grad_gamma + i * part.channels;
     const A* gamma = gamma_.at(e.n0, part.g) + part.k0;
+    const TakenOut<A>& out = space.taken_out[i];
     const auto tiles = [&](auto vectors) {
       for (int64_t k = 0; k < part.channels; k += kGradRows)
         UnitTile<A, decltype(vectors)::value>{u + k * e.positions(),
@@ -211,21 +242,20 @@ class GradWeight {
                                               gamma + k,
                                               args_.grad_gamma == nullptr ? nullptr : grad_gamma + k,
                                               fresh,
-                                              chain_}();
+                                              chain_,
+                                              out.mean == nullptr ? out : TakenOut<A>{out.mean + at, out.sum_u + k}}();
     };
     with_constant<kGradVectors>((valid + L - 1) / L, tiles);
   }
 
-  // u of a unit as [tile of channels][position][kGradRows], zeros in channels that do not exist, and (once, not for
-  // each source block) its sums and those of g.
-  void load_u(A* u, A* piece, const Extent& e, int64_t unit, const Part& part) {
+  // u of a unit as [tile of channels][position][kGradRows], zeros in channels that do not exist, and its sums: to
+  // `sums_u`, and (once, not for each source block) to those of the unit, with g's.
+  void load_u(A* u, A* piece, A* sums_u, const Extent& e, int64_t unit, const Part& part) {
     const int64_t channels = part.channels, used = std::min(channels, channels_ - part.k0);
     const int64_t k = part.g * channels_ + part.k0;
     const bool linear = p_.activation == Activation::none;
     ChannelSums<A> sum_u, sum_g;
-    const auto add = [&](ChannelSums<A>& sums, int64_t columns) {
-      if (part.source == 0) sums.add(piece, channels, columns, used);
-    };
+    const auto add = [&](ChannelSums<A>& sums, int64_t columns) { sums.add(piece, channels, columns, used); };
     const int64_t tile_size = e.positions() * kGradRows;
     for (int64_t h = e.h0; h < e.h0 + e.rows; ++h)
       for (int64_t w = e.w0; w < e.w0 + e.columns; w += kPiece) {
@@ -242,6 +272,7 @@ class GradWeight {
           for (int64_t c = 0; c < channels; c += kGradRows)
             std::memcpy(u + c / kGradRows * tile_size, piece + i * channels + c, kGradRows * sizeof(A));
       }
+    for (int64_t c = 0; c < channels; ++c) sums_u[c] = static_cast<A>(linear ? sum_g.at(c) : sum_u.at(c));
     if (part.source != 0) return;
     double *all_u = sums_.at(UnitSums::u, unit, part.g) + part.k0,
            *all_g = sums_.at(UnitSums::g, unit, part.g) + part.k0;

@@ -2,6 +2,7 @@
 // whose lanes are added at the end of a unit, which is some rows of one sample.
 #include <numeric>
 
+#include "centre.h"
 #include "planes.h"
 #include "unit_sums.h"
 
@@ -106,6 +107,7 @@ class GradWeightPlanes {
         offsets_(plane_offsets(h_, w_, p.group_in(), shape_)),
         gamma_(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1)),
         weight_(p.out_channels * products_),
+        tap_sums_(p.out_channels, p.group_in()),
         partial_(args.grad_weight.data != nullptr ? splits_ * p.out_channels * products_ : 0),
         sums_(p, per_sample_, p.group_out()) {}
 
@@ -114,7 +116,7 @@ class GradWeightPlanes {
     parallel(splits_, [&](int64_t begin, int64_t end) {
       const int64_t columns = w_.extent(w_.count);
       Scratch<A> planes(p_.in_channels * shape_.plane()), line(p_.in_channels * columns);
-      Scratch<A> u(p_.out_channels * rows_ * u_row_);
+      Scratch<A> u(p_.out_channels * rows_ * u_row_), mean(p_.in_channels);
       Scratch<double> lanes(2 * p_.out_channels * kLanes<A>);
       Scratch<int32_t> words(u_row_);
       for (int64_t split = begin; split < end; ++split) {
@@ -130,7 +132,10 @@ class GradWeightPlanes {
           if (!args_.products_wanted()) continue;
           PlainPlanes<A> source{args_.input, plane_loader<A>(p_.dtype), p_.in_channels};
           fill_planes<A>(planes, line, shape_, h_.extent(rows), h_, w_, p_.in_channels, n, h0, source);
-          add_products(planes, u, unit, n, rows, grad_weight);
+          const bool centred =
+              args_.grad_gamma != nullptr && centre_planes<A>(planes, mean, shape_, rows, h_, w_, p_.in_channels, h0);
+          if (centred) shift_sums(mean, unit);
+          add_products(planes, u, centred ? static_cast<const A*>(mean) : nullptr, unit, n, rows, grad_weight);
         }
       }
     });
@@ -155,6 +160,15 @@ class GradWeightPlanes {
         for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
           for (int64_t kw = 0; kw < p_.w.kernel; ++kw)
             *dst++ = widen<A>(static_cast<const T*>(w.data)[k * w.n + c * w.c + kh * w.h + kw * w.w]);
+    const int64_t taps = p_.h.kernel * p_.w.kernel;
+    for (int64_t k = 0; k < p_.out_channels; ++k) tap_sums_.set(k, weight_ + k * products_, taps, 1, taps);
+  }
+
+  void shift_sums(const A* mean, int64_t unit) {
+    for (int64_t g = 0; g < p_.groups; ++g) {
+      const int64_t first = g * p_.group_out();
+      tap_sums_.dot(mean + g * p_.group_in(), first, first + p_.group_out(), sums_.shift(0, unit, 0) + first);
+    }
   }
 
   // u of a unit as [channel][row][column], and the sums of u and g; `lanes` is room for kLanes sums of both.
@@ -180,7 +194,8 @@ class GradWeightPlanes {
     }
   }
 
-  void add_products(const A* planes, const A* u, int64_t unit, int64_t n, int64_t rows, A* grad_weight) {
+  // `mean` is what was taken out of the planes, or null.
+  void add_products(const A* planes, const A* u, const A* mean, int64_t unit, int64_t n, int64_t rows, A* grad_weight) {
     double* product = sums_.product(0, unit, 0);
     std::fill(product, product + p_.out_channels, 0.0);
     const bool alone = p_.group_out() < 3;
@@ -191,6 +206,17 @@ class GradWeightPlanes {
         tiles<1, kSumProductsAlone>(source, u, first, last, n, rows, product, grad_weight);
       else
         tiles<kSumChannels, kSumProducts>(source, u, first, last, n, rows, product, grad_weight);
+      if (mean != nullptr && grad_weight != nullptr)
+        add_mean(mean + g * p_.group_in(), unit, first, last, n, grad_weight);
+    }
+  }
+
+  // dW += gamma * m * sum_p u, at every tap.
+  void add_mean(const A* mean, int64_t unit, int64_t first, int64_t last, int64_t n, A* grad_weight) {
+    const int64_t taps = p_.h.kernel * p_.w.kernel;
+    for (int64_t k = first; k < last; ++k) {
+      const A factor = gamma_.at(n, 0)[k] * static_cast<A>(sums_.at(UnitSums::u, unit, 0)[k]);
+      for (int64_t r = 0; r < products_; ++r) grad_weight[k * products_ + r] += factor * mean[r / taps];
     }
   }
 
@@ -261,7 +287,9 @@ class GradWeightPlanes {
   const PlaneShape shape_;
   const std::vector<int64_t> offsets_;
   const Factors<A> gamma_;
-  Scratch<A> weight_, partial_;
+  Scratch<A> weight_;
+  TapSums<A> tap_sums_;
+  Scratch<A> partial_;
   UnitSums sums_;
 };
 

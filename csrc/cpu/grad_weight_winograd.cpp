@@ -1,14 +1,17 @@
 // grad_weight.cpp's sums by Winograd's filtering (winograd.h): with X = B^T x B and Q = A u A^T of every tile, each
 // point is a matrix product over a unit's tiles of its own, and U = G^T (sum over tiles of Q * X) G. Several samples
 // have their dgamma from before that, <G W G^T, sum of Q * X>, and dW's sum over units is transformed once at the end;
-// a single sample has U itself at the end, and both dW and dgamma from it.
+// a single sample has U itself at the end, and both dW and dgamma from it. Where x has a mean, X is of x without it,
+// and what dW lacks then is added at the end (centre.h).
 //
 // Units go in rounds: first all their tiles are transformed, units shared out among threads, then multiplied, parts of
 // the weights shared out, each of which stays in L2 for all points. Each sum belongs to one part and takes the units in
 // order.
 #include <cmath>
 #include <numeric>
+#include <optional>
 
+#include "centre.h"
 #include "unit_sums.h"
 #include "unit_tile.h"
 #include "weight_order.h"
@@ -45,17 +48,22 @@ class GradWeightWinograd {
         q_(kPoints * gradients_of_point()),
         grad_weight_(keeps_sums() ? parts_ * part() : 0),
         dots_(round_ * parts_ * kPack),
+        means_(gamma_wanted() ? unit_count_ * inputs_ : 0),
+        centred_(unit_count_),
         units_(round_),
         sums_(p, blocks_.along_h * blocks_.along_w, channels_, 1) {}
 
   // Returns whether all is finite; where not, it is to be computed directly.
   bool operator()() {
-    for (int64_t g = 0; g < p_.groups && finite_; ++g)
+    for (int64_t g = 0; g < p_.groups && finite_; ++g) {
+      tap_sums_.reset();
       for (int64_t first = 0; first < unit_count_; first += round_) {
         const int64_t count = std::min(round_, unit_count_ - first);
         transform_units(g, first, count);
+        if (gamma_wanted()) shift_sums(g, first, count);
         multiply_units(g, first, count);
       }
+    }
     if (finite_) sums_.finish(p_, args_, gamma_);
     return finite_;
   }
@@ -108,7 +116,7 @@ class GradWeightWinograd {
       for (int64_t i = begin; i < end; ++i) {
         const Extent e = extent_of(blocks_, pass_, p_.batch, first + i);
         units_[i] = {(e.rows + MH - 1) / MH, (e.columns + MW - 1) / MW};
-        transform_input(strip, g, e, i);
+        transform_input(strip, g, e, i, first + i);
         for (int64_t k0 = 0; k0 < channels_; k0 += kBlock) {
           const int64_t channels = std::min(kBlock, channels_ - k0);
           load_gradient(u, e, first + i, g, k0, channels);
@@ -118,12 +126,13 @@ class GradWeightWinograd {
     });
   }
 
-  void transform_input(float* strip, int64_t g, const Extent& e, int64_t unit) {
+  void transform_input(float* strip, int64_t g, const Extent& e, int64_t unit, int64_t number) {
     const int64_t pixel = p_.group_in();
     const Extent whole = whole_tiles<T>(e);
     const int64_t high = whole.rows / MH + pieces_.along_h - 1, wide = whole.columns / MW + pieces_.along_w - 1;
     const int64_t line = pass_.w.extent(whole.columns) * pixel;
     fill_strip(strip, whole, pass_.h, pass_.w, g * pixel, pixel, Plain<float>{args_.input, load_});
+    centred_[number] = gamma_wanted() && centre_strip(strip, mean_of(number), whole, pass_.h, pass_.w, pixel);
     int64_t tile = unit * unit_inputs_;
     for (int64_t h = 0; h < high; ++h)
       for (int64_t w = 0; w < wide; ++w, ++tile)
@@ -132,6 +141,27 @@ class GradWeightWinograd {
           transform_tile<T>(x_ + x_at(0, c0, tile) + c - c0, inputs_of_point(),
                             strip + h * MH * line + w * MW * pixel + c, line, pixel);
         }
+  }
+
+  float* mean_of(int64_t unit) { return means_ + unit * inputs_; }
+
+  // <w, m> of the units that have had their mean taken out.
+  void shift_sums(int64_t g, int64_t first, int64_t count) {
+    for (int64_t unit = first; unit < first + count; ++unit) {
+      if (!centred_[unit]) continue;
+      if (!tap_sums_) sum_taps(g);
+      tap_sums_->dot(mean_of(unit), 0, p_.group_out(), sums_.shift(0, unit, g));
+    }
+  }
+
+  void sum_taps(int64_t g) {
+    const int64_t taps = p_.h.kernel * p_.w.kernel, sources = p_.group_in();
+    Scratch<float> filters(taps * sources);
+    tap_sums_.emplace(p_.group_out(), sources);
+    for (int64_t k = 0; k < p_.group_out(); ++k) {
+      load_weight(filters, sources, g, k, 0);
+      tap_sums_->set(k, filters, taps, sources, 1);
+    }
   }
 
   // u of a unit as [position][channels], zeros in channels that do not exist, and its sums and those of g.
@@ -262,9 +292,22 @@ class GradWeightWinograd {
       for (int64_t i = 0; i < pieces_.count(); ++i) {
         const auto piece = pieces_.at(i);
         for (int64_t c = 0; c < V * L; c += L)
-          transform_filter<T>(weight + i * kPoints * kPartPoint + c, kPartPoint,
-                              taps + piece.h * line + piece.w * V * L + c, line, V * L, piece.rows, piece.columns);
+          transform_filter<T, double>(weight + i * kPoints * kPartPoint + c, kPartPoint,
+                                      taps + piece.h * line + piece.w * V * L + c, line, V * L, piece.rows,
+                                      piece.columns);
       }
+    }
+  }
+
+  // What dW of a channel lacks at every tap: the sum over units of gamma * m * sum_p u, for input channels from c0 on.
+  template <int LANES>
+  void add_means(double (&total)[LANES], int64_t g, int64_t k, int64_t c0) {
+    const int64_t units = blocks_.along_h * blocks_.along_w;
+    for (int64_t unit = 0; unit < unit_count_; ++unit) {
+      if (!centred_[unit]) continue;
+      const double factor = gamma_.at(unit / units, g)[k] * sums_.at(UnitSums::u, unit, g)[k];
+      const float* mean = mean_of(unit) + c0;
+      for (int64_t c = 0; c < std::min<int64_t>(LANES, p_.group_in() - c0); ++c) total[c] += factor * mean[c];
     }
   }
 
@@ -280,10 +323,13 @@ class GradWeightWinograd {
     for (int64_t k = 0; k < std::min(kPack, p_.group_out() - k0); ++k) {
       const Vector<float> factor = splat(is_single() ? gamma_.at(0, g)[k0 + k] : 1);
       if (dots_wanted) load_weight(weight, V * L, g, k0 + k, c0);
+      double taken_out[V * L] = {};
+      add_means(taken_out, g, k0 + k, c0);
       for (int64_t i = 0; i < pieces_.count(); ++i) {
         const auto piece = pieces_.at(i);
         for (int64_t c = 0; c < V * L; c += L) {
-          Vector<float> points[NH][NW], taps[RH][RW];
+          Vector<float> points[NH][NW], taps[RH][RW], mean{};
+          for (int lane = 0; lane < L; ++lane) mean[lane] = static_cast<float>(taken_out[c + lane]);
           for (int h = 0; h < NH; ++h)
             for (int w = 0; w < NW; ++w)
               points[h][w] = load(sums + ((i * NH + h) * NW + w) * kPartPoint + k * V * L + c);
@@ -296,14 +342,14 @@ class GradWeightWinograd {
               const int64_t tap = ((piece.h + h) * p_.w.kernel + piece.w + w) * V * L + c;
               zero_or_nan += 0 * taps[h][w];
               if (dots_wanted) dots[k] += load(weight + tap) * taps[h][w];
-              store(grad_weight + tap, factor * taps[h][w]);
+              store(grad_weight + tap, factor * taps[h][w] + mean);
             }
         }
       }
       if (weight_wanted())
         order_.template store<E>(args_.grad_weight, g * p_.group_out() + k0 + k, grad_weight, V * L, c0, sources);
     }
-    if (!is_zero(zero_or_nan)) finite_ = false;
+    if (!is_zero<float>(zero_or_nan)) finite_ = false;
   }
 
   // <W, U> of the units from those of the parts.
@@ -328,6 +374,9 @@ class GradWeightWinograd {
   const Factors<float> gamma_;
   Scratch<float> x_, q_, grad_weight_;
   Scratch<double> dots_;
+  Scratch<float> means_;                    // of each unit's input channels,
+  std::vector<char> centred_;               // and whether they have been taken out
+  std::optional<TapSums<float>> tap_sums_;  // of the group, once a unit asks for them
   struct Unit {
     int64_t high, wide;  // tiles
   };

@@ -11,17 +11,23 @@ class UnitSums {
  public:
   enum Kind { u, g };  // sum_p u, sum_p g
 
-  // Of each unit, channels by group with `padded` places for one; <W, U> in so many parts.
+  // Of each unit, channels by group with `padded` places for one; <W, U'> and the shift in so many parts.
   UnitSums(const Problem& p, int64_t units_of_a_sample, int64_t padded, int64_t parts = 1)
       : per_sample_(units_of_a_sample),
         units_(p.batch * units_of_a_sample),
         groups_(p.groups),
         padded_(padded),
         parts_(parts),
-        data_((2 + parts) * units_ * groups_ * padded) {}
+        data_((2 + parts) * units_ * groups_ * padded),
+        shifts_(parts * units_ * groups_ * padded) {
+    std::fill(shifts_ + 0, shifts_ + parts * units_ * groups_ * padded, 0.0L);
+  }
 
   double* at(Kind kind, int64_t unit, int64_t group) { return place(kind, unit, group); }
-  double* product(int64_t part, int64_t unit, int64_t group) { return place(2 + part, unit, group); }  // of <W, U>
+  double* product(int64_t part, int64_t unit, int64_t group) { return place(2 + part, unit, group); }  // of <W, U'>
+  long double* shift(int64_t part, int64_t unit, int64_t group) {  // of <w, m>, see centre.h; 0 where it is not set
+    return shifts_ + ((part * units_ + unit) * groups_ + group) * padded_;
+  }
 
   // db, dgamma and dbeta from the sums of the units, in their order.
   template <class A>
@@ -44,18 +50,22 @@ class UnitSums {
       const int64_t group = k / p.group_out(), c = k % p.group_out();
       long double total_bias = 0;
       for (int64_t n = 0; n < p.batch; ++n) {
-        long double sum_u = 0, sum_g = 0, sum_product = 0;
+        long double sum_u = 0, sum_g = 0, sum_product = 0, sum_shifted = 0;
         for (int64_t unit = n * per_sample_; unit < (n + 1) * per_sample_; ++unit) {
           sum_u += at(u, unit, group)[c];
           sum_g += at(g, unit, group)[c];
           if (grad_gamma == nullptr) continue;
-          for (int64_t part = 0; part < parts_; ++part) sum_product += product(part, unit, group)[c];
+          for (int64_t part = 0; part < parts_; ++part) {
+            sum_product += product(part, unit, group)[c];
+            sum_shifted += shift(part, unit, group)[c] * at(u, unit, group)[c];
+          }
         }
         total_bias += gamma.at(n, group)[c] * sum_u;
         // g * relu(z) is NaN in plain PyTorch where g is not finite, though relu is off there and u is 0.
         if (post && p.lower_slope == 0) sum_product += 0 * sum_g;
         if (grad_gamma != nullptr)
-          grad_gamma[n * p.out_channels + k] = narrow<T>(static_cast<A>(sum_product + bias.at(0, group)[c] * sum_u));
+          grad_gamma[n * p.out_channels + k] =
+              narrow<T>(static_cast<A>(sum_product + (bias.at(0, group)[c] * sum_u + sum_shifted)));
         if (grad_beta != nullptr) grad_beta[n * p.out_channels + k] = narrow<T>(static_cast<A>(post ? sum_g : sum_u));
       }
       if (grad_bias != nullptr) grad_bias[k] = narrow<T>(static_cast<A>(total_bias));
@@ -63,7 +73,8 @@ class UnitSums {
   }
 
   int64_t per_sample_, units_, groups_, padded_, parts_;
-  Scratch<double> data_;  // over many positions, where a float would lose digits that PyTorch's sums keep
+  Scratch<double> data_;         // over many positions, where a float would lose digits that PyTorch's sums keep
+  Scratch<long double> shifts_;  // as many as there are of <W, U'>
 };
 
 constexpr int64_t kMostChannels = 128;  // of one task, at most

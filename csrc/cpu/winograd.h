@@ -12,7 +12,7 @@
 #include <atomic>
 
 #include "convolve.h"
-#include "winograd_tiles.h"
+#include "winograd_points.h"
 
 namespace film::FILM_ISA {
 
@@ -21,14 +21,20 @@ namespace film::FILM_ISA {
 inline int64_t apart(int64_t elements) { return elements + 64 / static_cast<int64_t>(sizeof(float)); }
 
 // How points are multiplied: in a register tile of so many rows at most, made for a number of vectors and rows; and
-// whether the weights are transformed in double.
+// whether weights and results are transformed in double.
 struct PointTile {
   int64_t most_rows;
   MultiplyTile<float> (*multiplier)(int vectors, int64_t rows);
   bool in_double;
 };
-constexpr PointTile kFastTile{kTileRows, tile_multiplier<float, kShortChunk>, false};
-constexpr PointTile kPreciseTile{kPreciseRows, precise_tile_multiplier, true};
+
+// Of tiles T. Digits are short in float32 alone: types of 16 bits have a float's to spare. Larger tiles lose more of
+// them, so their sums are more careful.
+template <class T>
+PointTile point_tile(DType dtype) {
+  if (dtype == DType::f32 && T::W::N > 4) return {kPreciseRows, precise_tile_multiplier, true};
+  return {kTileRows, tile_multiplier<float, kShortChunk>, dtype == DType::f32};
+}
 
 // Where transformed tiles stand: for each point, groups of as many as the register tile has rows, in chunks as it reads
 // them, whatever row of the image they are from.
@@ -75,40 +81,6 @@ struct TileRows {
  private:
   int64_t line(int64_t samples) const { return samples * wide * (in_lines ? 1 : high); }
 };
-
-// A vector of A from as many floats, and back.
-template <class A>
-inline Vector<A> load_floats(const float* p) {
-  typedef float Floats __attribute__((vector_size(kLanes<A> * sizeof(float))));
-  Floats v;
-  std::memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(v, Vector<A>);
-}
-template <class A>
-inline void store_floats(float* p, Vector<A> v) {
-  typedef float Floats __attribute__((vector_size(kLanes<A> * sizeof(float))));
-  const Floats rounded = __builtin_convertvector(v, Floats);
-  std::memcpy(p, &rounded, sizeof rounded);
-}
-
-// G g G^T of a vector of filters of so many rows and columns, zeros past those, whose taps are `line` and `tap` apart,
-// to points `step` apart. Where A is double, nothing but the results is rounded.
-template <class T, class A = float>
-inline void transform_filter(float* points, int64_t step, const float* taps, int64_t line, int64_t tap, int64_t rows,
-                             int64_t columns) {
-  constexpr int RH = T::H::R, RW = T::W::R, NH = T::H::N, NW = T::W::N, L = kLanes<A>;
-  for (int lane = 0; lane < kLanes<float>; lane += L) {
-    Vector<A> filter[RH][RW], out[NH][NW];
-    for (int h = 0; h < RH; ++h)
-      for (int w = 0; w < RW; ++w)
-        filter[h][w] = h < rows && w < columns ? load_floats<A>(taps + h * line + w * tap + lane) : Vector<A>{};
-    transform_2d(
-        filter, out, [](const auto& in, auto& out) { T::H::filter(in, out); },
-        [](const auto& in, auto& out) { T::W::filter(in, out); });
-    for (int h = 0; h < NH; ++h)
-      for (int w = 0; w < NW; ++w) store_floats<A>(points + (h * NW + w) * step + lane, out[h][w]);
-  }
-}
 
 // The transformed weights of a pass: for each group and panel [point][piece][source channel][vectors * lanes].
 template <class T>
@@ -196,32 +168,6 @@ Extent whole_tiles(const Extent& e) {
   return whole;
 }
 
-// Whether all lanes are 0, as products of 0 with finite numbers are.
-inline bool is_zero(Vector<float> v) {
-  for (int lane = 0; lane < kLanes<float>; ++lane)
-    if (v[lane] != 0) return false;
-  return true;
-}
-
-// B^T d B of a tile, a vector of channels, to points `step` apart; its rows and columns in the strip are `line` and
-// `pixel` apart.
-template <class T>
-inline void transform_tile(float* points, int64_t step, const float* corner, int64_t line, int64_t pixel) {
-  constexpr int NH = T::H::N, NW = T::W::N;
-  Vector<float> d[NH][NW], out[NH][NW];
-#pragma GCC unroll 8
-  for (int i = 0; i < NH; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < NW; ++j) d[i][j] = load(corner + i * line + j * pixel);
-  transform_2d(
-      d, out, [](const auto& in, auto& out) { T::H::data(in, out); },
-      [](const auto& in, auto& out) { T::W::data(in, out); });
-#pragma GCC unroll 8
-  for (int i = 0; i < NH; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < NW; ++j) store(points + (i * NW + j) * step, out[i][j]);
-}
-
 // The transformed tiles of a block, from its strip.
 template <class T>
 void transform_tiles(float* transformed, const TileRows& layout, const float* strip, const Extent& e,
@@ -243,35 +189,18 @@ void transform_tiles(float* transformed, const TileRows& layout, const float* st
 // A^T m A of every tile of a block, to results[position][vectors * lanes], the positions of `e` one row after another.
 // Returns whether all are finite.
 template <class T>
-bool gather_results(float* results, const float* products, const TileRows& layout, const Extent& e, int64_t width) {
-  constexpr int L = kLanes<float>, NH = T::H::N, NW = T::W::N, MH = T::H::M, MW = T::W::M;
-  const int64_t point = layout.result_point(width);
-  Vector<float> zero_or_nan{};
+bool gather_results(const PointTile& tile, float* results, const float* products, const TileRows& layout,
+                    const Extent& e, int64_t width) {
+  constexpr int MH = T::H::M, MW = T::W::M;
+  const auto transform = tile.in_double ? transform_results<T, double> : transform_results<T, float>;
+  bool finite = true;
   for (int64_t n = 0; n < e.samples; ++n)
     for (int64_t h = 0; h < e.rows; h += MH)
-      for (int64_t w = 0; w < e.columns; w += MW) {
-        const int64_t tile = layout.number(n, h / MH, w / MW);
-        const int64_t high = std::min<int64_t>(MH, e.rows - h), wide = std::min<int64_t>(MW, e.columns - w);
-        float* out = results + ((n * e.rows + h) * e.columns + w) * width;
-        for (int64_t v = 0; v < width; v += L) {
-          Vector<float> m[NH][NW], y[MH][MW];
-#pragma GCC unroll 8
-          for (int i = 0; i < NH; ++i)
-#pragma GCC unroll 8
-            for (int j = 0; j < NW; ++j) m[i][j] = load(products + (i * NW + j) * point + tile * width + v);
-          transform_2d(
-              m, y, [](const auto& in, auto& out) { T::H::results(in, out); },
-              [](const auto& in, auto& out) { T::W::results(in, out); });
-#pragma GCC unroll 4
-          for (int i = 0; i < MH; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < MW; ++j) {
-              zero_or_nan += 0 * y[i][j];
-              if (i < high && j < wide) store(out + (i * e.columns + j) * width + v, y[i][j]);
-            }
-        }
-      }
-  return is_zero(zero_or_nan);
+      for (int64_t w = 0; w < e.columns; w += MW)
+        finite &= transform(results + ((n * e.rows + h) * e.columns + w) * width, e.columns * width, width,
+                            products + layout.number(n, h / MH, w / MW) * width, layout.result_point(width), width,
+                            std::min<int64_t>(MH, e.rows - h), std::min<int64_t>(MW, e.columns - w));
+  return finite;
 }
 
 // As convolve, for a pass of T's taps; returns whether all sums are finite. Where not, some epilogues did not run.
@@ -311,7 +240,7 @@ bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const Win
                              (group + piece / pieces.along_w * layout.groups) * layout.group(),
                          weights.at(g, panel, point) + piece * source_channels * width,
                          products + point * layout.result_point(width) + group * layout.rows * width, piece == 0);
-          if (!gather_results<T>(results, products, layout, e, width)) finite = false;
+          if (!gather_results<T>(tile, results, products, layout, e, width)) finite = false;
           for (int64_t first = 0; first < count; first += kTileRows)
             epilogue(results + first * width, vectors, &rows[first], std::min<int64_t>(kTileRows, count - first), g,
                      panel * panels.kWidth, panels.used(panel));

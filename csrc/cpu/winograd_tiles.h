@@ -41,12 +41,15 @@ struct Pieces {
   int64_t along_h, along_w;
 };
 
-// Larger tiles save more products and lose more digits. Against plain PyTorch's own error (which may be doubled),
-// float32 comes out at 1.3 to 1.5 in forward with 2 x 4 results a tile, and at 2.4 with 4 x 4. Of the gradients, dW is
-// at 2.7 with 2 x 4 where sums are short and at 1.4 where they are long, and dx at 1.5 to 1.9 in a tile that keeps more
-// digits, but at 2.9 of small problems, for which plain PyTorch takes shorter sums, as in groups; 2 x 2 come to 1.1,
-// and 1.6 in groups. Along a row, dW is at 2.4 with 4 results. Kernels of more taps are more exact, since plain
-// PyTorch's sums are longer. Of the storage types of 16 bits, which are worked on in float32, none of this shows.
+// Larger tiles save more products and lose more digits; how many, against plain PyTorch's own error (which may be
+// doubled), `python -m bench.errors` measures. In float32 that decides which tiles serve. It depends on the kernel
+// (more taps make plain PyTorch's sums longer), on how plain PyTorch adds (in groups, in small gradients and with
+// unusual padding its sums are shorter), and most of all on the density, the part of all products that are not with 0:
+// plain PyTorch's error is that of the few products that are left, while a transformed tile has no zeros. The types of
+// 16 bits are worked on in float32, and have digits to spare.
+constexpr double kDense = 0.4;           // the least density for 2 x 4, and for 4 of 3 or 2 of 5 taps in a row
+constexpr double kHalfDense = 0.25;      // for Square5 and Square7
+constexpr double kNotSparse = 1.0 / 24;  // for 2 x 2, and for 2 of 3 taps in a row; below, all is summed directly
 
 inline bool has_taps(const Axis& a, int64_t taps) {
   return a.kernel == taps && a.stride == 1 && (taps == 1 || a.dilation == 1);
@@ -65,38 +68,49 @@ inline bool has_large_kernel(const Problem& p) {
   return is_odd(p.h) && is_odd(p.w) && !(p.h.kernel == 3 && p.w.kernel == 3);
 }
 
-// Calls body(tiles) with those for kernels of 3 x 3, SQUARE in float32, and returns what it does; false where the
-// problem is not one for them.
-template <class SQUARE, class Body>
-bool with_square_tiles(const Problem& p, const Body& body) {
+// Calls body(tiles) with those for kernels of 3 x 3, SQUARE in float32 where it is dense, and returns what it does;
+// false where the problem is not one for them. density() is asked for only where it decides.
+template <class SQUARE, class Density, class Body>
+bool with_square_tiles(const Problem& p, const Density& density, const Body& body) {
   if (!has_taps(p.h, 3) || !has_taps(p.w, 3) || !has_enough(p, 16, 64)) return false;
   if (p.dtype != DType::f32) return body(Square<4, 4>());
-  return p.groups == 1 ? body(SQUARE()) : body(Square<2, 2>());
+  const double dense = density();
+  if (dense < kNotSparse) return false;
+  return p.groups == 1 && dense >= kDense ? body(SQUARE()) : body(Square<2, 2>());
 }
 
 // The same for kernels of a single row, with LINE in float32 for 3 taps.
-template <class LINE, class Body>
-bool with_line_tiles(const Problem& p, const Body& body) {
-  if (!has_taps(p.h, 1) || !has_enough(p, 64, 128)) return false;
-  if (has_taps(p.w, 3)) return p.dtype == DType::f32 ? body(LINE()) : body(Line<4, 3>());
-  return has_taps(p.w, 5) && body(Line<2, 5>());
+template <class LINE, class Density, class Body>
+bool with_line_tiles(const Problem& p, const Density& density, const Body& body) {
+  if (!has_taps(p.h, 1) || !has_enough(p, 64, 128) || !(has_taps(p.w, 3) || has_taps(p.w, 5))) return false;
+  if (p.dtype != DType::f32) return p.w.kernel == 3 ? body(Line<4, 3>()) : body(Line<2, 5>());
+  const double dense = density();
+  if (p.w.kernel == 5) return dense >= kDense && body(Line<2, 5>());
+  return dense >= kNotSparse && (dense >= kDense ? body(LINE()) : body(Line<2, 3>()));
 }
 
-// The same for all kernels of forward and grad_input; LINE in float32 for rows of 3. With padding that is not
-// usual for a large kernel, plain PyTorch takes another way, which loses fewer digits.
-template <class SQUARE, class LINE, class Body>
-bool with_tiles(const Problem& p, bool unusual_padding, const Body& body) {
-  const bool exact = p.dtype == DType::f32;
-  if (p.dtype == DType::f64) return false;
-  if (with_square_tiles<SQUARE>(p, body)) return true;
-  if (exact && p.groups > 1) return false;
-  if (with_line_tiles<LINE>(p, body)) return true;
+// The same for kernels of several rows, but not 3 x 3. With padding that is not usual for them, plain PyTorch takes
+// another way, which loses fewer digits.
+template <class SQUARE, class Density, class Body>
+bool with_large_tiles(const Problem& p, bool unusual_padding, const Density& density, const Body& body) {
   const bool short_sums = p.h.kernel == 3;  // of plain PyTorch
   if (!has_large_kernel(p) || !(short_sums ? has_enough(p, 32, 1024) : has_enough(p, 12, 64))) return false;
-  if (exact && unusual_padding) return body(Square<2, 2>());
+  const bool exact = p.dtype == DType::f32;
+  const double dense = exact ? density() : 1;
+  if (dense < kNotSparse) return false;
+  if (exact && (unusual_padding || dense < (p.w.kernel == 3 ? kDense : kHalfDense))) return body(Square<2, 2>());
   if (p.w.kernel == 3) return body(SQUARE());
   if (p.w.kernel == 5) return body(Square5());
   return p.h.kernel == 7 ? body(Square7()) : body(Square<2, 2>());
+}
+
+// The same for all kernels of forward and grad_input.
+template <class SQUARE, class LINE, class Density, class Body>
+bool with_tiles(const Problem& p, bool unusual_padding, const Density& density, const Body& body) {
+  if (p.dtype == DType::f64) return false;
+  if (with_square_tiles<SQUARE>(p, density, body)) return true;
+  if (p.dtype == DType::f32 && p.groups > 1) return false;
+  return with_line_tiles<LINE>(p, density, body) || with_large_tiles<SQUARE>(p, unusual_padding, density, body);
 }
 
 // The same for grad_weight.
@@ -104,8 +118,9 @@ template <class SQUARE, class Body>
 bool with_gradient_tiles(const Problem& p, const Body& body) {
   const bool exact = p.dtype == DType::f32;
   if (p.dtype == DType::f64) return false;
-  if (with_square_tiles<SQUARE>(p, body)) return true;
-  if (!exact && with_line_tiles<Line<4, 3>>(p, body)) return true;
+  const auto density = [] { return 1.0; };  // sums over positions are long, zeros or not
+  if (with_square_tiles<SQUARE>(p, density, body)) return true;
+  if (!exact && with_line_tiles<Line<4, 3>>(p, density, body)) return true;
   if (!has_large_kernel(p) || (exact && p.groups > 1) || !has_enough(p, 12, 256)) return false;
   return body(Square<2, 2>());  // Square5 would be at 3.4 of short sums, at 1.9 of 4000 positions
 }

@@ -1,0 +1,162 @@
+"""Kinds of tensors on which errors are measured: what layers meet beside dense normal noise.
+
+Summation is judged on noise first, and noise hides much: it has no zeros, no mean that something else takes away, and no
+number that is larger than all others together. A kind is drawn for any layer, from a generator, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Layer(Protocol):
+    """What is read of a layer: the shapes of its input (N, C, *in) and its weight (K, C/groups, *kernel)."""
+
+    @property
+    def input(self) -> tuple[int, ...]: ...
+    @property
+    def weight(self) -> tuple[int, ...]: ...
+
+
+Change = Callable[[list[Tensor], torch.Generator], None]
+Gradient = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def _unchanged(tensors: list[Tensor], generator: torch.Generator) -> None:
+    pass
+
+
+def _noise(output: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(output.shape, generator=generator, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Changes normal tensors (input, weight, bias, gamma, beta) in place, and makes a gradient for an output."""
+
+    change: Change = _unchanged
+    gradient: Gradient = _noise
+    rare: bool = False  # whether a few elements have nearly all of the error, so that one draw says little
+
+
+def _one_in(count: int) -> Gradient:
+    """Most elements are 0, as behind a mask or a loss of few positions."""
+
+    def gradient(output: Tensor, generator: torch.Generator) -> Tensor:
+        kept = torch.rand(output.shape, generator=generator, dtype=torch.float64) < 1 / count
+        return _noise(output, generator) * kept
+
+    return gradient
+
+
+def _pooled(size: int) -> Gradient:
+    """What max pooling behind the layer hands back: one element of each window."""
+
+    def gradient(output: Tensor, generator: torch.Generator) -> Tensor:
+        windows = tuple(min(size, length) for length in output.shape[2:])
+        pool = F.max_pool1d if output.dim() == 3 else F.max_pool2d
+        leaf = output.detach().requires_grad_()
+        pooled = pool(leaf, windows)
+        return torch.autograd.grad(pooled, leaf, _noise(pooled, generator))[0]
+
+    return gradient
+
+
+def _mean_gradient(output: Tensor, generator: torch.Generator) -> Tensor:
+    """As average pooling behind the layer hands back."""
+    return 1 + 0.1 * _noise(output, generator)
+
+
+def _long_tail(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Factors of which a few are a hundred times as large as most."""
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).mul(1.5).exp()
+
+
+def _heavy_gradient(output: Tensor, generator: torch.Generator) -> Tensor:
+    return _noise(output, generator) * _long_tail(output, generator)
+
+
+def _gradient_outlier(output: Tensor, generator: torch.Generator) -> Tensor:
+    grad = _noise(output, generator)
+    _spoil(grad, generator)
+    return grad
+
+
+def _gradient_scales(output: Tensor, generator: torch.Generator) -> Tensor:
+    return _noise(output, generator) * _scales(output, 1)
+
+
+def _spoil(t: Tensor, generator: torch.Generator) -> None:
+    """Makes one element larger than all others together."""
+    at = int(torch.randint(t.numel(), (), generator=generator))
+    t.view(-1)[at] = 1e4
+
+
+def _scales(t: Tensor, dim: int) -> Tensor:
+    """From 1/100 to 100 along `dim`."""
+    sizes = [-1 if d == dim else 1 for d in range(t.dim())]
+    return torch.logspace(-2, 2, t.shape[dim], dtype=torch.float64).view(sizes)
+
+
+def _taken_away(mean: float) -> Change:
+    """The input has a mean, and the bias takes it away: an input that is not normalised, a folded batch norm."""
+
+    def change(tensors: list[Tensor], generator: torch.Generator) -> None:
+        input, weight, bias = tensors[:3]
+        input += mean
+        bias.mul_(0.3).sub_(mean * weight.flatten(1).sum(1))
+
+    return change
+
+
+def _of(place: int, act: Callable[[Tensor, torch.Generator], object]) -> Change:
+    def change(tensors: list[Tensor], generator: torch.Generator) -> None:
+        act(tensors[place], generator)
+
+    return change
+
+
+_INPUT, _WEIGHT, _GAMMA = 0, 1, 3
+
+KINDS: dict[str, Kind] = {
+    "normal": Kind(),
+    "gradient 1 in 4": Kind(gradient=_one_in(4)),
+    "gradient 1 in 16": Kind(gradient=_one_in(16)),
+    "max pool 2": Kind(gradient=_pooled(2)),
+    "max pool 4": Kind(gradient=_pooled(4)),
+    "max pool 8": Kind(gradient=_pooled(8)),
+    "mean of gradient": Kind(gradient=_mean_gradient),
+    "heavy gradient": Kind(gradient=_heavy_gradient),
+    "gradient outlier": Kind(gradient=_gradient_outlier, rare=True),
+    "gradient scales": Kind(gradient=_gradient_scales),
+    "mean of input": Kind(_of(_INPUT, lambda x, g: x.add_(3))),
+    "image": Kind(_of(_INPUT, lambda x, g: x.uniform_(0, 255, generator=g).floor_())),
+    "mean taken away": Kind(_taken_away(30), _mean_gradient),
+    "mean taken away, noise": Kind(_taken_away(30)),
+    "mean taken away, pool": Kind(_taken_away(3), _pooled(2)),
+    "sparse input": Kind(_of(_INPUT, lambda x, g: x.mul_(torch.rand(x.shape, generator=g, dtype=x.dtype) < 1 / 16))),
+    "heavy input": Kind(_of(_INPUT, lambda x, g: x.mul_(_long_tail(x, g)))),
+    "input outlier": Kind(_of(_INPUT, _spoil), rare=True),
+    "input scales": Kind(_of(_INPUT, lambda x, g: x.mul_(_scales(x, 1)))),
+    "heavy weight": Kind(_of(_WEIGHT, lambda w, g: w.mul_(_long_tail(w, g)))),
+    "weight scales": Kind(_of(_WEIGHT, lambda w, g: w.mul_(_scales(w, 0)))),
+    "constant weight": Kind(_of(_WEIGHT, lambda w, g: w.mul_(0.01).add_(1))),
+    "small gamma": Kind(_of(_GAMMA, lambda f, g: f.mul_(0.01)), _mean_gradient),
+}
+
+
+def draw(kind: str, layer: Layer, generator: torch.Generator) -> list[Tensor]:
+    """(input, weight, bias, gamma, beta) in float64; weights such that sums are of the input's size."""
+    n, k = layer.input[0], layer.weight[0]
+    shapes: Sequence[tuple[int, ...]] = (layer.input, layer.weight, (k,), (n, k), (n, k))
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    tensors[1] /= math.sqrt(math.prod(layer.weight[1:]))
+    KINDS[kind].change(tensors, generator)
+    return tensors

@@ -1,0 +1,150 @@
+// What keeps dgamma's digits where the bias takes the input's mean away again. With any number m for each source
+// channel, and tap sums w = sum over taps of W,
+//   dgamma = sum_p u * z = <W, U'> + (b + <w, m>) * sum_p u,     U' = the weight gradient of u from x - m,
+// and U = U' + m * sum_p u at every tap. Without it <W, U> and b * sum_p u can both be far larger than their sum, and
+// leave it their rounding errors. m is the mean over a unit (a block of positions of one sample), and zeros of padding
+// become -m, so that nothing but x is changed. Means that are small beside the elements are left where they are.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "patches.h"
+#include "planes.h"
+
+namespace film::FILM_ISA {
+
+// What tap sums and <w, m> are worked out in: both are as large as what cancels.
+template <class A>
+using Wide = std::conditional_t<std::is_same_v<A, float>, double, long double>;
+
+// The part of a strip's rows or columns, `extent` of them for destinations from `first` on, that are the source's own.
+struct Inside {
+  Inside(const Taps& taps, int64_t first, int64_t extent) {
+    const int64_t low = first * taps.step + taps.low();
+    begin = std::clamp<int64_t>(-low, 0, extent);
+    end = std::clamp<int64_t>(taps.source - low, begin, extent);
+  }
+  int64_t count() const { return end - begin; }
+  int64_t begin, end;
+};
+
+// Whether the means of some samples are more than chance and a small part of the elements make them. NaN says no.
+inline bool has_mean(double squared_means, double squares, int64_t samples) {
+  return squared_means > (1.0 / 16 + 2.0 / samples) * squares;
+}
+
+template <class A>
+inline A finite_mean(A sum, int64_t count) {
+  const A mean = sum / static_cast<A>(count);
+  return std::isfinite(mean) ? mean : A(0);  // x - m would spread what is not finite over its whole channel
+}
+
+// Takes the mean of each channel out of the strip of a unit. Returns false, and does nothing, where it is small.
+template <class A>
+bool centre_strip(A* strip, A* mean, const Extent& unit, const Taps& h, const Taps& w, int64_t channels) {
+  constexpr int64_t kSamples = 64;
+  const int64_t rows = h.extent(unit.rows), columns = w.extent(unit.columns);
+  const Inside high(h, unit.h0, rows), wide(w, unit.w0, columns);
+  const int64_t count = high.count() * wide.count();
+  if (count == 0) return false;
+  const auto pixel = [&](int64_t i) {
+    return strip + ((high.begin + i / wide.count()) * columns + wide.begin + i % wide.count()) * channels;
+  };
+  std::fill(mean, mean + channels, A(0));
+  const int64_t step = (count + kSamples - 1) / kSamples, samples = (count + step - 1) / step;
+  A squares = 0;
+  for (int64_t i = 0; i < count; i += step) {
+    const A* x = pixel(i);
+    for (int64_t c = 0; c < channels; ++c) mean[c] += x[c];
+    A lanes[4] = {};  // several chains, which need not wait for one another
+    for (int64_t c = 0; c < channels; ++c) lanes[c % 4] += x[c] * x[c];
+    squares += (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+  }
+  double squared_means = 0;
+  for (int64_t c = 0; c < channels; ++c) squared_means += std::pow(static_cast<double>(mean[c]) / samples, 2);
+  if (!has_mean(squared_means, static_cast<double>(squares) / samples, samples)) return false;
+
+  std::fill(mean, mean + channels, A(0));
+  for (int64_t i = 0; i < count; ++i) {
+    const A* x = pixel(i);
+    for (int64_t c = 0; c < channels; ++c) mean[c] += x[c];
+  }
+  for (int64_t c = 0; c < channels; ++c) mean[c] = finite_mean(mean[c], count);
+  for (int64_t i = 0; i < rows * columns; ++i)
+    for (int64_t c = 0; c < channels; ++c) strip[i * channels + c] -= mean[c];
+  return true;
+}
+
+// Adds the sum of a run, and of its squares, lane by lane.
+template <class A>
+inline void add_run(const A* x, int64_t count, Vector<A>& sum, Vector<A>& squares) {
+  for (int64_t i = 0; i < count; i += kLanes<A>) {
+    Vector<A> v = load(x + i);
+    if (count - i < kLanes<A>)
+      v = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(count - i) ? v : Vector<A>{};
+    sum += v;
+    squares += v * v;
+  }
+}
+
+// The same for the planes of a unit, `rows` destination rows from h0 on.
+template <class A>
+bool centre_planes(A* planes, A* mean, const PlaneShape& shape, int64_t rows, const Taps& h, const Taps& w,
+                   int64_t channels, int64_t h0) {
+  const int64_t extent = h.extent(rows), columns = w.extent(w.count);
+  const Inside high(h, h0, extent), wide(w, 0, columns);
+  const int64_t count = high.count() * wide.count();
+  if (count == 0) return false;
+  double squared_means = 0, squares = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    Vector<A> sum{}, square{};
+    for (int64_t row = high.begin; row < high.end; ++row)
+      for (int64_t phase = 0; phase < shape.phases; ++phase) {
+        const int64_t first = (std::max(wide.begin, phase) - phase + shape.phases - 1) / shape.phases;
+        const int64_t last = (wide.end - phase + shape.phases - 1) / shape.phases;
+        add_run(planes + c * shape.plane() + row * shape.row() + phase * shape.pitch + first, last - first, sum,
+                square);
+      }
+    A total = 0, total_squares = 0;
+    for (int lane = 0; lane < kLanes<A>; ++lane) total += sum[lane], total_squares += square[lane];
+    mean[c] = finite_mean(total, count);
+    squared_means += static_cast<double>(mean[c]) * mean[c], squares += static_cast<double>(total_squares) / count;
+  }
+  if (!has_mean(squared_means, squares, count)) return false;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t i = 0; i < extent * shape.row(); ++i) planes[c * shape.plane() + i] -= mean[c];
+  return true;
+}
+
+// w = the sum of each filter's taps, and <w, m>.
+template <class A>
+class TapSums {
+ public:
+  TapSums(int64_t channels, int64_t sources) : channels_(channels), sources_(sources), sums_(channels * sources) {}
+
+  // Filters of output channel k: tap t of source channel c is at t * tap + c * source.
+  void set(int64_t k, const A* filters, int64_t taps, int64_t tap, int64_t source) {
+    for (int64_t c = 0; c < sources_; ++c) {
+      Wide<A> sum = 0;
+      for (int64_t t = 0; t < taps; ++t) sum += filters[t * tap + c * source];
+      sums_[c * channels_ + k] = sum;
+    }
+  }
+
+  // shift[k] = <w[k], m> for output channels first .. last
+  void dot(const A* mean, int64_t first, int64_t last, long double* shift) const {
+    std::vector<Wide<A>> total(last - first);
+    for (int64_t c = 0; c < sources_; ++c) {
+      const Wide<A>* sums = sums_.data() + c * channels_ + first;
+      for (int64_t k = 0; k < last - first; ++k) total[k] += sums[k] * mean[c];
+    }
+    std::copy(total.begin(), total.end(), shift);
+  }
+
+ private:
+  int64_t channels_, sources_;
+  std::vector<Wide<A>> sums_;  // [source channel][output channel]
+};
+
+}  // namespace film::FILM_ISA

@@ -43,7 +43,7 @@ inline A finite_mean(A sum, int64_t count) {
 // Takes the mean of each channel out of the strip of a unit. Returns false, and does nothing, where it is small.
 template <class A>
 bool centre_strip(A* strip, A* mean, const Extent& unit, const Taps& h, const Taps& w, int64_t channels) {
-  constexpr int64_t kSamples = 64;
+  constexpr int64_t kSamples = 32, L = kLanes<A>;
   const int64_t rows = h.extent(unit.rows), columns = w.extent(unit.columns);
   const Inside high(h, unit.h0, rows), wide(w, unit.w0, columns);
   const int64_t count = high.count() * wide.count();
@@ -53,17 +53,19 @@ bool centre_strip(A* strip, A* mean, const Extent& unit, const Taps& h, const Ta
   };
   std::fill(mean, mean + channels, A(0));
   const int64_t step = (count + kSamples - 1) / kSamples, samples = (count + step - 1) / step;
-  A squares = 0;
+  Vector<A> lanes{};
+  double squares = 0;
   for (int64_t i = 0; i < count; i += step) {
     const A* x = pixel(i);
     for (int64_t c = 0; c < channels; ++c) mean[c] += x[c];
-    A lanes[4] = {};  // several chains, which need not wait for one another
-    for (int64_t c = 0; c < channels; ++c) lanes[c % 4] += x[c] * x[c];
-    squares += (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+    int64_t c = 0;
+    for (; c + L <= channels; c += L) lanes += load(x + c) * load(x + c);
+    for (; c < channels; ++c) squares += x[c] * x[c];
   }
+  for (int lane = 0; lane < L; ++lane) squares += lanes[lane];
   double squared_means = 0;
   for (int64_t c = 0; c < channels; ++c) squared_means += std::pow(static_cast<double>(mean[c]) / samples, 2);
-  if (!has_mean(squared_means, static_cast<double>(squares) / samples, samples)) return false;
+  if (!has_mean(squared_means, squares / samples, samples)) return false;
 
   std::fill(mean, mean + channels, A(0));
   for (int64_t i = 0; i < count; ++i) {
@@ -92,26 +94,33 @@ inline void add_run(const A* x, int64_t count, Vector<A>& sum, Vector<A>& square
 template <class A>
 bool centre_planes(A* planes, A* mean, const PlaneShape& shape, int64_t rows, const Taps& h, const Taps& w,
                    int64_t channels, int64_t h0) {
-  const int64_t extent = h.extent(rows), columns = w.extent(w.count);
-  const Inside high(h, h0, extent), wide(w, 0, columns);
-  const int64_t count = high.count() * wide.count();
-  if (count == 0) return false;
-  double squared_means = 0, squares = 0;
-  for (int64_t c = 0; c < channels; ++c) {
-    Vector<A> sum{}, square{};
-    for (int64_t row = high.begin; row < high.end; ++row)
-      for (int64_t phase = 0; phase < shape.phases; ++phase) {
-        const int64_t first = (std::max(wide.begin, phase) - phase + shape.phases - 1) / shape.phases;
-        const int64_t last = (wide.end - phase + shape.phases - 1) / shape.phases;
-        add_run(planes + c * shape.plane() + row * shape.row() + phase * shape.pitch + first, last - first, sum,
-                square);
-      }
-    A total = 0, total_squares = 0;
-    for (int lane = 0; lane < kLanes<A>; ++lane) total += sum[lane], total_squares += square[lane];
-    mean[c] = finite_mean(total, count);
-    squared_means += static_cast<double>(mean[c]) * mean[c], squares += static_cast<double>(total_squares) / count;
-  }
-  if (!has_mean(squared_means, squares, count)) return false;
+  constexpr int64_t kRows = 2;  // that are looked at first
+  const int64_t extent = h.extent(rows);
+  const Inside high(h, h0, extent), wide(w, 0, w.extent(w.count));
+  if (high.count() * wide.count() == 0) return false;
+  // The means of every step-th row; sets sums of their squares and of the mean squares.
+  double squared_means, squares;
+  const auto find_means = [&](int64_t step) {
+    const int64_t count = (high.count() + step - 1) / step * wide.count();
+    squared_means = squares = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      Vector<A> sum{}, square{};
+      for (int64_t row = high.begin; row < high.end; row += step)
+        for (int64_t phase = 0; phase < shape.phases; ++phase) {
+          const int64_t first = (std::max(wide.begin, phase) - phase + shape.phases - 1) / shape.phases;
+          const int64_t last = (std::max(wide.end, phase) - phase + shape.phases - 1) / shape.phases;
+          add_run(planes + c * shape.plane() + row * shape.row() + phase * shape.pitch + first, last - first, sum,
+                  square);
+        }
+      A total = 0, total_squares = 0;
+      for (int lane = 0; lane < kLanes<A>; ++lane) total += sum[lane], total_squares += square[lane];
+      mean[c] = finite_mean(total, count);
+      squared_means += static_cast<double>(mean[c]) * mean[c], squares += static_cast<double>(total_squares) / count;
+    }
+    return has_mean(squared_means, squares, count);
+  };
+  if (!find_means((high.count() + kRows - 1) / kRows)) return false;
+  find_means(1);
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t i = 0; i < extent * shape.row(); ++i) planes[c * shape.plane() + i] -= mean[c];
   return true;

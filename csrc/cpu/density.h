@@ -1,8 +1,11 @@
-// How much of what a convolution multiplies is not 0, estimated from a sample: few products mean that a direct sum is
-// rounded seldom, which Winograd's transforms, where zeros are lost among sums, cannot keep up with.
+// What a convolution multiplies, estimated from a sample: Winograd's tiles lose digits against a direct sum where few
+// products matter, since that is rounded seldom, while transformed tiles and filters have neither zeros nor channels
+// that count for nothing.
 #pragma once
 
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 #include "strip.h"
 
@@ -13,43 +16,81 @@ inline int64_t scattered(int64_t i, int64_t count, double step) {
   const double at = i * step + 0.5;
   return std::min(static_cast<int64_t>((at - std::floor(at)) * count), count - 1);
 }
+constexpr double kGolden = 0.6180339887, kPlastic = 0.7548776662;  // steps of such sequences
+
+struct Sample {
+  double density;             // the part of the elements that are not 0
+  double coherence = 0;       // of weights: 1 where all taps of a filter are the same, about 1 / taps in noise
+  std::vector<float> energy;  // sums of squares, for each source channel of each group
+};
 
 // Of a source as fill_strip has it: pieces of rows, all channels of a group. What is looked at depends on the sizes
 // alone.
 template <class Source>
-double density_of(const Source& source, int64_t batch, int64_t rows, int64_t columns, int64_t groups,
-                  int64_t channels) {
+Sample sample_source(const Source& source, int64_t batch, int64_t rows, int64_t columns, int64_t groups,
+                     int64_t channels) {
   constexpr int64_t kColumns = 32, kMost = 16384, kLeast = 1024, kShare = 8, kPieces = 8;
-  constexpr double kRows = 0.6180339887, kStarts = 0.7548776662;
   const int64_t wide = std::min(columns, kColumns), size = wide * channels;
   const int64_t wanted = std::clamp(batch * rows * columns * channels * groups / kShare, kLeast, kMost);
   const int64_t pieces = std::max(wanted / size, kPieces);
   Scratch<float> piece(size);
-  int64_t nonzero = 0;
+  std::vector<float> energy(groups * channels);
+  std::vector<int32_t> nonzero(channels);
   for (int64_t i = 0; i < pieces; ++i) {
-    const int64_t row = scattered(i, batch * rows, kRows), w = scattered(i, columns - wide + 1, kStarts);
-    source(static_cast<float*>(piece), row / rows, row % rows, w, w + wide, i % groups * channels, channels);
-    for (int64_t at = 0; at < size; ++at) nonzero += piece[at] != 0;
+    const int64_t row = scattered(i, batch * rows, kGolden), w = scattered(i, columns - wide + 1, kPlastic);
+    const int64_t first = i % groups * channels;
+    source(static_cast<float*>(piece), row / rows, row % rows, w, w + wide, first, channels);
+    for (int64_t at = 0; at < wide; ++at) {
+      const float* x = piece + at * channels;
+      for (int64_t c = 0; c < channels; ++c) energy[first + c] += x[c] * x[c], nonzero[c] += x[c] != 0;
+    }
   }
-  return static_cast<double>(nonzero) / (pieces * size);
+  const int64_t total = std::accumulate(nonzero.begin(), nonzero.end(), int64_t(0));
+  return {static_cast<double>(total) / (pieces * size), 0, std::move(energy)};
 }
 
-// Of a weight (K, C/groups, kh, kw): some of its filters.
-inline double density_of(const Problem& p, const View& weight) {
-  constexpr int64_t kFilters = 64;
-  constexpr double kStep = 0.6180339887;
-  const int64_t filters = p.out_channels * p.group_in(), looked_at = std::min(filters, kFilters);
+// Of a weight (K, C/groups, kh, kw): some of the filters of each source channel, which is the first dimension where it
+// is `transposed`.
+inline Sample sample_weight(const Problem& p, const View& weight, bool transposed) {
+  constexpr int64_t kFilters = 2;
+  const int64_t sources = transposed ? p.group_out() : p.group_in(), others = transposed ? p.group_in() : p.group_out();
+  const int64_t looked_at = std::min(others, kFilters), taps = p.h.kernel * p.w.kernel;
+  std::vector<float> energy(p.groups * sources);
   int64_t nonzero = 0;
+  double all = 0, together = 0;
   with_storage<float>(p.dtype, [&](auto element) {
     const auto* data = static_cast<const decltype(element)*>(weight.data);
-    for (int64_t i = 0; i < looked_at; ++i) {
-      const int64_t filter = scattered(i, filters, kStep);
-      const auto* taps = data + filter / p.group_in() * weight.n + filter % p.group_in() * weight.c;
-      for (int64_t h = 0; h < p.h.kernel; ++h)
-        for (int64_t w = 0; w < p.w.kernel; ++w) nonzero += widen<float>(taps[h * weight.h + w * weight.w]) != 0;
-    }
+    for (int64_t s = 0; s < p.groups * sources; ++s)
+      for (int64_t i = 0; i < looked_at; ++i) {
+        const int64_t other = scattered(s * looked_at + i, others, kGolden), own = s % sources;
+        const int64_t k = s / sources * p.group_out() + (transposed ? own : other), c = transposed ? other : own;
+        float sum = 0, squares = 0;
+        for (int64_t h = 0; h < p.h.kernel; ++h)
+          for (int64_t w = 0; w < p.w.kernel; ++w) {
+            const float x = widen<float>(data[k * weight.n + c * weight.c + h * weight.h + w * weight.w]);
+            nonzero += x != 0, sum += x, squares += x * x;
+          }
+        energy[s] += squares, all += squares, together += sum * sum;
+      }
   });
-  return static_cast<double>(nonzero) / (looked_at * p.h.kernel * p.w.kernel);
+  return {static_cast<double>(nonzero) / (p.groups * sources * looked_at * taps), together / (taps * all),
+          std::move(energy)};
 }
+
+// What decides how many digits a pass may lose.
+struct Spread {
+  Spread(const Sample& source, const Sample& weight)
+      : density(source.density * weight.density), coherence(weight.coherence) {
+    double sum = 0, squares = 0;
+    for (size_t i = 0; i < source.energy.size(); ++i) {
+      const double energy = static_cast<double>(source.energy[i]) * weight.energy[i];
+      sum += energy, squares += energy * energy;
+    }
+    channels = sum * sum / squares;
+  }
+  double density;    // of the products
+  double channels;   // as many of equal energy would be as uneven as all are: 1 where a single one outdoes the others
+  double coherence;  // of the weight
+};
 
 }  // namespace film::FILM_ISA

@@ -1,5 +1,4 @@
 // y = gamma * act(conv(x, W) + b) + beta, or act(gamma * (conv(x, W) + b) + beta), and the bits, in one pass.
-#include "density.h"
 #include "flatten.h"
 #include "planes.h"
 #include "winograd.h"
@@ -74,7 +73,7 @@ void forward(const Problem& p, const ForwardArgs& args) {
 template <class T>
 bool forward_in_tiles(const Problem& p, const ForwardArgs& args) {
   const Pass<float> pass{forward_taps(p.h), forward_taps(p.w), 0, {}};
-  const PointTile tile = point_tile<T>(p.dtype);
+  const PointTile tile = point_tile<T>(p.dtype, /*of_gradient=*/false);
   const WinogradWeights<T> weights(tile, pass, p, args.weight, /*transposed=*/false);
   const Modulation<float> by(p, args, Panels<float>{p.group_out()}.padded());
   return convolve_winograd(tile, pass, weights, p.batch, p.groups, p.group_in(), p.group_out(),
@@ -83,11 +82,12 @@ bool forward_in_tiles(const Problem& p, const ForwardArgs& args) {
 
 // Returns whether it could and did.
 bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
-  const auto density = [&] {
+  const auto spread = [&] {
     const Plain<float> source{args.input, row_loader<float>(p.dtype)};
-    return density_of(p, args.weight) * density_of(source, p.batch, p.h.in, p.w.in, p.groups, p.group_in());
+    return Spread(sample_source(source, p.batch, p.h.in, p.w.in, p.groups, p.group_in()),
+                  sample_weight(p, args.weight, /*transposed=*/false));
   };
-  return with_tiles<Square<2, 4>, Line<4, 3>>(p, pads_by_more_than_half(p), density,
+  return with_tiles<Square<2, 4>, Line<4, 3>>(p, pads_by_more_than_half(p), spread,
                                               [&](auto tiles) { return forward_in_tiles<decltype(tiles)>(p, args); });
 }
 

@@ -1,28 +1,11 @@
 // dx = conv_transpose(gamma * u, W) with u = g * slope(bits); the product is formed while the gradient is loaded.
-#include "density.h"
 #include "flatten.h"
+#include "modulated.h"
 #include "planes.h"
 #include "winograd.h"
 
 namespace film::FILM_ISA {
 namespace {
-
-// The rows of gamma * u.
-template <class A>
-struct Modulated {
-  const Problem& p;
-  const GradInputArgs& args;
-  const Factors<A>& gamma;
-  LoadRow<A> load;
-
-  void operator()(A* dst, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t k0, int64_t channels) const {
-    load(dst, channels, args.grad, n, h, w0, w1, k0, channels);
-    const uint8_t* bits = args.bits;
-    if (bits != nullptr) bits += ((n * p.h.out + h) * p.w.out + w0) * p.bit_row();
-    apply_bits(dst, channels, w1 - w0, channels, bits, p.bit_row(), k0, static_cast<A>(p.lower_slope),
-               gamma.at(n, k0 / channels));
-  }
-};
 
 inline int64_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
@@ -103,7 +86,7 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
     packed += packed_size(pass, p.groups, p.group_in());
   }
   const Factors<A> gamma(p, args.gamma, p.group_out(), static_cast<A>(p.gamma_offset), A(1));
-  const Modulated<A> source{p, args, gamma, row_loader<A>(p.dtype)};
+  const Modulated<A> source{p, args.grad, args.bits, &gamma, row_loader<A>(p.dtype)};
   if (passes.size() > 1 && !has_long_rows(p)) return in_rows(p, args, passes, source);
   for (const Pass<A>& pass : passes)
     convolve(pass, p.batch, p.groups, p.group_out(), p.group_in(), source,
@@ -113,29 +96,34 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
 template <class T>
 bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
-  const PointTile tile = point_tile<T>(p.dtype);
+  const PointTile tile = point_tile<T>(p.dtype, /*of_gradient=*/true);
   const LoadRow<float> load = row_loader<float>(p.dtype);
   const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
   const Pass<float> pass{grad_input_taps(p.h, 0), grad_input_taps(p.w, 0), 0, {}};
   const WinogradWeights<T> weights(tile, pass, p, args.weight, /*transposed=*/true);
   return convolve_winograd(tile, pass, weights, p.batch, p.groups, p.group_out(), p.group_in(),
-                           Modulated<float>{p, args, gamma, load},
+                           Modulated<float>{p, args.grad, args.bits, &gamma, load},
                            store_to<float>(args.grad_input, p, tile_storer<float>(p.dtype)));
 }
 
 // Returns whether it could and did.
 bool grad_input_by_winograd(const Problem& p, const GradInputArgs& args) {
   const auto in_tiles = [&](auto tiles) { return grad_input_in_tiles<decltype(tiles)>(p, args); };
-  const auto density = [&] {
-    const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
-    const Modulated<float> source{p, args, gamma, row_loader<float>(p.dtype)};
-    return density_of(p, args.weight) * density_of(source, p.batch, p.h.out, p.w.out, p.groups, p.group_out());
-  };
   // Where padding is not half of the kernel, plain PyTorch takes another way here too, either side of it.
   const bool unusual_padding = p.h.pad != p.h.kernel / 2 || p.w.pad != p.w.kernel / 2;
   const bool large = has_enough(p, 32, 1024) && !pads_by_more_than_half(p);
-  return large ? with_tiles<Square<2, 4>, Line<2, 3>>(p, unusual_padding, density, in_tiles)
-               : with_tiles<Square<2, 2>, Line<2, 3>>(p, unusual_padding, density, in_tiles);
+  const auto spread = [&] {
+    const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
+    const Modulated<float> source{p, args.grad, args.bits, &gamma, row_loader<float>(p.dtype)};
+    Spread found(sample_source(source, p.batch, p.h.out, p.w.out, p.groups, p.group_out()),
+                 sample_weight(p, args.weight, /*transposed=*/true));
+    // Of small problems plain PyTorch's sums are so short that no tile keeps up with nearly constant filters: as of
+    // products that are nearly all with 0.
+    if (!large && found.coherence > kConstant) found.density = 0;
+    return found;
+  };
+  return large ? with_tiles<Square<2, 4>, Line<2, 3>>(p, unusual_padding, spread, in_tiles)
+               : with_tiles<Square<2, 2>, Line<2, 3>>(p, unusual_padding, spread, in_tiles);
 }
 
 // The planes of gamma * u.

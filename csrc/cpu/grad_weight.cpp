@@ -95,10 +95,9 @@ class GradWeight {
           weight(of.block_ * of.row_),
           grad_weight(of.block_ * of.row_),
           grad_gamma(units * of.block_),
-          mean_row(of.p_.w.kernel * of.source_block_),
-          means(units * mean_row),
+          means(units * of.source_block_),
           sums_u(units * of.block_),
-          taken_out(units) {
+          centred(units) {
       strips.zero(units * strip_size + kGradVectors * kLanes<A>);
       piece.zero(kPiece * of.block_);
       weight.zero(of.block_ * of.row_);
@@ -107,10 +106,8 @@ class GradWeight {
     Scratch<A> strips, u, piece;
     Scratch<A> weight, grad_weight;  // [channel][row_]: the task's products (tap, source channel) of W and dW
     Scratch<Vector<A>> grad_gamma;
-    // Of each unit: m for the products of a kernel row, sum_p u, and what of them there is.
-    const int64_t mean_row;
-    Scratch<A> means, sums_u;
-    std::vector<TakenOut<A>> taken_out;
+    Scratch<A> means, sums_u;            // of each unit, m and sum_p u,
+    std::vector<char> centred;           // and whether m has been taken out
     std::optional<TapSums<A>> tap_sums;  // of the task, once a unit asks for them
   };
 
@@ -191,6 +188,7 @@ class GradWeight {
             add_products(unit, unit - first, kh, kw, at, std::min<int64_t>(length - at, kGradVectors * kLanes<A>), part,
                          fresh && unit == first, space);
     if (args_.grad_gamma == nullptr) return;
+    if (args_.grad_weight.data != nullptr) put_means_back(first, last, part, space);
     for (int64_t unit = first; unit < last; ++unit)
       for (int64_t k = 0; k < part.channels; ++k)
         sums_.product(part.source, unit, part.g)[part.k0 + k] =
@@ -198,17 +196,32 @@ class GradWeight {
   }
 
   void take_mean_out(int64_t unit, int64_t i, const Extent& e, const Part& part, Workspace& space) {
-    A* mean = space.means + i * space.mean_row;
-    space.taken_out[i] = {};
-    if (!centre_strip(space.strips + i * space.strip_size, mean, e, h_, w_, part.sources)) return;
-    for (int64_t kw = 1; kw < p_.w.kernel; ++kw) std::copy(mean, mean + part.sources, mean + kw * part.sources);
-    space.taken_out[i] = {mean, space.sums_u + i * block_};
+    A* mean = space.means + i * source_block_;
+    space.centred[i] = centre_strip(space.strips + i * space.strip_size, mean, e, h_, w_, part.sources);
+    if (!space.centred[i]) return;
     const int64_t used = std::min(part.channels, channels_ - part.k0);
     if (!space.tap_sums) {
       space.tap_sums.emplace(used, part.sources);
       for (int64_t k = 0; k < used; ++k) space.tap_sums->set(k, space.weight + k * row_, taps_, part.sources, 1);
     }
     space.tap_sums->dot(mean, 0, used, sums_.shift(part.source, unit, part.g) + part.k0);
+  }
+
+  // dW += gamma * m * sum_p u at every tap, for the units that had their mean taken out.
+  void put_means_back(int64_t first, int64_t last, const Part& part, Workspace& space) {
+    for (int64_t unit = first; unit < last; ++unit) {
+      const int64_t i = unit - first;
+      if (!space.centred[i]) continue;
+      const A* mean = space.means + i * source_block_;
+      const A* gamma = gamma_.at(extent_of(units_, pass_, p_.batch, unit).n0, part.g) + part.k0;
+      for (int64_t k = 0; k < std::min(part.channels, channels_ - part.k0); ++k) {
+        const A factor = gamma[k] * space.sums_u[i * block_ + k];
+        for (int64_t tap = 0; tap < taps_; ++tap) {
+          A* at = space.grad_weight + k * row_ + tap * part.sources;
+          for (int64_t c = 0; c < part.sources; ++c) at[c] += factor * mean[c];
+        }
+      }
+    }
   }
 
   // The products at .. at + valid of one run, for all output channels of the task.
@@ -225,7 +238,6 @@ class GradWeight {
     A* grad_weight = args_.grad_weight.data == nullptr ? nullptr : space.grad_weight + place;
     Vector<A>* grad_gamma = space.grad_gamma + i * part.channels;
     const A* gamma = gamma_.at(e.n0, part.g) + part.k0;
-    const TakenOut<A>& out = space.taken_out[i];
     const auto tiles = [&](auto vectors) {
       for (int64_t k = 0; k < part.channels; k += kGradRows)
         UnitTile<A, decltype(vectors)::value>{u + k * e.positions(),
@@ -242,8 +254,7 @@ class GradWeight {
                                               gamma + k,
                                               args_.grad_gamma == nullptr ? nullptr : grad_gamma + k,
                                               fresh,
-                                              chain_,
-                                              out.mean == nullptr ? out : TakenOut<A>{out.mean + at, out.sum_u + k}}();
+                                              chain_}();
     };
     with_constant<kGradVectors>((valid + L - 1) / L, tiles);
   }

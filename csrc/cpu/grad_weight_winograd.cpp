@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "centre.h"
+#include "modulated.h"
 #include "unit_sums.h"
 #include "unit_tile.h"
 #include "weight_order.h"
@@ -389,8 +390,13 @@ class GradWeightWinograd {
 
 bool run_grad_weight_by_winograd(const Problem& p, const GradWeightArgs& args) {
   const auto in_tiles = [&](auto tiles) { return GradWeightWinograd<decltype(tiles)>(p, args)(); };
-  return p.positions() >= 2048 ? with_gradient_tiles<Square<2, 4>>(p, in_tiles)
-                               : with_gradient_tiles<Square<2, 2>>(p, in_tiles);
+  const auto density = [&] {
+    const LoadRow<float> load = row_loader<float>(p.dtype);
+    const Modulated<float> gradient{p, args.grad, args.bits, nullptr, load};
+    return sample_source(Plain<float>{args.input, load}, p.batch, p.h.in, p.w.in, p.groups, p.group_in()).density *
+           sample_source(gradient, p.batch, p.h.out, p.w.out, p.groups, p.group_out()).density;
+  };
+  return with_gradient_tiles(p, density, in_tiles);
 }
 
 }  // namespace film::FILM_ISA

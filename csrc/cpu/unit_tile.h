@@ -13,14 +13,7 @@ inline double sum_lanes(Vector<A> v) {
   return sum;
 }
 
-// What has been taken out of x (centre.h): m at each product of the run, or null, and sum_p u of these channels.
-template <class A>
-struct TakenOut {
-  const A *mean = nullptr, *sum_u = nullptr;
-};
-
-// U'[k][product] = sum over positions of u[k] * x[product]; then both uses of it: dW += gamma * U, where
-// U = U' + m * sum_p u, and dgamma += <W, U'>.
+// U[k][product] = sum over positions of u[k] * x[product]; then both uses of it: dW += gamma * U, dgamma += <W, U>.
 template <class A, int V>
 struct UnitTile {
   const A *u, *x;  // u[position][u_pitch]; x at the run's first product
@@ -30,11 +23,10 @@ struct UnitTile {
   A* grad_weight;         // the same, or null
   int64_t row, valid;     // elements between channels; lanes of the tile that are products
   const A* gamma;         // of these channels
-  Vector<A>* grad_gamma;  // lane sums of <W, U'>, or null
+  Vector<A>* grad_gamma;  // lane sums of <W, U>, or null
 
   bool fresh;     // whether dW holds nothing yet
   int64_t chain;  // positions summed in one chain; chains are then added, to keep digits
-  TakenOut<A> out = {};
 
   // Not inlined: among others' variables the compiler does not keep the sums in registers.
   [[gnu::noinline]] void operator()() const {
@@ -97,16 +89,6 @@ struct UnitTile {
       use<true>(total);
     else
       use<false>(total);
-    if (out.mean != nullptr && grad_weight != nullptr) add_mean();
-  }
-
-  // dW += gamma * m * sum_p u
-  void add_mean() const {
-    for (int m = 0; m < kGradRows; ++m) {
-      const A factor = gamma[m] * out.sum_u[m];
-      A* at = grad_weight + m * row;
-      for (int64_t i = 0; i < valid; ++i) at[i] += factor * out.mean[i];
-    }
   }
 
   template <bool Whole>

@@ -21,19 +21,20 @@ namespace film::FILM_ISA {
 inline int64_t apart(int64_t elements) { return elements + 64 / static_cast<int64_t>(sizeof(float)); }
 
 // How points are multiplied: in a register tile of so many rows at most, made for a number of vectors and rows; and
-// whether weights and results are transformed in double.
+// whether weights, and results, are transformed in double.
 struct PointTile {
   int64_t most_rows;
   MultiplyTile<float> (*multiplier)(int vectors, int64_t rows);
-  bool in_double;
+  bool weights_in_double, results_in_double;
 };
 
 // Of tiles T. Digits are short in float32 alone: types of 16 bits have a float's to spare. Larger tiles lose more of
-// them, so their sums are more careful.
+// them, so their sums are more careful; and plain PyTorch keeps more of them in the gradient than in the output.
 template <class T>
-PointTile point_tile(DType dtype) {
-  if (dtype == DType::f32 && T::W::N > 4) return {kPreciseRows, precise_tile_multiplier, true};
-  return {kTileRows, tile_multiplier<float, kShortChunk>, dtype == DType::f32};
+PointTile point_tile(DType dtype, bool of_gradient) {
+  const bool exact = dtype == DType::f32;
+  if (exact && T::W::N > 4) return {kPreciseRows, precise_tile_multiplier, true, of_gradient};
+  return {kTileRows, tile_multiplier<float, kShortChunk>, exact, exact && of_gradient};
 }
 
 // Where transformed tiles stand: for each point, groups of as many as the register tile has rows, in chunks as it reads
@@ -93,7 +94,7 @@ class WinogradWeights {
         panels_{transposed ? p.group_in() : p.group_out()},
         data_(p.groups * panels_.count() * panel_size()) {
     constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels of a panel that go through it together
-    const auto transform = tile.in_double ? transform_filter<T, double> : transform_filter<T>;
+    const auto transform = tile.weights_in_double ? transform_filter<T, double> : transform_filter<T>;
     const int64_t cuts = (sources_ + kSources - 1) / kSources;
     with_storage<float>(p.dtype, [&](auto element) {
       const LanePacker<float, decltype(element)> pack(pass, weight, p.h, p.w, kSources, transposed);
@@ -192,7 +193,7 @@ template <class T>
 bool gather_results(const PointTile& tile, float* results, const float* products, const TileRows& layout,
                     const Extent& e, int64_t width) {
   constexpr int MH = T::H::M, MW = T::W::M;
-  const auto transform = tile.in_double ? transform_results<T, double> : transform_results<T, float>;
+  const auto transform = tile.results_in_double ? transform_results<T, double> : transform_results<T, float>;
   bool finite = true;
   for (int64_t n = 0; n < e.samples; ++n)
     for (int64_t h = 0; h < e.rows; h += MH)

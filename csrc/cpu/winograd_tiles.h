@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../problem.h"
+#include "density.h"
 #include "winograd_transform.h"
 
 namespace film::FILM_ISA {
@@ -44,12 +45,18 @@ struct Pieces {
 // Larger tiles save more products and lose more digits; how many, against plain PyTorch's own error (which may be
 // doubled), `python -m bench.errors` measures. In float32 that decides which tiles serve. It depends on the kernel
 // (more taps make plain PyTorch's sums longer), on how plain PyTorch adds (in groups, in small gradients and with
-// unusual padding its sums are shorter), and most of all on the density, the part of all products that are not with 0:
-// plain PyTorch's error is that of the few products that are left, while a transformed tile has no zeros. The types of
-// 16 bits are worked on in float32, and have digits to spare.
+// unusual padding its sums are shorter), and most of all on what is multiplied (density.h). The types of 16 bits are
+// worked on in float32, and have digits to spare.
 constexpr double kDense = 0.4;           // the least density for 2 x 4, and for 4 of 3 or 2 of 5 taps in a row
-constexpr double kHalfDense = 0.25;      // for Square5 and Square7
-constexpr double kNotSparse = 1.0 / 24;  // for 2 x 2, and for 2 of 3 taps in a row; below, all is summed directly
+constexpr double kHalfDense = 0.3;       // for Square5 and Square7
+constexpr double kNotSparse = 1.0 / 12;  // for 2 x 2, and for 2 of 3 taps in a row; below, all is summed directly
+constexpr double kFewChannels = 5;       // with fewer that count, no larger tile than these last ones serves,
+constexpr double kConstant = 0.5;        // nor for filters of more coherence, which transforms make larger
+constexpr double kFewTerms = 32;         // with fewer products that are not with 0 in its sums, dW is summed directly
+
+inline bool suits_large_tiles(const Spread& spread, double density) {
+  return spread.density >= density && spread.channels >= kFewChannels && spread.coherence <= kConstant;
+}
 
 inline bool has_taps(const Axis& a, int64_t taps) {
   return a.kernel == taps && a.stride == 1 && (taps == 1 || a.dilation == 1);
@@ -68,61 +75,68 @@ inline bool has_large_kernel(const Problem& p) {
   return is_odd(p.h) && is_odd(p.w) && !(p.h.kernel == 3 && p.w.kernel == 3);
 }
 
-// Calls body(tiles) with those for kernels of 3 x 3, SQUARE in float32 where it is dense, and returns what it does;
-// false where the problem is not one for them. density() is asked for only where it decides.
-template <class SQUARE, class Density, class Body>
-bool with_square_tiles(const Problem& p, const Density& density, const Body& body) {
+// Calls body(tiles) with those for kernels of 3 x 3, SQUARE in float32 where the factors allow it, and returns what it
+// does; false where the problem is not one for them. spread() is asked for only where it decides.
+template <class SQUARE, class Factors, class Body>
+bool with_square_tiles(const Problem& p, const Factors& spread, const Body& body) {
   if (!has_taps(p.h, 3) || !has_taps(p.w, 3) || !has_enough(p, 16, 64)) return false;
   if (p.dtype != DType::f32) return body(Square<4, 4>());
-  const double dense = density();
-  if (dense < kNotSparse) return false;
-  return p.groups == 1 && dense >= kDense ? body(SQUARE()) : body(Square<2, 2>());
+  const Spread found = spread();
+  if (found.density < kNotSparse) return false;
+  return p.groups == 1 && suits_large_tiles(found, kDense) ? body(SQUARE()) : body(Square<2, 2>());
 }
 
 // The same for kernels of a single row, with LINE in float32 for 3 taps.
-template <class LINE, class Density, class Body>
-bool with_line_tiles(const Problem& p, const Density& density, const Body& body) {
+template <class LINE, class Factors, class Body>
+bool with_line_tiles(const Problem& p, const Factors& spread, const Body& body) {
   if (!has_taps(p.h, 1) || !has_enough(p, 64, 128) || !(has_taps(p.w, 3) || has_taps(p.w, 5))) return false;
   if (p.dtype != DType::f32) return p.w.kernel == 3 ? body(Line<4, 3>()) : body(Line<2, 5>());
-  const double dense = density();
-  if (p.w.kernel == 5) return dense >= kDense && body(Line<2, 5>());
-  return dense >= kNotSparse && (dense >= kDense ? body(LINE()) : body(Line<2, 3>()));
+  const Spread found = spread();
+  const bool large = suits_large_tiles(found, kDense);
+  if (p.w.kernel == 5 && large) return body(Line<2, 5>());
+  return found.density >= kNotSparse && (p.w.kernel == 3 && large ? body(LINE()) : body(Line<2, 3>()));
 }
 
 // The same for kernels of several rows, but not 3 x 3. With padding that is not usual for them, plain PyTorch takes
 // another way, which loses fewer digits.
-template <class SQUARE, class Density, class Body>
-bool with_large_tiles(const Problem& p, bool unusual_padding, const Density& density, const Body& body) {
+template <class SQUARE, class Factors, class Body>
+bool with_large_tiles(const Problem& p, bool unusual_padding, const Factors& spread, const Body& body) {
   const bool short_sums = p.h.kernel == 3;  // of plain PyTorch
   if (!has_large_kernel(p) || !(short_sums ? has_enough(p, 32, 1024) : has_enough(p, 12, 64))) return false;
-  const bool exact = p.dtype == DType::f32;
-  const double dense = exact ? density() : 1;
-  if (dense < kNotSparse) return false;
-  if (exact && (unusual_padding || dense < (p.w.kernel == 3 ? kDense : kHalfDense))) return body(Square<2, 2>());
+  if (p.dtype == DType::f32) {
+    const Spread found = spread();
+    if (found.density < kNotSparse) return false;
+    if (unusual_padding || !suits_large_tiles(found, p.w.kernel == 3 ? kDense : kHalfDense))
+      return body(Square<2, 2>());
+  }
   if (p.w.kernel == 3) return body(SQUARE());
   if (p.w.kernel == 5) return body(Square5());
   return p.h.kernel == 7 ? body(Square7()) : body(Square<2, 2>());
 }
 
 // The same for all kernels of forward and grad_input.
-template <class SQUARE, class LINE, class Density, class Body>
-bool with_tiles(const Problem& p, bool unusual_padding, const Density& density, const Body& body) {
+template <class SQUARE, class LINE, class Factors, class Body>
+bool with_tiles(const Problem& p, bool unusual_padding, const Factors& spread, const Body& body) {
   if (p.dtype == DType::f64) return false;
-  if (with_square_tiles<SQUARE>(p, density, body)) return true;
+  if (with_square_tiles<SQUARE>(p, spread, body)) return true;
   if (p.dtype == DType::f32 && p.groups > 1) return false;
-  return with_line_tiles<LINE>(p, density, body) || with_large_tiles<SQUARE>(p, unusual_padding, density, body);
+  return with_line_tiles<LINE>(p, spread, body) || with_large_tiles<SQUARE>(p, unusual_padding, spread, body);
 }
 
-// The same for grad_weight.
-template <class SQUARE, class Body>
-bool with_gradient_tiles(const Problem& p, const Body& body) {
-  const bool exact = p.dtype == DType::f32;
+// The same for grad_weight; density() is that of its products. Larger tiles lose digits in dgamma, however many
+// positions there are, and Square5 would be at 3.4 of short sums in dW.
+template <class Density, class Body>
+bool with_gradient_tiles(const Problem& p, const Density& density, const Body& body) {
+  const auto is_square = [&] { return has_taps(p.h, 3) && has_taps(p.w, 3) && has_enough(p, 16, 64); };
   if (p.dtype == DType::f64) return false;
-  const auto density = [] { return 1.0; };  // sums over positions are long, zeros or not
-  if (with_square_tiles<SQUARE>(p, density, body)) return true;
-  if (!exact && with_line_tiles<Line<4, 3>>(p, density, body)) return true;
-  if (!has_large_kernel(p) || (exact && p.groups > 1) || !has_enough(p, 12, 256)) return false;
-  return body(Square<2, 2>());  // Square5 would be at 3.4 of short sums, at 1.9 of 4000 positions
+  if (p.dtype == DType::f32) {
+    if (!is_square() && !(has_large_kernel(p) && p.groups == 1 && has_enough(p, 12, 256))) return false;
+    return p.positions() * density() >= kFewTerms && body(Square<2, 2>());
+  }
+  if (is_square()) return body(Square<4, 4>());
+  if (has_taps(p.h, 1) && has_taps(p.w, 3) && has_enough(p, 64, 128)) return body(Line<4, 3>());
+  if (has_taps(p.h, 1) && has_taps(p.w, 5) && has_enough(p, 64, 128)) return body(Line<2, 5>());
+  return has_large_kernel(p) && has_enough(p, 12, 256) && body(Square<2, 2>());
 }
 
 }  // namespace film::FILM_ISA

@@ -1,7 +1,7 @@
 """Kinds of tensors on which errors are measured: what layers meet beside dense normal noise.
 
-Summation is judged on noise first, and noise hides much: it has no zeros, no mean that something else takes away, and no
-number that is larger than all others together. A kind is drawn for any layer, from a generator, in float64.
+Summation is judged on noise first, and noise hides much: it has no zeros, no mean that something else takes away, and
+no number that is larger than all others together. A kind is drawn for any layer, from a generator, in float64.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ KINDS: dict[str, Kind] = {
     "max pool 4": Kind(gradient=_pooled(4)),
     "max pool 8": Kind(gradient=_pooled(8)),
     "mean of gradient": Kind(gradient=_mean_gradient),
-    "heavy gradient": Kind(gradient=_heavy_gradient),
+    "heavy gradient": Kind(gradient=_heavy_gradient, rare=True),
     "gradient outlier": Kind(gradient=_gradient_outlier, rare=True),
-    "gradient scales": Kind(gradient=_gradient_scales),
+    "gradient scales": Kind(gradient=_gradient_scales, rare=True),
     "mean of input": Kind(_of(_INPUT, lambda x, g: x.add_(3))),
     "image": Kind(_of(_INPUT, lambda x, g: x.uniform_(0, 255, generator=g).floor_())),
     "mean taken away": Kind(_taken_away(30), _mean_gradient),
@@ -145,8 +145,9 @@ KINDS: dict[str, Kind] = {
     "heavy input": Kind(_of(_INPUT, lambda x, g: x.mul_(_long_tail(x, g)))),
     "input outlier": Kind(_of(_INPUT, _spoil), rare=True),
     "input scales": Kind(_of(_INPUT, lambda x, g: x.mul_(_scales(x, 1)))),
+    "one channel": Kind(_of(_INPUT, lambda x, g: x[:, -1].mul_(1e3))),
     "heavy weight": Kind(_of(_WEIGHT, lambda w, g: w.mul_(_long_tail(w, g)))),
-    "weight scales": Kind(_of(_WEIGHT, lambda w, g: w.mul_(_scales(w, 0)))),
+    "weight scales": Kind(_of(_WEIGHT, lambda w, g: w.mul_(_scales(w, 0))), rare=True),
     "constant weight": Kind(_of(_WEIGHT, lambda w, g: w.mul_(0.01).add_(1))),
     "small gamma": Kind(_of(_GAMMA, lambda f, g: f.mul_(0.01)), _mean_gradient),
 }

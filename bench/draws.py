@@ -84,9 +84,11 @@ def _heavy_gradient(output: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _gradient_outlier(output: Tensor, generator: torch.Generator) -> Tensor:
+    """In each map, so that there are as many as there are factors."""
     grad = _noise(output, generator)
-    _spoil(grad, generator)
-    return grad
+    maps = grad.flatten(0, 1).flatten(1)
+    at = torch.randint(maps.shape[1], (maps.shape[0], 1), generator=generator)
+    return maps.scatter(1, at, 1e4).view_as(grad)
 
 
 def _gradient_scales(output: Tensor, generator: torch.Generator) -> Tensor:
@@ -134,7 +136,7 @@ KINDS: dict[str, Kind] = {
     "max pool 8": Kind(gradient=_pooled(8)),
     "mean of gradient": Kind(gradient=_mean_gradient),
     "heavy gradient": Kind(gradient=_heavy_gradient, rare=True),
-    "gradient outlier": Kind(gradient=_gradient_outlier, rare=True),
+    "gradient outlier": Kind(gradient=_gradient_outlier),
     "gradient scales": Kind(gradient=_gradient_scales, rare=True),
     "mean of input": Kind(_of(_INPUT, lambda x, g: x.add_(3))),
     "image": Kind(_of(_INPUT, lambda x, g: x.uniform_(0, 255, generator=g).floor_())),

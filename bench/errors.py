@@ -67,7 +67,7 @@ LAYERS = (
     Layer("5x5", (2, 24, 16, 16), (24, 24, 5, 5), 2),
     Layer("5x5 of few channels", (2, 12, 16, 16), (12, 12, 5, 5), 2, activation="leaky_relu"),
     Layer("5x5 padded otherwise", (2, 16, 16, 18), (16, 16, 5, 5), 1),
-    Layer("7x7", (1, 16, 20, 20), (16, 16, 7, 7), 3),
+    Layer("7x7", (2, 16, 18, 18), (16, 16, 7, 7), 3),
     Layer("7x7 of few positions", (2, 24, 14, 14), (12, 24, 7, 7), 3),
 )
 

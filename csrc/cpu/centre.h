@@ -130,30 +130,38 @@ bool centre_planes(A* planes, A* mean, const PlaneShape& shape, int64_t rows, co
 template <class A>
 class TapSums {
  public:
-  TapSums(int64_t channels, int64_t sources) : channels_(channels), sources_(sources), sums_(channels * sources) {}
+  TapSums(int64_t channels, int64_t sources) : sources_(sources), sums_(channels * sources) {}
 
   // Filters of output channel k: tap t of source channel c is at t * tap + c * source.
   void set(int64_t k, const A* filters, int64_t taps, int64_t tap, int64_t source) {
-    for (int64_t c = 0; c < sources_; ++c) {
-      Wide<A> sum = 0;
-      for (int64_t t = 0; t < taps; ++t) sum += filters[t * tap + c * source];
-      sums_[c * channels_ + k] = sum;
+    Wide<A>* sums = sums_.data() + k * sources_;
+    for (int64_t t = 0; t < taps; ++t) {
+      if (source == 1)
+        for (int64_t c = 0; c < sources_; ++c) sums[c] += filters[t * tap + c];
+      else
+        for (int64_t c = 0; c < sources_; ++c) sums[c] += filters[t * tap + c * source];
     }
   }
 
   // shift[k] = <w[k], m> for output channels first .. last
   void dot(const A* mean, int64_t first, int64_t last, long double* shift) const {
-    std::vector<Wide<A>> total(last - first);
-    for (int64_t c = 0; c < sources_; ++c) {
-      const Wide<A>* sums = sums_.data() + c * channels_ + first;
-      for (int64_t k = 0; k < last - first; ++k) total[k] += sums[k] * mean[c];
+    constexpr int64_t kChains = 8;  // that need not wait for one another
+    for (int64_t k = first; k < last; ++k) {
+      const Wide<A>* sums = sums_.data() + k * sources_;
+      Wide<A> chains[kChains] = {};
+      int64_t c = 0;
+      for (; c + kChains <= sources_; c += kChains)
+        for (int64_t i = 0; i < kChains; ++i) chains[i] += sums[c + i] * mean[c + i];
+      for (; c < sources_; ++c) chains[0] += sums[c] * mean[c];
+      Wide<A> total = 0;
+      for (Wide<A> chain : chains) total += chain;
+      shift[k - first] = total;
     }
-    std::copy(total.begin(), total.end(), shift);
   }
 
  private:
-  int64_t channels_, sources_;
-  std::vector<Wide<A>> sums_;  // [source channel][output channel]
+  int64_t sources_;
+  std::vector<Wide<A>> sums_;  // [output channel][source channel], all 0 before they are set
 };
 
 }  // namespace film::FILM_ISA

@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = [kind for kind in KINDS if chosen(kind, options.kinds)]
     if not layers or not kinds:
         parser.error("no layer or no kind has such a name")
+    torch.set_num_threads(1)  # the layers are too small to share out
     begin, worst = time.monotonic(), 0.0
     print(f"{'path':26}{'kind':24}{' '.join(f'{name:>11} ' for name in RESULTS)}")
     rows = lines(

@@ -98,6 +98,7 @@ def test_cpu_keeps_what_is_not_finite_where_it_is_beside_a_mean(name, value):
         torch.testing.assert_close(found.isfinite(), expected.isfinite())
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_bench_errors_prints_ratios_and_says_whether_all_are_allowed(capsys, monkeypatch):
     words = ["--layers", "1x1 of few; planes of", "--kinds", "normal; max pool 2", "--draws", "1"]
     assert main(words) == 0

@@ -108,8 +108,8 @@ def run(
 
 
 def _meets_a_fault_of_pytorch(case: Case, dtype: torch.dtype) -> bool:
-    """PyTorch 2.13's own backward of a 1x1 convolution with a stride, of float32 in channels_last, has been seen to write
-    past its memory. It gets such tensors contiguous."""
+    """PyTorch 2.13's own backward of a 1x1 convolution with a stride, of float32 in channels_last, has been seen to
+    write past its memory. It gets such tensors contiguous."""
     return dtype == torch.float32 and set(case.weight[2:]) == {1} and case.stride != 1
 
 

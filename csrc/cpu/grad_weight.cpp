@@ -68,7 +68,7 @@ class GradWeight {
             unit_count_)),
         gamma_(p, args.gamma, padded_, static_cast<A>(p.gamma_offset), A(1)),
         partial_(args.grad_weight.data == nullptr || splits_ == 1 ? 0 : splits_ * weight_size()),
-        sums_(p, units_.along_h * units_.along_w, padded_, source_blocks_) {}
+        sums_(p, units_.along_h * units_.along_w, channels_, args.grad_gamma == nullptr ? 0 : source_blocks_) {}
 
   void operator()() {
     parallel(splits_ * p_.groups * blocks_ * source_blocks_, [&](int64_t begin, int64_t end) {
@@ -189,8 +189,9 @@ class GradWeight {
                          fresh && unit == first, space);
     if (args_.grad_gamma == nullptr) return;
     if (args_.grad_weight.data != nullptr) put_means_back(first, last, part, space);
+    const int64_t used = std::min(part.channels, channels_ - part.k0);
     for (int64_t unit = first; unit < last; ++unit)
-      for (int64_t k = 0; k < part.channels; ++k)
+      for (int64_t k = 0; k < used; ++k)
         sums_.product(part.source, unit, part.g)[part.k0 + k] =
             sum_lanes<A>(space.grad_gamma[(unit - first) * part.channels + k]);
   }
@@ -287,7 +288,7 @@ class GradWeight {
     if (part.source != 0) return;
     double *all_u = sums_.at(UnitSums::u, unit, part.g) + part.k0,
            *all_g = sums_.at(UnitSums::g, unit, part.g) + part.k0;
-    for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < used; ++c) {
       all_g[c] = sum_g.at(c);
       all_u[c] = linear ? all_g[c] : sum_u.at(c);
     }

@@ -11,22 +11,22 @@ class UnitSums {
  public:
   enum Kind { u, g };  // sum_p u, sum_p g
 
-  // Of each unit, channels by group with `padded` places for one; <W, U'> and the shift in so many parts.
-  UnitSums(const Problem& p, int64_t units_of_a_sample, int64_t padded, int64_t parts = 1)
+  // Of each unit, channels by group with `width` places for one; <W, U'> and the shift in so many parts.
+  UnitSums(const Problem& p, int64_t units_of_a_sample, int64_t width, int64_t parts = 1)
       : per_sample_(units_of_a_sample),
         units_(p.batch * units_of_a_sample),
         groups_(p.groups),
-        padded_(padded),
+        width_(width),
         parts_(parts),
-        data_((2 + parts) * units_ * groups_ * padded),
-        shifts_(parts * units_ * groups_ * padded) {
-    std::fill(shifts_ + 0, shifts_ + parts * units_ * groups_ * padded, 0.0L);
+        data_((2 + parts) * units_ * groups_ * width),
+        shifts_(parts * units_ * groups_ * width) {
+    std::fill(shifts_ + 0, shifts_ + parts * units_ * groups_ * width, 0.0L);
   }
 
   double* at(Kind kind, int64_t unit, int64_t group) { return place(kind, unit, group); }
   double* product(int64_t part, int64_t unit, int64_t group) { return place(2 + part, unit, group); }  // of <W, U'>
   long double* shift(int64_t part, int64_t unit, int64_t group) {  // of <w, m>, see centre.h; 0 where it is not set
-    return shifts_ + ((part * units_ + unit) * groups_ + group) * padded_;
+    return shifts_ + ((part * units_ + unit) * groups_ + group) * width_;
   }
 
   // db, dgamma and dbeta from the sums of the units, in their order.
@@ -37,7 +37,7 @@ class UnitSums {
 
  private:
   double* place(int64_t kind, int64_t unit, int64_t group) {
-    return data_ + ((kind * units_ + unit) * groups_ + group) * padded_;
+    return data_ + ((kind * units_ + unit) * groups_ + group) * width_;
   }
 
   template <class T, class A>
@@ -45,7 +45,7 @@ class UnitSums {
     T *grad_bias = static_cast<T*>(args.grad_bias), *grad_gamma = static_cast<T*>(args.grad_gamma),
       *grad_beta = static_cast<T*>(args.grad_beta);
     const bool post = p.position == Position::post;
-    const Factors<A> bias(p, args.bias, padded_, A(0), A(0), /*per_sample=*/false);
+    const Factors<A> bias(p, args.bias, width_, A(0), A(0), /*per_sample=*/false);
     for (int64_t k = 0; k < p.out_channels; ++k) {
       const int64_t group = k / p.group_out(), c = k % p.group_out();
       long double total_bias = 0;
@@ -72,7 +72,7 @@ class UnitSums {
     }
   }
 
-  int64_t per_sample_, units_, groups_, padded_, parts_;
+  int64_t per_sample_, units_, groups_, width_, parts_;
   Scratch<double> data_;         // over many positions, where a float would lose digits that PyTorch's sums keep
   Scratch<long double> shifts_;  // as many as there are of <W, U'>
 };

@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -209,7 +210,11 @@ def hold_to_the_rule(
                 assert result is None, name
                 continue
             assert result.dtype == dtype and result.shape == theirs.shape, name
-            errors = (result.double().numpy() - better, theirs.double().numpy() - better, better)
+            # PyTorch 2.13's own bfloat16 weight gradient of a few long rows reads memory that nobody wrote: where it
+            # makes NaN of what is finite, it counts as exact.
+            theirs = theirs.double().numpy()
+            theirs = np.where(np.isfinite(better) & np.isnan(theirs), better, theirs)
+            errors = (result.double().numpy() - better, theirs - better, better)
             squares[name] += torch.tensor([float((e**2).sum()) for e in errors], dtype=torch.float64)
     for name, (error, allowed, size) in ((name, s.sqrt().tolist()) for name, s in squares.items()):
         floor = torch.finfo(dtype).eps / 2 * size

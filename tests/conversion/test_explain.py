@@ -65,6 +65,7 @@ def wrong():
 def _here(tmp_path, monkeypatch):
     (tmp_path / "of_a_user.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield
     sys.modules.pop("of_a_user", None)

@@ -120,7 +120,7 @@ def test_memory_to_work_in_follows_what_is_there(dtype, batch, size, taps, strid
     grown, results = map(int, done.stdout.split())
     assert results <= grown + 2**24  # it was counted at all, but for what the process had to spare
     a_sample = given * 2 * 4 + backward * 2 * 8  # gamma and beta; in double, the sums of two gradients
-    assert grown <= results + a_sample * batch + 48 * 2**20
+    assert grown <= results + a_sample * batch + 80 * 2**20  # that two threads have at hand, whatever the row's length
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from film_kernels.arguments import problem_of
-from film_kernels.problem import Problem
+from film_kernels.problems.conv_film import ConvFilm, problem_of
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,15 @@ class Row:
             batch, sizes = min(batch, 2), [min(size, _TINY_SIZE[len(sizes)]) for size in sizes]
         return (batch, channels, *sizes)
 
-    def problem(self, device: torch.device) -> Problem:
+    def problem(self, device: torch.device) -> ConvFilm:
         """The record of the call that a backend is asked about, with bias, gamma and beta."""
         case, shape, channels = self.case, self.input_shape(device), self.case.weight[0]
         sizes = (shape, case.weight, (channels,), (shape[0], channels), (shape[0], channels))
         input, weight, bias, gamma, beta = (
             (torch.Size(size), case.dtype(device), device, torch.strided) for size in sizes
         )
-        return problem_of(
-            (input, weight, bias, gamma, beta), case.stride, case.padding, case.dilation, 1, case.activation, 0.01,
-            "post", 0.0, self.channels_last,
-        )  # fmt: skip
+        options = (case.stride, case.padding, case.dilation, 1, case.activation, 0.01, "post", 0.0)
+        return problem_of((input, weight, bias, gamma, beta), self.channels_last, *options)
 
 
 _TINY_SIZE = {1: 192, 2: 16}  # positions along each of one or two dimensions; dilated kernels need many

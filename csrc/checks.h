@@ -124,9 +124,31 @@ inline bool is_within(int64_t most, std::initializer_list<int64_t> factors) {
 // strides are 0 can have more, and so can shapes that are told as numbers.)
 constexpr int64_t kMostElements = int64_t(1) << 44, kMostAlong = int64_t(1) << 40, kMostProducts = int64_t(1) << 60;
 
-// One axis, from its sizes and four numbers of the geometry. `name` is its own.
-inline Axis axis_of(const char* name, int64_t in, int64_t kernel, const int64_t* numbers) {
-  const int64_t stride = numbers[0], dilation = numbers[1], pad = numbers[2], out = numbers[3];
+// What an operator is told beside tensors. film_kernels/backends/compiled.py writes both lists and `problem_of` reads
+// them, each from front to back: geometry has a row for the height and one for the width, then groups, activation and
+// position; numbers has lower_slope and gamma_offset. A 1d convolution has a height of 1.
+struct Options {
+  const std::vector<int64_t>& geometry;
+  const std::vector<double>& numbers;
+};
+
+// Reads a list of known length from front to back.
+template <class T>
+class Reader {
+ public:
+  Reader(const char* name, const char* what, size_t count, const std::vector<T>& list) : next_(list.data()) {
+    STD_TORCH_CHECK(list.size() == count, "film_kernels: ", name, " must hold ", count, " ", what, ", got ",
+                    list.size());
+  }
+  T next() { return *next_++; }
+
+ private:
+  const T* next_;
+};
+
+// One axis, from its sizes and a row of the geometry. `name` is its own.
+inline Axis axis_of(const char* name, int64_t in, int64_t kernel, Reader<int64_t>& row) {
+  const int64_t stride = row.next(), dilation = row.next(), pad = row.next(), out = row.next();
   STD_TORCH_CHECK(kernel >= 1, "film_kernels: weight must have at least one kernel tap along the ", name);
   STD_TORCH_CHECK(stride >= 1, "film_kernels: geometry: the stride of the ", name, " must be at least 1, got ", stride);
   STD_TORCH_CHECK(dilation >= 1, "film_kernels: geometry: the dilation of the ", name, " must be at least 1, got ",
@@ -145,17 +167,24 @@ inline Axis axis_of(const char* name, int64_t in, int64_t kernel, const int64_t*
           pad, out};
 }
 
-// The Problem of an input of that shape. geometry: stride, dilation, padding before and output size of the height, the
-// same of the width, then groups, activation, position (film_kernels/backends/compiled.py writes them).
-inline Problem problem_of(const Shape& input, const Argument& weight, const std::vector<int64_t>& geometry,
-                          double lower_slope, double gamma_offset) {
-  STD_TORCH_CHECK(geometry.size() == 11, "film_kernels: geometry must hold 11 integers, got ", geometry.size());
+inline double finite(const char* name, double number) {
+  STD_TORCH_CHECK(std::isfinite(number), "film_kernels: ", name, " must be finite, got ", number);
+  return number;
+}
+
+// The Problem of an input of that shape.
+inline Problem problem_of(const Shape& input, const Argument& weight, const Options& options) {
+  Reader<int64_t> geometry("geometry", "integers", 11, options.geometry);
+  Reader<double> numbers("numbers", "numbers", 2, options.numbers);
   const bool flat = weight.rank == 3;
-  const int64_t groups = geometry[8], activation = geometry[9], position = geometry[10];
   Problem p;
   p.batch = input.sizes[0], p.in_channels = input.sizes[1], p.out_channels = weight.sizes[0];
-  p.groups = groups;
   p.dtype = dtype_of(weight);
+  p.h = axis_of("height", flat ? 1 : input.sizes[2], flat ? 1 : weight.sizes[2], geometry);
+  p.w = axis_of("width", input.sizes[flat ? 2 : 3], weight.sizes[flat ? 2 : 3], geometry);
+  STD_TORCH_CHECK(!flat || (p.h.pad == 0 && p.h.out == 1),
+                  "film_kernels: geometry: the height of a 1d convolution must have padding 0 and output size 1");
+  const int64_t groups = p.groups = geometry.next();
   STD_TORCH_CHECK(p.out_channels >= 1 && weight.sizes[1] >= 1,
                   "film_kernels: weight must have at least one output channel and one input channel, got shape ",
                   weight.shape());
@@ -165,19 +194,14 @@ inline Problem problem_of(const Shape& input, const Argument& weight, const std:
   STD_TORCH_CHECK(is_within(kMostAlong, {groups, weight.sizes[1]}) && p.in_channels == groups * weight.sizes[1],
                   "film_kernels: input must have as many channels as weight has in its groups, got ", p.in_channels,
                   " for a weight of shape ", weight.shape(), " and ", groups, " groups");
-  p.h = axis_of("height", flat ? 1 : input.sizes[2], flat ? 1 : weight.sizes[2], geometry.data());
-  p.w = axis_of("width", input.sizes[flat ? 2 : 3], weight.sizes[flat ? 2 : 3], geometry.data() + 4);
-  STD_TORCH_CHECK(!flat || (p.h.pad == 0 && p.h.out == 1),
-                  "film_kernels: geometry: the height of a 1d convolution must have padding 0 and output size 1");
+  const int64_t activation = geometry.next(), position = geometry.next();
   STD_TORCH_CHECK(activation >= 0 && activation <= 2, "film_kernels: geometry: activation must be 0, 1 or 2, got ",
                   activation);
   STD_TORCH_CHECK(position == 0 || position == 1, "film_kernels: geometry: position must be 0 or 1, got ", position);
-  STD_TORCH_CHECK(std::isfinite(lower_slope), "film_kernels: lower_slope must be finite, got ", lower_slope);
-  STD_TORCH_CHECK(std::isfinite(gamma_offset), "film_kernels: gamma_offset must be finite, got ", gamma_offset);
   p.activation = static_cast<Activation>(activation);
   p.position = static_cast<Position>(position);
-  p.lower_slope = lower_slope;
-  p.gamma_offset = gamma_offset;
+  p.lower_slope = finite("lower_slope", numbers.next());
+  p.gamma_offset = finite("gamma_offset", numbers.next());
   const int64_t sums = weight.sizes[1] * p.h.kernel * p.w.kernel;  // products of one output element
   STD_TORCH_CHECK(is_within(kMostElements, {p.batch, p.in_channels, p.h.in + p.h.pad, p.w.in + p.w.pad}) &&
                       is_within(kMostElements, {p.batch, p.out_channels, p.h.out, p.w.out}) &&

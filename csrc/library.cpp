@@ -115,9 +115,9 @@ void run(void (*kernel)(const Problem&, const Args&), const Problem& p, const Ar
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
-                                   const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset,
-                                   bool keep, bool channels_last) {
-  const ForwardTensors t(input, weight, bias, gamma, beta, geometry, lower_slope, gamma_offset);
+                                   const std::vector<int64_t>& geometry, const std::vector<double>& numbers, bool keep,
+                                   bool channels_last) {
+  const ForwardTensors t(input, weight, bias, gamma, beta, {geometry, numbers});
   const Problem& p = t.problem;
   const Kernels& chosen = kernels();
   const Tensor output = allocate(output_shape(p, t.weight), channels_last && input.dim() == 4, t.input.dtype, t.input);
@@ -132,8 +132,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
 
 Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& gamma,
                   const std::vector<int64_t>& input_size, bool channels_last, const std::vector<int64_t>& geometry,
-                  double lower_slope, double gamma_offset) {
-  const GradInputTensors t(grad, bits, weight, gamma, input_size, geometry, lower_slope, gamma_offset);
+                  const std::vector<double>& numbers) {
+  const GradInputTensors t(grad, bits, weight, gamma, input_size, {geometry, numbers});
   const Kernels& chosen = kernels();
   const Tensor result = allocate(t.shape, channels_last && t.shape.rank == 4, t.grad.dtype, t.grad);
   if (t.problem.positions() == 0 || result.numel() == 0)
@@ -148,11 +148,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        const Tensor& weight, const std::optional<Tensor>& bias,
                                                        const std::optional<Tensor>& gamma, bool weight_wanted,
                                                        bool bias_wanted, bool gamma_wanted, bool beta_wanted,
-                                                       const std::vector<int64_t>& geometry, double lower_slope,
-                                                       double gamma_offset) {
-  const GradWeightTensors t(grad, bits, input, weight, bias, gamma, geometry, lower_slope, gamma_offset);
+                                                       const std::vector<int64_t>& geometry,
+                                                       const std::vector<double>& numbers) {
+  const GradWeightTensors t(grad, bits, input, weight, bias, gamma, {geometry, numbers});
   const Kernels& chosen = kernels();
-  const WeightGradients results(t.problem, t.weight, weight_wanted, bias_wanted, gamma_wanted, beta_wanted);
+  const WeightGradients results(t.problem, t.weight, {weight_wanted, bias_wanted, gamma_wanted, beta_wanted});
   if (t.problem.positions() == 0)
     results.zero();
   else
@@ -170,14 +170,14 @@ std::string instruction_sets() { return kernels().name + (" of " + built_sets())
 STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
   m.def(
       "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
-      "float lower_slope, float gamma_offset, bool keep, bool channels_last=False) -> (Tensor, Tensor)");
+      "float[] numbers, bool keep, bool channels_last=False) -> (Tensor, Tensor)");
   m.def(
       "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
-      "int[] geometry, float lower_slope, float gamma_offset) -> Tensor");
+      "int[] geometry, float[] numbers) -> Tensor");
   m.def(
       "grad_weight(Tensor grad, Tensor bits, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
       "bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, int[] geometry, "
-      "float lower_slope, float gamma_offset) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float[] numbers) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("instruction_sets() -> str");
 }
 

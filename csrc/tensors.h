@@ -108,16 +108,20 @@ inline Tensor allocate_bits(const Problem& p, bool keep, const Argument& like) {
   return allocate({keep ? p.positions() : 0, p.bit_row()}, false, aoti_torch_dtype_uint8(), like);
 }
 
+// Which of the weight gradient's results are asked for.
+struct Wanted {
+  bool weight, bias, gamma, beta;
+};
+
 // What the weight gradient's operator returns; an empty tensor stands for a gradient that is not wanted.
 struct WeightGradients {
   Tensor weight, bias, gamma, beta;
 
-  WeightGradients(const Problem& p, const Argument& w, bool weight_wanted, bool bias_wanted, bool gamma_wanted,
-                  bool beta_wanted)
-      : weight(weight_wanted ? allocate_gradient(w) : allocate({0}, false, w.dtype, w)),
-        bias(allocate({bias_wanted ? p.out_channels : 0}, false, w.dtype, w)),
-        gamma(allocate({gamma_wanted ? p.batch : 0, p.out_channels}, false, w.dtype, w)),
-        beta(allocate({beta_wanted ? p.batch : 0, p.out_channels}, false, w.dtype, w)) {}
+  WeightGradients(const Problem& p, const Argument& w, const Wanted& wanted)
+      : weight(wanted.weight ? allocate_gradient(w) : allocate({0}, false, w.dtype, w)),
+        bias(allocate({wanted.bias ? p.out_channels : 0}, false, w.dtype, w)),
+        gamma(allocate({wanted.gamma ? p.batch : 0, p.out_channels}, false, w.dtype, w)),
+        beta(allocate({wanted.beta ? p.batch : 0, p.out_channels}, false, w.dtype, w)) {}
 
   GradWeightArgs args(const View& grad, const View& input, const View& w, const Matrix& b, const Matrix& factor,
                       const uint8_t* bits) const {
@@ -142,13 +146,11 @@ struct GradWeightTensors {
   Bits bits;
 
   GradWeightTensors(const Tensor& g, const Tensor& kept, const Tensor& x, const Tensor& w,
-                    const std::optional<Tensor>& b, const std::optional<Tensor>& factor,
-                    const std::vector<int64_t>& geometry, double lower_slope, double gamma_offset)
+                    const std::optional<Tensor>& b, const std::optional<Tensor>& factor, const Options& options)
       : input(look_at("input", x)),
         weight(look_at_weight(w, input)),
         grad(look_at("grad", g)),
-        problem(problem_of(input_shape("input", input.sizes, input.rank, weight), weight, geometry, lower_slope,
-                           gamma_offset)),
+        problem(problem_of(input_shape("input", input.sizes, input.rank, weight), weight, options)),
         bias(look_at_factor("bias", b, {problem.out_channels}, input)),
         gamma(look_at_factor("gamma", factor, {problem.batch, problem.out_channels}, input)),
         bits(problem, kept, input) {
@@ -166,12 +168,11 @@ struct GradInputTensors {
   Bits bits;
 
   GradInputTensors(const Tensor& g, const Tensor& kept, const Tensor& w, const std::optional<Tensor>& factor,
-                   const std::vector<int64_t>& input_size, const std::vector<int64_t>& geometry, double lower_slope,
-                   double gamma_offset)
+                   const std::vector<int64_t>& input_size, const Options& options)
       : grad(look_at("grad", g)),
         weight(look_at_weight(w, grad)),
         shape(input_shape("input_size", input_size.data(), static_cast<int64_t>(input_size.size()), weight)),
-        problem(problem_of(shape, weight, geometry, lower_slope, gamma_offset)),
+        problem(problem_of(shape, weight, options)),
         gamma(look_at_factor("gamma", factor, {problem.batch, problem.out_channels}, grad)),
         bits(problem, kept, grad) {
     check_shape(grad, output_shape(problem, weight), "(N, K, *out)");
@@ -185,12 +186,10 @@ struct ForwardTensors {
   Matrix bias, gamma, beta;
 
   ForwardTensors(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, const std::optional<Tensor>& factor,
-                 const std::optional<Tensor>& shift, const std::vector<int64_t>& geometry, double lower_slope,
-                 double gamma_offset)
+                 const std::optional<Tensor>& shift, const Options& options)
       : input(look_at("input", x)),
         weight(look_at_weight(w, input)),
-        problem(problem_of(input_shape("input", input.sizes, input.rank, weight), weight, geometry, lower_slope,
-                           gamma_offset)),
+        problem(problem_of(input_shape("input", input.sizes, input.rank, weight), weight, options)),
         bias(look_at_factor("bias", b, {problem.out_channels}, input)),
         gamma(look_at_factor("gamma", factor, {problem.batch, problem.out_channels}, input)),
         beta(look_at_factor("beta", shift, {problem.batch, problem.out_channels}, input)) {}

@@ -1,4 +1,4 @@
-"""The five gradients: by a backend's backward, or by the plain formula where they are to be differentiated again."""
+"""The gradients: by a backend's backward, or by the plain formula where they are to be differentiated again."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
-from .arguments import Tensors
-from .backends.base import Backend, Gradients
-from .problem import Problem, gradient_strides
+from .backends.base import Gradients, Kernels
+from .layouts import gradient_strides
+from .operators import Some, operator_of
+from .problems import Problem
 
 Wanted = Sequence[bool]
 
 
 def gradients(
-    problem: Problem, backend: Backend, grad: Tensor, kept: Tensor, tensors: Tensors, wanted: Wanted
+    problem: Problem, kernels: Kernels, grad: Tensor, kept: Tensor, tensors: Some, wanted: Wanted
 ) -> Gradients:
-    """The gradients of (input, weight, bias, gamma, beta), None where `wanted` says so, that of the weight with the
-    weight's strides: DistributedDataParallel and optimisers compare them."""
-    grad_input, grad_weight, *rest = backend.backward(problem, grad, kept, *tensors, wanted)
-    weight = tensors[1]
-    if grad_weight is not None and grad_weight.stride() != weight.stride():
-        grad_weight = with_strides(grad_weight, gradient_strides(weight))
-    return grad_input, grad_weight, *rest  # type: ignore[return-value]
+    """The gradients of the operator's tensors, None where `wanted` says so, that of the parameter with the parameter's
+    strides: DistributedDataParallel and optimisers compare them."""
+    found = kernels.backward(problem, grad, kept, tensors, wanted)
+    at = operator_of(problem).parameter_at
+    gradient, parameter = found[at], tensors[at]
+    if gradient is not None and parameter is not None and gradient.stride() != parameter.stride():
+        return *found[:at], with_strides(gradient, gradient_strides(parameter)), *found[at + 1 :]
+    return found
 
 
-def differentiable_gradients(
-    problem: Problem, grad: Tensor, tensors: Sequence[Tensor | None], wanted: Wanted
-) -> Gradients:
+def differentiable_gradients(problem: Problem, grad: Tensor, tensors: Some, wanted: Wanted) -> Gradients:
     """`gradients` by the plain formula, to be differentiated again.
 
     It is differentiated with respect to fresh views of the arguments: they have histories of their own, in which one
@@ -43,9 +42,9 @@ def differentiable_gradients(
 
     views = [fresh(tensor, asked) for tensor, asked in zip(tensors, wanted, strict=True)]
     chosen = [view for view, asked in zip(views, wanted, strict=True) if asked]
-    y = reference.forward(problem, *views)  # type: ignore[arg-type]
+    y = operator_of(problem).plain(problem, *views)
     found = iter(torch.autograd.grad(y, chosen, grad, create_graph=True, allow_unused=True))  # type: ignore[arg-type]
-    return tuple(next(found) if asked else None for asked in wanted)  # type: ignore[return-value]
+    return tuple(next(found) if asked else None for asked in wanted)
 
 
 def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:

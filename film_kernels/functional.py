@@ -10,6 +10,7 @@ from torch import Tensor
 from . import arguments, ops, reference
 from .activations import ACTIVATIONS
 from .backends import pinned
+from .problems.conv_film import ConvFilm
 
 
 def conv_film(
@@ -68,26 +69,27 @@ def conv_film(
             argument.
     """
     problem, tensors, unbatched = arguments.prepare(
-        (input, weight, bias, gamma, beta), stride, padding, dilation, groups,
-        activation, negative_slope, film_position, gamma_offset,
-    )  # fmt: skip
+        (input, weight, bias, gamma, beta),
+        (stride, padding, dilation, groups, activation, negative_slope, film_position, gamma_offset),
+    )
     pin = pinned(backend)
     input, weight, bias, gamma, beta = tensors
     if gamma is not None and gamma.requires_grad and not weight.requires_grad and torch.is_grad_enabled():
         # dgamma would be all that is wanted of the weight gradient's pass: to keep FiLM's own input is cheaper.
         y = _film_apart(problem, pin, tensors)
     else:
-        y = ops.conv_film(problem, pin, *tensors)
+        y = ops.call(problem, pin, tensors)
     return y.squeeze(0) if unbatched else y
 
 
-def _film_apart(problem: arguments.Problem, pin: str | None, tensors: arguments.Tensors) -> Tensor:
+def _film_apart(problem: ConvFilm, pin: str | None, tensors: arguments.Tensors) -> Tensor:
     """The convolution (and an activation before FiLM) by a kernel, FiLM by autograd."""
     input, weight, bias, gamma, beta = tensors
     post = problem.film_position == "post"
     activation = problem.activation if post else "none"
     inner = problem._replace(has_gamma=False, has_beta=False, activation=activation, gamma_offset=0.0)
-    y = reference.film(ops.conv_film(inner, pin, input, weight, bias, None, None), gamma, beta, problem.gamma_offset)
+    z = ops.call(inner, pin, (input, weight, bias, None, None))
+    y = reference.film(z, gamma, beta, problem.gamma_offset)
     return y if post else ACTIVATIONS[problem.activation].apply(y, problem.negative_slope)
 
 

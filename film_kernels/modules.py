@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import adapters, functional, scripted
 from .activations import ACTIVATIONS, FILM_POSITIONS
-from .arguments import check_choice, finite
+from .checks import check_choice, finite
 
 
 class FiLM(nn.Module):

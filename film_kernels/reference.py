@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from . import arguments
 from .activations import ACTIVATIONS
-from .problem import Problem
+from .problems.conv_film import ConvFilm
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -27,7 +27,7 @@ def film(input: torch.Tensor, gamma: torch.Tensor | None, beta: torch.Tensor | N
     return input if beta is None else input + beta.reshape(*beta.shape, *trailing)
 
 
-def symmetric(problem: Problem, input: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+def symmetric(problem: ConvFilm, input: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The input and the padding that the library's convolution takes: it knows only the same padding on both sides."""
     if all(before == after for before, after in problem.padding):
         return input, tuple(before for before, _ in problem.padding)
@@ -35,7 +35,7 @@ def symmetric(problem: Problem, input: torch.Tensor) -> tuple[torch.Tensor, tupl
     return F.pad(input, sides), (0,) * problem.spatial_rank
 
 
-def convolution(problem: Problem, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
+def convolution(problem: ConvFilm, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
     """`z = conv(input, weight) + bias` as `problem` has it, by the library's convolution."""
     if 0 in problem.out_size:  # the library refuses these; an empty result still belongs to the graph
         empty = input.new_zeros(problem.out_shape)
@@ -46,7 +46,7 @@ def convolution(problem: Problem, input: torch.Tensor, weight: torch.Tensor, bia
 
 
 def forward(
-    problem: Problem,
+    problem: ConvFilm,
     input: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -62,7 +62,7 @@ def forward(
 
 
 def backward(
-    problem: Problem,
+    problem: ConvFilm,
     grad: torch.Tensor,
     upper: torch.Tensor,
     input: torch.Tensor,
@@ -129,8 +129,8 @@ def conv_film(
     if backend not in (None, "reference"):
         raise ValueError(f"backend must be None or 'reference' for the reference formula, got {backend!r}")
     problem, tensors, unbatched = arguments.prepare(
-        (input, weight, bias, gamma, beta), stride, padding, dilation, groups,
-        activation, negative_slope, film_position, gamma_offset,
-    )  # fmt: skip
+        (input, weight, bias, gamma, beta),
+        (stride, padding, dilation, groups, activation, negative_slope, film_position, gamma_offset),
+    )
     y = forward(problem, *tensors)
     return y.squeeze(0) if unbatched else y

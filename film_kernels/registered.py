@@ -1,6 +1,7 @@
-"""The registered operators `film_kernels::conv_film` and `film_kernels::conv_film_backward`.
+"""The registered operators, `film_kernels::conv_film` and `film_kernels::conv_film_backward`, and the like of every
+operator.
 
-Options travel as plain values, and each side makes the Problem from them again, with all its checks: anybody may call
+Options travel as plain values, and each side makes the record from them again, with all its checks: anybody may call
 these with anything. The memory format of the output is one of the options: it is found from strides, and compilers
 change those of dimensions of size 1.
 """
@@ -8,84 +9,146 @@ change those of dimensions of size 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arguments import NAMES, Sides, Tensors, kinds_of, remembered_problem
+from .arguments import kind_of, remembered
 from .backends import check_backend, choose, remembered_choice
-from .backends.base import Backend
+from .backends.base import Kernels
 from .derivatives import Wanted, differentiable_gradients, gradients, with_strides
-from .problem import Problem, gradient_strides, strides_of, writes_channels_last
+from .layouts import gradient_strides, strides_of, writes_channels_last
+from .operators import OPERATORS, Operator, Some, operator_of
+from .problems import Problem
 from .saved import checked_kept
 
-_OPTIONS = (
-    "int[] stride, int[] padding_before, int[] padding_after, int[] dilation, int groups, str activation, "
-    "float negative_slope, str film_position, float gamma_offset, str backend"
-)
-torch.library.define(
-    "film_kernels::conv_film",
-    "(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, "
-    f"{_OPTIONS}, bool keep, bool? channels_last=None) -> (Tensor, Tensor)",
-)
-torch.library.define(
-    "film_kernels::conv_film_backward",
-    "(Tensor grad, Tensor kept, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, "
-    f"{_OPTIONS}, bool[] wanted, bool? channels_last=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+
+class _Call(NamedTuple):
+    """What a registered operator was called with, in order."""
+
+    tensors: Some
+    options: Sequence[Any]  # as Operator.options_schema names them
+    backend: str
+    last: Any  # forward's `keep`, or backward's `wanted`
+    channels_last: bool | None  # None where it is left out: then the tensors tell
 
 
-_OPTIONS_COUNT = _OPTIONS.count(",") + 1
-
-
-def _split(rest: Sequence) -> tuple[Sequence, Any, bool | None]:
-    """(options, what comes after them, channels_last): the last is left out where it has its default."""
-    options, (value, *last) = rest[:_OPTIONS_COUNT], rest[_OPTIONS_COUNT:]
-    return options, value, last[0] if last else None
-
-
-def operator(problem: Problem, pin: str | None, tensors: Tensors) -> Tensor:
+def call_registered(problem: Problem, pin: str | None, tensors: Some) -> Tensor:
     """`y` by the registered operator."""
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    padding_before, padding_after = ([pair[side] for pair in problem.padding] for side in (0, 1))
-    return torch.ops.film_kernels.conv_film(
-        *tensors, problem.stride, padding_before, padding_after, problem.dilation, problem.groups, problem.activation,
-        problem.negative_slope, problem.film_position, problem.gamma_offset, pin or "", keep, problem.channels_last,
-    )[0]  # fmt: skip
+    operator = operator_of(problem)
+    registered = getattr(torch.ops.film_kernels, operator.name)
+    return registered(*tensors, *operator.packed(problem), pin or "", keep, problem.channels_last)[0]
 
 
-def _served(tensors: Tensors, options: Sequence, channels_last: bool | None) -> tuple[Problem, Backend]:
-    """The Problem and who serves it. Nothing has been checked before."""
-    stride, before, after, dilation, *rest, pin = options
-    if channels_last is None:
-        channels_last = writes_channels_last(*tensors[:2])
-    sides = Sides(tuple(before), tuple(after))
-    problem = remembered_problem(kinds_of(*tensors), tuple(stride), sides, tuple(dilation), *rest, channels_last)
-    for name, factor in zip(NAMES[3:], tensors[3:], strict=True):
-        if factor is not None and factor.shape != (problem.batch, problem.out_channels):
-            raise ValueError(f"{name} must have shape (N, K) = {problem.out_shape[:2]}, got {tuple(factor.shape)}")
-    if pin:
-        check_backend("backend", pin)
-    try:
-        return problem, remembered_choice(problem, pin or None)
-    except TypeError:  # symbolic sizes have no hash
-        return problem, choose(problem, pin or None)
+class _Registered:
+    """What the dispatcher calls for one operator: a kernel and a fake of each pass, and the derivative."""
 
+    def __init__(self, operator: Operator) -> None:
+        self.operator, self.count = operator, len(operator.tensors)
 
-def _forward(input, weight, bias, gamma, beta, *rest):
-    options, keep, channels_last = _split(rest)
-    tensors = (input, weight, bias, gamma, beta)
-    problem, backend = _served(tensors, options, channels_last)
-    y, kept = backend.forward(problem, *tensors, keep)
-    if not keep or kept is None:
-        return _strided(y, problem), (backend.kept_like(problem) if keep else input.new_empty(0))
-    return _strided(y, problem), _strided(kept, problem)
+    def forward(self, *arguments):
+        call = self._read(arguments)
+        problem, kernels = self._served(call)
+        y, kept = kernels.forward(problem, call.tensors, call.last)
+        if not call.last or kept is None:
+            return _strided(y, problem), (kernels.kept_like(problem) if call.last else y.new_empty(0))
+        return _strided(y, problem), _strided(kept, problem)
+
+    def forward_fake(self, *arguments):
+        call = self._read(arguments)
+        problem, kernels = self._served(call)
+        input = arguments[0]
+        y = _empty(input, problem.out_shape, problem.channels_last)
+        return y, _strided(kernels.kept_like(problem), problem) if call.last else input.new_empty(0)
+
+    def backward(self, grad, kept, *arguments):
+        call = self._read(arguments)
+        problem, kernels = self._served(call)
+        self._check_for_backward(problem, grad, kept, call.last)
+        if (grad.shape, grad.dtype) != (problem.out_shape, problem.dtype):
+            raise ValueError(
+                f"grad must be {problem.dtype} of shape {problem.out_shape}, as the output was, got {grad.dtype} of "
+                f"shape {tuple(grad.shape)}"
+            )
+        like = kernels.kept_like(problem._replace(device=torch.device("meta")))
+        kept = checked_kept(problem, kept, like.shape, like.dtype)
+        found = gradients(problem, kernels, grad, kept, call.tensors, _existing(call.tensors, call.last))
+        input, *others = (grad.new_empty(0) if gradient is None else gradient for gradient in found)
+        parameter = self.operator.parameter_at
+        others = [other if at == parameter else other.contiguous() for at, other in enumerate(others, start=1)]
+        return _strided(input, problem), *others
+
+    def backward_fake(self, grad, kept, *arguments):
+        call = self._read(arguments)
+        problem, _ = self._served(call)
+        self._check_for_backward(problem, grad, kept, call.last)
+        results = [grad.new_empty(0) for _ in call.tensors]
+        for at, asked in enumerate(_existing(call.tensors, call.last)):
+            if asked and at == self.operator.parameter_at:
+                parameter = call.tensors[at]
+                results[at] = parameter.new_empty_strided(parameter.shape, gradient_strides(parameter))
+            elif asked:
+                results[at] = _empty(grad, problem.tensor_shapes[at], at == 0 and problem.channels_last)
+        return tuple(results)
+
+    def setup_context(self, ctx, inputs, output):
+        ctx.call = self._read(inputs)._replace(tensors=())
+        ctx.save_for_backward(output[1], *inputs[: self.count])
+
+    def derivative(self, ctx, grad, _):
+        kept, *tensors = ctx.saved_tensors
+        call, wanted = ctx.call, ctx.needs_input_grad[: self.count]
+        rest = (None,) * (len(ctx.needs_input_grad) - self.count)
+        if torch.is_grad_enabled():
+            problem, _ = self._served(call._replace(tensors=tensors))
+            return *differentiable_gradients(problem, grad, tensors, wanted), *rest
+        registered = getattr(torch.ops.film_kernels, f"{self.operator.name}_backward")
+        found = registered(grad, kept, *tensors, *call.options, call.backend, list(wanted), call.channels_last)
+        return *(gradient if asked else None for gradient, asked in zip(found, wanted, strict=True)), *rest
+
+    def _read(self, arguments: Sequence[Any]) -> _Call:
+        """The dispatcher leaves out what has its default."""
+        tensors, rest = arguments[: self.count], arguments[self.count :]
+        options = rest[: len(self.operator.option_names)]
+        backend, last, *more = rest[len(options) :]
+        return _Call(tensors, options, backend, last, more[0] if more else None)
+
+    def _served(self, call: _Call) -> tuple[Any, Kernels]:
+        """The record of `call` and who serves it. Nothing has been checked before."""
+        operator, channels_last = self.operator, call.channels_last
+        if channels_last is None:
+            channels_last = writes_channels_last(*call.tensors[:2])  # type: ignore[arg-type]
+        options = operator.options_of(dict(zip(operator.option_names, call.options, strict=True)))
+        problem = remembered(operator.problem_of, tuple(map(kind_of, call.tensors)), channels_last, *options)
+        for name, tensor, shape in zip(operator.tensors, call.tensors, problem.tensor_shapes, strict=True):
+            if tensor is not None and tensor.shape != shape:  # a factor, which the front door would have expanded
+                raise ValueError(f"{name} must have shape (N, K) = {shape}, got {tuple(tensor.shape)}")
+        pin = call.backend or None
+        if pin is not None:
+            check_backend("backend", pin)
+        try:
+            return problem, remembered_choice(problem, pin)
+        except TypeError:  # symbolic sizes have no hash
+            return problem, choose(problem, pin).of(problem)
+
+    def _check_for_backward(self, problem: Problem, grad: Tensor, kept: Tensor, wanted: Sequence[bool]) -> None:
+        """What the registered backward is given beside the tensors of forward."""
+        if len(wanted) != self.count:
+            names = ", ".join(self.operator.tensors)
+            raise ValueError(f"wanted must have {self.count} values, one for each of {names}, got {len(wanted)}")
+        for name, tensor in (("grad", grad), ("kept", kept)):
+            if tensor.device != problem.device or tensor.layout is not torch.strided:
+                raise ValueError(
+                    f"{name} must be a dense tensor on the device of input, {problem.device}, got {tensor.layout} on "
+                    f"{tensor.device}"
+                )
 
 
 def _strided(tensor: Tensor, problem: Problem) -> Tensor:
     """`tensor` with the strides that were promised, those of dimensions of size 1 too; kept bits as they are."""
-    if tensor.dim() != problem.spatial_rank + 2:
+    if tensor.dim() != len(problem.out_shape):
         return tensor
     return with_strides(tensor, strides_of(tensor.shape, problem.channels_last))
 
@@ -94,86 +157,35 @@ def _empty(like: Tensor, shape: Sequence[int], channels_last: bool = False) -> T
     return like.new_empty_strided(shape, strides_of(shape, channels_last))
 
 
-def _forward_fake(input, weight, bias, gamma, beta, *rest):
-    options, keep, channels_last = _split(rest)
-    problem, backend = _served((input, weight, bias, gamma, beta), options, channels_last)
-    y = _empty(input, problem.out_shape, problem.channels_last)
-    return y, _strided(backend.kept_like(problem), problem) if keep else input.new_empty(0)
-
-
-def _check_for_backward(problem: Problem, grad: Tensor, kept: Tensor, wanted: Sequence) -> None:
-    """What the registered backward is given beside the tensors of forward."""
-    if len(wanted) != len(NAMES):
-        raise ValueError(f"wanted must have {len(NAMES)} values, one for each of {', '.join(NAMES)}, got {len(wanted)}")
-    for name, tensor in (("grad", grad), ("kept", kept)):
-        if tensor.device != problem.device or tensor.layout is not torch.strided:
-            raise ValueError(
-                f"{name} must be a dense tensor on the device of input, {problem.device}, got {tensor.layout} on "
-                f"{tensor.device}"
-            )
-
-
-def _backward(grad, kept, input, weight, bias, gamma, beta, *rest):
-    options, wanted, channels_last = _split(rest)
-    tensors = (input, weight, bias, gamma, beta)
-    problem, backend = _served(tensors, options, channels_last)
-    _check_for_backward(problem, grad, kept, wanted)
-    if (grad.shape, grad.dtype) != (problem.out_shape, problem.dtype):
-        raise ValueError(
-            f"grad must be {problem.dtype} of shape {problem.out_shape}, as the output was, got {grad.dtype} of shape "
-            f"{tuple(grad.shape)}"
-        )
-    like = backend.kept_like(problem._replace(device=torch.device("meta")))
-    kept = checked_kept(problem, kept, like.shape, like.dtype)
-    found = gradients(problem, backend, grad, kept, tensors, _existing(tensors, wanted))
-    results = [grad.new_empty(0) if gradient is None else gradient for gradient in found]
-    return _strided(results[0], problem), results[1], *(result.contiguous() for result in results[2:])
-
-
-def _existing(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> Wanted:
+def _existing(tensors: Some, wanted: Sequence[bool]) -> Wanted:
     """What is wanted of tensors that are there."""
     return tuple(asked and tensor is not None for tensor, asked in zip(tensors, wanted, strict=True))
 
 
-def _backward_fake(grad, kept, input, weight, bias, gamma, beta, *rest):
-    options, wanted, channels_last = _split(rest)
-    tensors = (input, weight, bias, gamma, beta)
-    problem, _ = _served(tensors, options, channels_last)
-    _check_for_backward(problem, grad, kept, wanted)
-    rows = (problem.batch, problem.out_channels)
-    likes = (
-        lambda: _empty(grad, problem.input_shape, problem.channels_last),
-        lambda: weight.new_empty_strided(weight.shape, gradient_strides(weight)),
-        lambda: _empty(grad, rows[1:]),
-        lambda: _empty(grad, rows),
-        lambda: _empty(grad, rows),
-    )
-    existing = _existing(tensors, wanted)
-    return tuple(like() if asked else grad.new_empty(0) for like, asked in zip(likes, existing, strict=True))
+def _register(operator: Operator) -> None:
+    name, registered = f"film_kernels::{operator.name}", _Registered(operator)
+    tensors = (f"Tensor{'?' if at >= operator.required else ''} {t}" for at, t in enumerate(operator.tensors))
+    given = f"{', '.join(tensors)}, {operator.options_schema}, str backend"
+    results = ", ".join(["Tensor"] * registered.count)
+    for full_name, schema, kernel, fake in (
+        (
+            name,
+            f"({given}, bool keep, bool? channels_last=None) -> (Tensor, Tensor)",
+            registered.forward,
+            registered.forward_fake,
+        ),
+        (
+            f"{name}_backward",
+            f"(Tensor grad, Tensor kept, {given}, bool[] wanted, bool? channels_last=None) -> ({results})",
+            registered.backward,
+            registered.backward_fake,
+        ),
+    ):
+        torch.library.define(full_name, schema)
+        torch.library.impl(full_name, "CompositeExplicitAutograd", kernel)
+        torch.library.register_fake(full_name, fake)
+    torch.library.register_autograd(name, registered.derivative, setup_context=registered.setup_context)
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.options, _, ctx.channels_last = _split(inputs[5:])
-    ctx.save_for_backward(output[1], *inputs[:5])
-
-
-def _operator_backward(ctx, grad, _):
-    kept, *tensors = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[:5]
-    rest = (None,) * (len(ctx.needs_input_grad) - 5)
-    if torch.is_grad_enabled():
-        problem, _ = _served(tensors, ctx.options, ctx.channels_last)
-        return *differentiable_gradients(problem, grad, tensors, wanted), *rest
-    found = torch.ops.film_kernels.conv_film_backward(
-        grad, kept, *tensors, *ctx.options, list(wanted), ctx.channels_last
-    )
-    return *(gradient if asked else None for gradient, asked in zip(found, wanted, strict=True)), *rest
-
-
-for _name, _kernel, _fake in (
-    ("film_kernels::conv_film", _forward, _forward_fake),
-    ("film_kernels::conv_film_backward", _backward, _backward_fake),
-):
-    torch.library.impl(_name, "CompositeExplicitAutograd", _kernel)
-    torch.library.register_fake(_name, _fake)
-torch.library.register_autograd("film_kernels::conv_film", _operator_backward, setup_context=_setup_context)
+for _operator in OPERATORS.values():
+    _register(_operator)

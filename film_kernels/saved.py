@@ -7,24 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from .operators import Operator, Some
+from .problems import Problem
 
 
-def check_saved(problem: Problem, input: Tensor, weight: Tensor, gamma: Tensor | None) -> None:
-    """Raise RuntimeError unless these are still what `problem` says."""
-    if not (
-        _is_as_saved(problem, input, problem.input_shape)
-        and _is_as_saved(problem, weight, problem.weight_shape)
-        and (gamma is None or _is_as_saved(problem, gamma, (problem.batch, problem.out_channels)))
-    ):
-        shapes = (problem.input_shape, problem.weight_shape, problem.out_shape[:2])
-        for name, tensor, shape in zip(("input", "weight", "gamma"), (input, weight, gamma), shapes, strict=True):
-            if tensor is not None and not _is_as_saved(problem, tensor, shape):
-                raise RuntimeError(_came_back(problem, name, tensor, shape, problem.dtype))
-
-
-def _is_as_saved(problem: Problem, tensor: Tensor, shape: Sequence[int]) -> bool:
-    return tensor.dtype is problem.dtype and tensor.shape == shape and tensor.device == problem.device
+def check_saved(problem: Problem, operator: Operator, saved: Some) -> None:
+    """Raise RuntimeError unless the tensors of `operator.saved` are still what `problem` says."""
+    for name, tensor, shape in zip(operator.saved, saved, operator.pick_saved(problem.tensor_shapes), strict=True):
+        if tensor is not None and not (
+            tensor.dtype is problem.dtype and tensor.shape == shape and tensor.device == problem.device
+        ):
+            raise RuntimeError(_came_back(problem, name, tensor, shape, problem.dtype))
 
 
 def _came_back(problem: Problem, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str:

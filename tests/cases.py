@@ -143,7 +143,7 @@ def has_one_pass(problem) -> bool:
 
 def problem_of(case: Case, tensors: list[Tensor | None]):
     options = (case.activation, case.negative_slope, case.film_position, case.gamma_offset)
-    return arguments.prepare(tuple(tensors), *case.geometry, *options)[0]
+    return arguments.prepare(tuple(tensors), (*case.geometry, *options))[0]
 
 
 def pre_activation(case: Case, tensors: list[Tensor | None], dtype: torch.dtype) -> Tensor:

@@ -28,6 +28,7 @@ _TENSORS = {
     "grad_weight": ("grad", "bits", "input", "weight", "bias", "gamma"),
 }
 _ABSURD = (-(2**63), -(2**40), -3, -1, 0, 1, 2, 3, 7, 1000, 2**40, 2**62, 2**63 - 1)
+_ABSURD_NUMBERS = (float("nan"), float("inf"), -1e308, 0.0, 3.0)
 
 
 def sizes_of_output(input, kernel, stride, dilation, padding) -> list[int]:
@@ -64,8 +65,7 @@ def calls(
     draw = lambda *shape: torch.randn(shape).to(dtype)  # noqa: E731
     options = {
         "geometry": [*rows[0], *rows[1], groups, activation, position],
-        "lower_slope": 0.0 if activation == 1 else 1.0,
-        "gamma_offset": 1.0,
+        "numbers": [0.0 if activation == 1 else 1.0, 1.0],
     }
     x, w, grad = (draw(*shape).contiguous(memory_format=format) for shape in (input, weight, (n, k, *out)))
     bits = torch.randint(256, (positions, (k + 7) // 8), dtype=torch.uint8)
@@ -160,9 +160,8 @@ def _spoil(arguments: dict[str, Any], name: str, operator: str, r: random.Random
             arguments[name] = r.choice(_SPOILERS)(value, r)
     elif isinstance(value, list):
         at = r.randrange(len(value))
-        arguments[name] = [*value[:at], r.choice(_ABSURD), *value[at + r.choice([0, 1, 1, 1, 1, 2]) :]]
-    elif isinstance(value, float):
-        arguments[name] = r.choice([float("nan"), float("inf"), -1e308, 0.0, 3.0])
+        absurd = _ABSURD_NUMBERS if name == "numbers" else _ABSURD
+        arguments[name] = [*value[:at], r.choice(absurd), *value[at + r.choice([0, 1, 1, 1, 1, 2]) :]]
     elif isinstance(value, bool):
         arguments[name] = not value
 

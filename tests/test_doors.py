@@ -91,9 +91,13 @@ def test_geometry_is_checked(library, operator):
                 refused(operators, operator, {**arguments, "geometry": wrong}, "(geometry|input|grad)", words)
     for wrong in ([], geometry[:-1], [*geometry, 0]):
         refused(operators, operator, {**arguments, "geometry": wrong}, "geometry", "11 integers")
-    for name in ("lower_slope", "gamma_offset"):
+    numbers = arguments["numbers"]
+    for place, name in enumerate(("lower_slope", "gamma_offset")):
         for value in (float("nan"), float("inf")):
-            refused(operators, operator, {**arguments, name: value}, name, "finite")
+            wrong = [*numbers[:place], value, *numbers[place + 1 :]]
+            refused(operators, operator, {**arguments, "numbers": wrong}, name, "finite")
+    for wrong in ([], numbers[:-1], [*numbers, 0.0]):
+        refused(operators, operator, {**arguments, "numbers": wrong}, "numbers", "2 numbers")
 
 
 def test_input_size_is_checked(library):

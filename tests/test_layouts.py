@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cases import EMULATED, INTERPRETED
-from film_kernels import FusedFiLM, conv_film, problem
+from film_kernels import FusedFiLM, conv_film, layouts
 
 LAST = torch.channels_last
 OURS = ("cpu", "vendor")
@@ -29,9 +29,9 @@ def random_view(generator: random.Random, sizes=(1, 1, 2, 3, 6), channels: int |
 def test_strides_are_those_of_torch_empty():
     for shape in itertools.product((1, 2, 5), repeat=4):
         for last, format in ((False, torch.contiguous_format), (True, LAST)):
-            assert problem.strides_of(shape, last) == torch.empty(shape, memory_format=format).stride(), shape
+            assert layouts.strides_of(shape, last) == torch.empty(shape, memory_format=format).stride(), shape
     shape = (2, 3, 4, 5, 6)
-    assert problem.strides_of(shape, True) == torch.empty(shape, memory_format=torch.channels_last_3d).stride()
+    assert layouts.strides_of(shape, True) == torch.empty(shape, memory_format=torch.channels_last_3d).stride()
 
 
 def test_the_format_is_that_of_conv2d():
@@ -41,7 +41,7 @@ def test_the_format_is_that_of_conv2d():
     for _ in range(500):
         x = random_view(generator)
         w = torch.randn(4, x.shape[1], 1, 1)
-        last = problem.writes_channels_last(x, w)
+        last = layouts.writes_channels_last(x, w)
         y = F.conv2d(x, w, padding=1)
         theirs = y.is_contiguous(memory_format=LAST) and not y.is_contiguous()
         assert last == (theirs or (x.is_contiguous(memory_format=LAST) and not x.is_contiguous()))

@@ -40,7 +40,7 @@ void check(cudaError_t error, const char* kernel) {
                   " failed: ", cudaGetErrorString(error));
 }
 
-constexpr int64_t kPieceBytes = 16, kMostDirectChannels = 16;
+constexpr int64_t kPacketBytes = 16, kMostDirectChannels = 16;
 
 // What the kernels take for granted beside what every library checks.
 void check_served(const Problem& p, bool matrix) {
@@ -57,9 +57,9 @@ void check_served(const Problem& p, bool matrix) {
                       is_within(kMost, {p.batch, p.out_channels, p.h.out, p.w.out}) &&
                       is_within(kMost, {p.out_channels, p.in_channels, p.h.kernel, p.w.kernel}),
                   "film_kernels: input or weight is too large");
-  const int64_t piece = p.dtype == DType::f32 ? 4 : 8;  // channels in kPieceBytes
-  STD_TORCH_CHECK(!matrix || (p.in_channels % piece == 0 && p.out_channels % piece == 0),
-                  "film_kernels: input and weight must have multiples of ", piece, " channels, got ", p.in_channels,
+  const int64_t packet = p.dtype == DType::f32 ? 4 : 8;  // channels in kPacketBytes
+  STD_TORCH_CHECK(!matrix || (p.in_channels % packet == 0 && p.out_channels % packet == 0),
+                  "film_kernels: input and weight must have multiples of ", packet, " channels, got ", p.in_channels,
                   " and ", p.out_channels);
   STD_TORCH_CHECK(matrix || p.in_channels <= kMostDirectChannels, "film_kernels: input must have at most ",
                   kMostDirectChannels, " channels, got ", p.in_channels);
@@ -71,20 +71,20 @@ bool lies_in(const Argument& a, std::initializer_list<int> order) {
   int64_t expected = 1;
   for (const int* d = order.end(); d-- != order.begin(); expected *= a.sizes[*d])
     if (a.sizes[*d] != 1 && a.strides[*d] != expected) return false;
-  return reinterpret_cast<uintptr_t>(a.data) % kPieceBytes == 0;
+  return reinterpret_cast<uintptr_t>(a.data) % kPacketBytes == 0;
 }
 bool is_channels_last(const Argument& a) { return lies_in(a, {0, 2, 3, 1}); }
 
 void check_channels_last(const Argument& a) {
   STD_TORCH_CHECK(is_channels_last(a), "film_kernels: ", a.name,
-                  " must be channels_last, dense, and begin at a multiple of ", kPieceBytes, " bytes");
+                  " must be channels_last, dense, and begin at a multiple of ", kPacketBytes, " bytes");
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
-                                   bool channels_last, const std::vector<int64_t>& geometry, double lower_slope,
-                                   double gamma_offset, bool matrix, bool keep) {
-  const ForwardTensors t(input, weight, bias, gamma, beta, geometry, lower_slope, gamma_offset);
+                                   bool channels_last, const std::vector<int64_t>& geometry,
+                                   const std::vector<double>& numbers, bool matrix, bool keep) {
+  const ForwardTensors t(input, weight, bias, gamma, beta, {geometry, numbers});
   const Problem& p = t.problem;
   check_served(p, matrix);
   if (matrix) {
@@ -110,8 +110,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
 
 Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& gamma,
                   const std::vector<int64_t>& input_size, bool channels_last, const std::vector<int64_t>& geometry,
-                  double lower_slope, double gamma_offset, bool matrix) {
-  const GradInputTensors t(grad, bits, weight, gamma, input_size, geometry, lower_slope, gamma_offset);
+                  const std::vector<double>& numbers, bool matrix) {
+  const GradInputTensors t(grad, bits, weight, gamma, input_size, {geometry, numbers});
   const Problem& p = t.problem;
   check_served(p, matrix);
   if (matrix) {
@@ -119,13 +119,13 @@ Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, 
     STD_TORCH_CHECK(lies_in(t.weight, {1, 2, 3, 0}),
                     "film_kernels: weight must lie in memory as (C, kh, kw, K), dense, "
                     "from a multiple of ",
-                    kPieceBytes, " bytes on");
+                    kPacketBytes, " bytes on");
     const int64_t row = t.gamma.n * (p.dtype == DType::f32 ? 4 : 2);
-    STD_TORCH_CHECK(
-        t.gamma.data == nullptr || p.positions() == 0 ||
-            (t.gamma.k == 1 && row % kPieceBytes == 0 && reinterpret_cast<uintptr_t>(t.gamma.data) % kPieceBytes == 0),
-        "film_kernels: gamma must have its channels side by side, and rows that begin at a multiple of ", kPieceBytes,
-        " bytes");
+    STD_TORCH_CHECK(t.gamma.data == nullptr || p.positions() == 0 ||
+                        (t.gamma.k == 1 && row % kPacketBytes == 0 &&
+                         reinterpret_cast<uintptr_t>(t.gamma.data) % kPacketBytes == 0),
+                    "film_kernels: gamma must have its channels side by side, and rows that begin at a multiple of ",
+                    kPacketBytes, " bytes");
     STD_TORCH_CHECK(channels_last, "film_kernels: channels_last must be true for a channels_last gradient");
   }
   const OnDevice device(t.grad);
@@ -143,9 +143,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
                                                        const Tensor& weight, const std::optional<Tensor>& bias,
                                                        const std::optional<Tensor>& gamma, bool weight_wanted,
                                                        bool bias_wanted, bool gamma_wanted, bool beta_wanted,
-                                                       const std::vector<int64_t>& geometry, double lower_slope,
-                                                       double gamma_offset, bool matrix) {
-  const GradWeightTensors t(grad, bits, input, weight, bias, gamma, geometry, lower_slope, gamma_offset);
+                                                       const std::vector<int64_t>& geometry,
+                                                       const std::vector<double>& numbers, bool matrix) {
+  const GradWeightTensors t(grad, bits, input, weight, bias, gamma, {geometry, numbers});
   const Problem& p = t.problem;
   check_served(p, matrix);
   if (matrix) {
@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
     check_channels_last(t.grad);
   }
   const OnDevice device(t.input);
-  const WeightGradients results(p, t.weight, weight_wanted, bias_wanted, gamma_wanted, beta_wanted);
+  const WeightGradients results(p, t.weight, {weight_wanted, bias_wanted, gamma_wanted, beta_wanted});
   if (p.positions() == 0) {
     results.zero();
     return results.all();
@@ -193,14 +193,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
 STABLE_TORCH_LIBRARY(film_kernels_cuda, m) {
   m.def(
       "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, bool channels_last, "
-      "int[] geometry, float lower_slope, float gamma_offset, bool matrix, bool keep) -> (Tensor, Tensor)");
+      "int[] geometry, float[] numbers, bool matrix, bool keep) -> (Tensor, Tensor)");
   m.def(
       "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
-      "int[] geometry, float lower_slope, float gamma_offset, bool matrix) -> Tensor");
+      "int[] geometry, float[] numbers, bool matrix) -> Tensor");
   m.def(
       "grad_weight(Tensor grad, Tensor bits, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
       "bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, int[] geometry, "
-      "float lower_slope, float gamma_offset, bool matrix) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float[] numbers, bool matrix) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 #ifdef FILM_EMULATED

@@ -1,4 +1,4 @@
-"""The ordered list of backends, and the choice of one for a Problem."""
+"""The ordered list of backends, and the choice of one for a problem."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import torch
 
-from ..problem import Problem
-from .base import Backend
+from ..problems import Problem
+from .base import Backend, Kernels
 from .cpu import Cpu
 from .cuda import Cuda
 from .plain import Plain
-from .triton import Triton
+from .triton.backend import Triton
 from .vendor import Vendor
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Cuda(), Triton(), Vendor(), Plain())}
@@ -100,16 +100,17 @@ def choose(problem: Problem, pin: str | None) -> Backend:
     for backend in BACKENDS.values():
         backend.check_settings()
     able = [b for b in BACKENDS.values() if b.unavailable() is None and b.why_not(problem) is None]
-    return next((b for b in able if not b.is_slow(problem)), able[0])
+    return next((b for b in able if not b.of(problem).is_slow(problem)), able[0])
 
 
 @functools.lru_cache(maxsize=4096)
-def _remembered(problem: Problem, pin: str | None, precision: str | None) -> Backend:
-    return choose(problem, pin)
+def _remembered(problem: Problem, pin: str | None, precision: str | None) -> Kernels:
+    return choose(problem, pin).of(problem)
 
 
-def remembered_choice(problem: Problem, pin: str | None) -> Backend:
-    """`choose`, worked out once for what it depends on: PyTorch's setting for float32 convolutions on GPUs too."""
+def remembered_choice(problem: Problem, pin: str | None) -> Kernels:
+    """The kernels of the backend that `choose` chooses, worked out once for what that depends on: PyTorch's setting for
+    float32 convolutions on GPUs too."""
     precision = None
     if problem.dtype is torch.float32 and problem.device.type == "cuda":
         precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]

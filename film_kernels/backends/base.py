@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from ..problem import Problem
+from ..problems import Problem
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor | None, ...]  # of the operator's tensors, in their order
+
+
+class Kernels:
+    """One backend's kernels for one operator. The tensors come checked, gamma and beta as (N, K) or None.
+
+    `kept` is what `forward` keeps for backward beside the arguments; its layout is the backend's own business. Nothing
+    here knows of autograd.
+    """
+
+    record: type  # the class of the problems that they are for
+    is_plain = False  # whether autograd itself differentiates what they do, so that nothing is kept
+
+    def why_not(self, problem: Any) -> str | None:
+        """Why `problem` cannot be served, or None. Asked only where the backend is available."""
+        raise NotImplementedError
+
+    def is_slow(self, problem: Any) -> bool:
+        """Whether measurements say that a later backend in the list is faster for this kind of problem."""
+        return False
+
+    def kept_like(self, problem: Any) -> Tensor:
+        """An empty tensor of the shape, dtype and strides of `kept`."""
+        raise NotImplementedError
+
+    def reads(self, problem: Any, wanted: Sequence[bool]) -> tuple[bool, ...]:
+        """Which of the tensors that are not saved (`Operator.others`) `backward` reads for these gradients. What it
+        does not read it may get as None."""
+        raise NotImplementedError
+
+    def forward(self, problem: Any, tensors: Any, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """(y, kept) of the operator's tensors, in their order; `kept` is None unless `keep`."""
+        raise NotImplementedError
+
+    def backward(self, problem: Any, grad: Tensor, kept: Tensor, tensors: Any, wanted: Sequence[bool]) -> Gradients:
+        """The gradients of the tensors, None where `wanted` says so."""
+        raise NotImplementedError
 
 
 class Backend:
-    """Serves some Problems with three kernels: `forward`, `grad_input`, `grad_weight`.
-
-    `gamma` and `beta` come as (N, K) or None. `kept` is what `forward` keeps for backward beside the arguments;
-    its layout is the backend's own business. Nothing here knows of autograd.
-    """
+    """A library of kernels, which serve some problems of some operators."""
 
     name: str
+    kernels: tuple[Kernels, ...]  # one for each operator that it serves
+
+    @functools.cached_property
+    def _by_record(self) -> dict[type, Kernels]:
+        return {kernels.record: kernels for kernels in self.kernels}
 
     def unavailable(self) -> str | None:
         """Why nothing can be served on this machine, or None."""
@@ -29,67 +68,10 @@ class Backend:
         another backend would hide the mistake."""
 
     def why_not(self, problem: Problem) -> str | None:
-        """Why `problem` cannot be served, or None. Asked only where `unavailable` is None."""
-        raise NotImplementedError
+        """Why `problem`, of any kind, cannot be served, or None. Asked only where `unavailable` is None."""
+        kernels = self._by_record.get(type(problem))
+        return "it has no kernels for this operator" if kernels is None else kernels.why_not(problem)
 
-    def is_slow(self, problem: Problem) -> bool:
-        """Whether measurements say that a later backend in the list is faster for this kind of Problem."""
-        return False
-
-    def kept_like(self, problem: Problem) -> Tensor:
-        """An empty tensor of the shape, dtype and strides of `kept`."""
-        raise NotImplementedError
-
-    def reads(self, problem: Problem, wanted: Sequence[bool]) -> tuple[bool, bool]:
-        """Whether `backward`, for these of the five gradients, reads bias, and whether beta. What it does not read it
-        may get as None."""
-        return wanted[3], False  # dgamma = <W, U> + bias * sum u
-
-    def forward(
-        self,
-        problem: Problem,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(y, kept); `kept` is None unless `keep`."""
-        raise NotImplementedError
-
-    def grad_input(self, problem: Problem, grad: Tensor, kept: Tensor, weight: Tensor, gamma: Tensor | None) -> Tensor:
-        """dx, of the input's shape, in its memory format."""
-        raise NotImplementedError
-
-    def grad_weight(
-        self,
-        problem: Problem,
-        grad: Tensor,
-        kept: Tensor,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        gamma: Tensor | None,
-        wanted: Sequence[bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """(dW, db, dgamma, dbeta), None where `wanted` says so."""
-        raise NotImplementedError
-
-    def backward(
-        self,
-        problem: Problem,
-        grad: Tensor,
-        kept: Tensor,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        wanted: Sequence[bool],
-    ) -> Gradients:
-        """The five gradients, None where `wanted` says so."""
-        grad_input = self.grad_input(problem, grad, kept, weight, gamma) if wanted[0] else None
-        if not any(wanted[1:]):
-            return grad_input, None, None, None, None
-        return grad_input, *self.grad_weight(problem, grad, kept, input, weight, bias, gamma, wanted[1:])
+    def of(self, problem: Problem) -> Kernels:
+        """The kernels for that kind of problem, where `why_not` is None."""
+        return self._by_record[type(problem)]

@@ -1,39 +1,51 @@
-"""What the compiled libraries take beside tensors, the same for CPU and CUDA."""
+"""What the compiled libraries take beside tensors, the same for CPU and CUDA: csrc/checks.h reads what is written here,
+in the same order."""
 
 from __future__ import annotations
 
 import functools
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..activations import ACTIVATIONS, FILM_POSITIONS
-from ..problem import Problem
+from ..problems.conv_film import ConvFilm
+
+
+class Axis(NamedTuple):
+    """One spatial dimension of a convolution."""
+
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 0  # before it
+    out: int = 1
+
+
+class Geometry(NamedTuple):
+    """The integers of a call; a 1d convolution has a height of 1. `activation` and `position` are codes."""
+
+    height: Axis
+    width: Axis
+    groups: int
+    activation: int
+    position: int
+
+    def packed(self) -> list[int]:
+        """As the operators take it."""
+        return [*self.height, *self.width, self.groups, self.activation, self.position]
+
+    @classmethod
+    def read(cls, packed: Sequence[int]) -> Geometry:
+        """From what `packed` gave. Raises RuntimeError, as the libraries do, where it is of another length."""
+        if len(packed) != 11:
+            raise RuntimeError(f"film_kernels: geometry must hold 11 integers, got {len(packed)}")
+        return cls(Axis(*packed[:4]), Axis(*packed[4:8]), *packed[8:])
 
 
 @functools.lru_cache(maxsize=4096)
-def options_of(problem: Problem) -> tuple[list[int], float, float]:
-    """The geometry (a row of stride, dilation, padding before and output size for the height and one for the width,
-    then groups and the codes of activation and position), the slope of the activation's lower branch, and
-    gamma_offset."""
-    rows = list(zip(problem.stride, problem.dilation, problem.padding, problem.out_size, strict=True))
-    if problem.spatial_rank == 1:
-        rows.insert(0, (1, 1, (0, 0), 1))
-    flat = [value for stride, dilation, (before, _), out in rows for value in (stride, dilation, before, out)]
+def packed_options(problem: ConvFilm) -> tuple[list[int], list[float]]:
+    """The integers, and the numbers: the slope of the activation's lower branch, and gamma_offset."""
+    axes = map(Axis, problem.stride, problem.dilation, problem.padding_before, problem.out_size)
+    height, width = axes if problem.spatial_rank == 2 else (Axis(), *axes)
     activation = ACTIVATIONS[problem.activation]
-    return (
-        [*flat, problem.groups, activation.code, FILM_POSITIONS.index(problem.film_position)],
-        activation.lower_slope(problem.negative_slope),
-        problem.gamma_offset,
-    )
-
-
-def bits_like(problem: Problem) -> Tensor:
-    """The bits of all channels of a position, in whole bytes: (N * positions, ceil(K / 8)); none without an
-    activation."""
-    positions = 0
-    if problem.activation != "none":
-        positions = problem.batch
-        for size in problem.out_size:
-            positions *= size
-    return torch.empty(positions, (problem.out_channels + 7) // 8, dtype=torch.uint8, device=problem.device)
+    geometry = Geometry(height, width, problem.groups, activation.code, FILM_POSITIONS.index(problem.film_position))
+    return geometry.packed(), [activation.lower_slope(problem.negative_slope), problem.gamma_offset]

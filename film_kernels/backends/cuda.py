@@ -16,12 +16,13 @@ from torch import Tensor
 
 from .. import _library
 from ..activations import why_not_one_bit
-from ..problem import Problem
+from ..problems.conv_film import ConvFilm
 from .base import Backend
-from .compiled import bits_like, options_of
+from .compiled import packed_options
+from .conv_film import ConvFilmKernels, bits_like
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_PIECE = 16  # bytes that a thread moves at once: tensor-core kernels take channels in whole pieces
+_PACKET = 16  # bytes that a thread moves at once: tensor-core kernels take channels in whole packets
 _DIRECT = 16  # input channels, at most, of the kernels without tensor cores
 _FEWEST = 4  # input channels, at most, that go to them though tensor cores could serve
 
@@ -31,26 +32,26 @@ def emulator() -> str | None:
     return os.environ.get("FILM_KERNELS_CUDA_EMULATOR") or None
 
 
-def _why_no_tensor_cores(problem: Problem) -> str | None:
+def _why_no_tensor_cores(problem: ConvFilm) -> str | None:
     """Why the tensor-core kernels cannot serve the shapes and layout of `problem`, or None."""
-    piece = _PIECE // problem.dtype.itemsize
+    packet = _PACKET // problem.dtype.itemsize
     if not problem.channels_last:
         return (
             "it serves more than 16 input channels in channels_last only (input.to(memory_format=torch.channels_last))"
         )
     channels = {"input": problem.input_shape[1], "output": problem.out_channels}
     for name, count in channels.items():
-        if count % piece:
-            return f"it serves {name} channels that are a multiple of {piece} in {problem.dtype}, not {count}"
+        if count % packet:
+            return f"it serves {name} channels that are a multiple of {packet} in {problem.dtype}, not {count}"
     return None
 
 
-def _is_exact(problem: Problem) -> bool:
+def _is_exact(problem: ConvFilm) -> bool:
     """Whether PyTorch's setting for float32 convolutions asks for exact products."""
     return problem.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32"  # type: ignore[attr-defined]
 
 
-def _uses_tensor_cores(problem: Problem) -> bool:
+def _uses_tensor_cores(problem: ConvFilm) -> bool:
     """Which family of kernels serves, where one does."""
     channels = problem.input_shape[1]
     if channels > _DIRECT:
@@ -59,19 +60,19 @@ def _uses_tensor_cores(problem: Problem) -> bool:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    return tensor if tensor.data_ptr() % _PIECE == 0 else tensor.clone(memory_format=torch.preserve_format)
+    return tensor if tensor.data_ptr() % _PACKET == 0 else tensor.clone(memory_format=torch.preserve_format)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
     return _aligned(tensor.contiguous(memory_format=torch.channels_last))
 
 
-def _in_pieces(gamma: Tensor | None) -> Tensor | None:
+def _in_packets(gamma: Tensor | None) -> Tensor | None:
     """`gamma` (N, K) with neighbouring channels beside each other, each row at a multiple of 16 bytes."""
     if gamma is None:
         return None
     row = gamma.stride(0) * gamma.element_size()
-    return _aligned(gamma if gamma.stride(1) == 1 and row % _PIECE == 0 else gamma.contiguous())
+    return _aligned(gamma if gamma.stride(1) == 1 and row % _PACKET == 0 else gamma.contiguous())
 
 
 @functools.cache
@@ -80,21 +81,8 @@ def _too_old(device: torch.device) -> str | None:
     return None if major >= 8 else f"it serves GPUs of compute capability 8.0 and above, not {major}.{minor}"
 
 
-class Cuda(Backend):
-    name = "cuda"
-
-    @functools.cached_property
-    def _not_loaded(self) -> str | None:
-        return _library.load("_cuda")
-
-    def unavailable(self) -> str | None:
-        if (path := emulator()) is not None:
-            return _library.load_file(Path(path))
-        if torch.version.cuda is None:
-            return "this PyTorch was built without CUDA"
-        return self._not_loaded if torch.cuda.is_available() else "PyTorch sees no NVIDIA GPU"
-
-    def why_not(self, problem: Problem) -> str | None:
+class CudaConvFilm(ConvFilmKernels):
+    def why_not(self, problem: ConvFilm) -> str | None:
         device = "cpu" if emulator() else "cuda"
         if problem.device.type != device:
             return f"it serves tensors on {device}, not on {problem.device.type}"
@@ -122,37 +110,55 @@ class Cuda(Backend):
             )
         return None
 
-    def is_slow(self, problem: Problem) -> bool:
+    def is_slow(self, problem: ConvFilm) -> bool:
         # No measurement on a card stands behind these kernels yet: they serve where they are pinned.
         return True
 
-    def kept_like(self, problem: Problem) -> Tensor:
+    def kept_like(self, problem: ConvFilm) -> Tensor:
         """As bits_like has them."""
         return bits_like(problem)
 
-    def forward(self, problem, input, weight, bias, gamma, beta, keep):
+    def forward(self, problem, tensors, keep):
+        input, weight, bias, gamma, beta = tensors
         matrix = _uses_tensor_cores(problem)
         if matrix:
             input, weight = _channels_last(input), _channels_last(weight)
         y, bits = torch.ops.film_kernels_cuda.forward(
-            input, weight, bias, gamma, beta, problem.channels_last, *options_of(problem), matrix, keep
+            input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, keep
         )
         return y, (bits if keep else None)
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         matrix = _uses_tensor_cores(problem)
         if matrix:
-            grad, gamma = _channels_last(grad), _in_pieces(gamma)
+            grad, gamma = _channels_last(grad), _in_packets(gamma)
             weight = weight.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
         return torch.ops.film_kernels_cuda.grad_input(
-            grad, kept, weight, gamma, problem.input_shape, problem.channels_last, *options_of(problem), matrix
+            grad, kept, weight, gamma, problem.input_shape, problem.channels_last, *packed_options(problem), matrix
         )
 
-    def grad_weight(self, problem, grad, kept, input, weight, bias, gamma, wanted):
+    def grad_weight(self, problem, grad, kept, tensors, wanted):
+        input, weight, bias, gamma, _ = tensors
         matrix = _uses_tensor_cores(problem)
         if matrix:
             grad, input = _channels_last(grad), _channels_last(input)
         results = torch.ops.film_kernels_cuda.grad_weight(
-            grad, kept, input, weight, bias, gamma, *wanted, *options_of(problem), matrix
+            grad, kept, input, weight, bias, gamma, *wanted, *packed_options(problem), matrix
         )
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+
+
+class Cuda(Backend):
+    name = "cuda"
+    kernels = (CudaConvFilm(),)
+
+    @functools.cached_property
+    def _not_loaded(self) -> str | None:
+        return _library.load("_cuda")
+
+    def unavailable(self) -> str | None:
+        if (path := emulator()) is not None:
+            return _library.load_file(Path(path))
+        if torch.version.cuda is None:
+            return "this PyTorch was built without CUDA"
+        return self._not_loaded if torch.cuda.is_available() else "PyTorch sees no NVIDIA GPU"

@@ -16,22 +16,23 @@ from torch import Tensor
 
 from .. import reference
 from ..activations import ACTIVATIONS
-from ..problem import Problem
-from .base import Backend
+from ..problems.conv_film import ConvFilm
+from .base import Backend, Kernels
+from .triton.availability import why_not_here, why_nowhere
 
 
-def _per_channel(problem: Problem, factor: Tensor) -> Tensor:
+def _per_channel(problem: ConvFilm, factor: Tensor) -> Tensor:
     return factor.reshape(*factor.shape, *(1,) * problem.spatial_rank)
 
 
-def _scale(problem: Problem, gamma: Tensor | None) -> Tensor | float:
+def _scale(problem: ConvFilm, gamma: Tensor | None) -> Tensor | float:
     """gamma + gamma_offset as it multiplies an (N, K, *out) tensor."""
     if gamma is None:
         return 1.0 + problem.gamma_offset
     return _per_channel(problem, gamma + problem.gamma_offset if problem.gamma_offset else gamma)
 
 
-def _film(problem: Problem, v: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None) -> Tensor:
+def _film(problem: ConvFilm, v: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None) -> Tensor:
     """scale * v + beta in one pass over v, into `out` where given."""
     scale = _scale(problem, gamma)
     if beta is None:
@@ -42,7 +43,7 @@ def _film(problem: Problem, v: Tensor, gamma: Tensor | None, beta: Tensor | None
 
 
 def _convolution_backward(
-    problem: Problem, dz: Tensor, input: Tensor, weight: Tensor, wanted: Sequence[bool]
+    problem: ConvFilm, dz: Tensor, input: Tensor, weight: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dW, db) of the library's convolution from the gradient of its result, None where `wanted` says so."""
     padded, padding = reference.symmetric(problem, input)
@@ -55,29 +56,24 @@ def _convolution_backward(
     return grad_input, grad_weight, grad_bias
 
 
-def has_one_pass(problem: Problem) -> bool:
+def has_one_pass(problem: ConvFilm) -> bool:
     """Whether Triton's passes (triton/vendor_pass.py) serve around the convolution of `problem`."""
-    from .triton import Triton, why_not_here
-
     if problem.device.type == "cpu" or problem.spatial_rank == 3 or not ACTIVATIONS[problem.activation].one_bit:
         return False
-    return Triton().unavailable() is None and why_not_here(problem.device) is None
+    return why_nowhere() is None and why_not_here(problem.device) is None
 
 
-class Vendor(Backend):
-    name = "vendor"
+class VendorConvFilm(Kernels):
+    record = ConvFilm
 
-    def unavailable(self) -> str | None:
-        return None
-
-    def why_not(self, problem: Problem) -> str | None:
+    def why_not(self, problem: ConvFilm) -> str | None:
         if problem.dtype.is_complex:
             return f"{problem.dtype} goes through the plain formula"
         if 0 in problem.out_size:
             return "the library's convolution refuses an output of size 0"
         return None
 
-    def kept_like(self, problem: Problem) -> Tensor:
+    def kept_like(self, problem: ConvFilm) -> Tensor:
         return torch.empty(
             problem.out_shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format
         )
@@ -86,7 +82,8 @@ class Vendor(Backend):
         """v is made again from z: of z without the bias where there is one pass, and by FiLM where it stands before."""
         return has_one_pass(problem), problem.film_position == "pre"
 
-    def forward(self, problem, input, weight, bias, gamma, beta, keep):
+    def forward(self, problem, tensors, keep):
+        input, weight, bias, gamma, beta = tensors
         if has_one_pass(problem):
             from .triton.vendor_pass import finish_forward
 
@@ -105,7 +102,8 @@ class Vendor(Backend):
             v, spare = activation.apply(v, problem.negative_slope, inplace=spare), True
         return (v if spare else v.clone()), (z if keep else None)
 
-    def backward(self, problem, grad, kept, input, weight, bias, gamma, beta, wanted):
+    def backward(self, problem, grad, kept, tensors, wanted):
+        input, weight, bias, gamma, beta = tensors
         if has_one_pass(problem):
             from .triton.vendor_pass import start_backward
 
@@ -130,3 +128,11 @@ class Vendor(Backend):
         scale = _scale(problem, gamma)
         dz = u if isinstance(scale, float) and scale == 1.0 else u * scale
         return *_convolution_backward(problem, dz, input, weight, wanted[:3]), grad_gamma, grad_beta
+
+
+class Vendor(Backend):
+    name = "vendor"
+    kernels = (VendorConvFilm(),)
+
+    def unavailable(self) -> str | None:
+        return None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from cases import Case, hold_to_the_rule, problem_of
-from film_kernels.backends.triton import Triton
+from film_kernels.backends.triton.backend import Triton
 
 
 def run_triton(
@@ -24,11 +24,12 @@ def run_triton(
     problem = problem_of(case, tensors)
     assert backend.unavailable() is None and backend.why_not(problem) is None
     with autotune.pinned(entry or {}):
-        y, kept = backend.forward(problem, *tensors, True)
-        like = backend.kept_like(problem)
+        kernels = backend.of(problem)
+        y, kept = kernels.forward(problem, tensors, True)
+        like = kernels.kept_like(problem)
         assert (kept.shape, kept.dtype, kept.stride()) == (like.shape, like.dtype, like.stride())
         wanted = tuple(t is not None for t in tensors) if wanted is None else wanted
-        return [y, *backend.backward(problem, grad, kept, *tensors, wanted)]
+        return [y, *kernels.backward(problem, grad, kept, tensors, wanted)]
 
 
 def assert_as_good_as_plain(

@@ -9,7 +9,8 @@ import torch
 
 from cases import Case, incoming_gradient, problem_of, run, tensors_of
 from film_kernels import reference
-from film_kernels.backends.triton import Triton, finish, forward, grad_input, grad_weight, launch
+from film_kernels.backends.triton import finish, forward, grad_input, grad_weight, launch
+from film_kernels.backends.triton.backend import Triton
 from film_kernels.backends.triton.tuning import Entry
 from rule import assert_as_good_as_plain, run_triton
 

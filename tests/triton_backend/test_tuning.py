@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from cases import Case, problem_of, tensors_of
-from film_kernels.backends.triton import Triton, autotune, store, tuning
+from film_kernels.backends.triton import autotune, store, tuning
+from film_kernels.backends.triton.backend import TritonConvFilm
 
 CASE = Case("tuned", (1, 3, 4, 5), (8, 3, 2, 2))
 
@@ -63,14 +64,14 @@ def test_the_rule_needs_no_device_and_follows_the_class_of_the_problem():
 
 
 def run_backward(problem, tensors, backend):
-    y, kept = backend.forward(problem, *tensors, True)
-    return y, backend.backward(problem, torch.ones_like(y), kept, *tensors, (True,) * 5)
+    y, kept = backend.forward(problem, tensors, True)
+    return y, backend.backward(problem, torch.ones_like(y), kept, tensors, (True,) * 5)
 
 
 def test_autotune_times_once_remembers_and_reads_again(file, monkeypatch):
     tensors = tensors_of(CASE, torch.float32)
     problem = problem_of(CASE, tensors)
-    backend = Triton()
+    backend = TritonConvFilm()
     run_backward(problem, tensors, backend)
     assert not file.exists()  # nothing is timed by itself
     with autotune.autotune():
@@ -123,7 +124,7 @@ def test_a_broken_or_foreign_file_is_ignored_with_a_warning_and_left_alone(file,
     tensors = tensors_of(CASE, torch.float32)
     problem = problem_of(CASE, tensors)
     with pytest.warns(UserWarning, match="film_kernels ignores the tuning file"):
-        y, _ = Triton().forward(problem, *tensors, False)
+        y, _ = TritonConvFilm().forward(problem, tensors, False)
     with pytest.warns(UserWarning, match="film_kernels ignores the tuning file"):
         assert not store.save(file, "key", {})
     assert file.read_bytes() == before and y.isfinite().all()
@@ -243,7 +244,7 @@ def test_without_triton_the_package_imports_and_says_what_is_missing():
         "import importlib.util as util; find = util.find_spec\n"
         "util.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)\n"
         "import film_kernels\n"
-        "from film_kernels.backends.triton import Triton\n"
+        "from film_kernels.backends.triton.backend import Triton\n"
         "from film_kernels.backends.triton.autotune import autotune\n"
         "with autotune(): pass\n"
         "print(Triton().unavailable())"

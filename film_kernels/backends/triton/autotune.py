@@ -1,4 +1,4 @@
-"""Which entry serves a Problem: the rule's, or within `autotune()` the fastest of all, timed once and remembered.
+"""Which entry serves a call: the rule's, or within `autotune()` the fastest of all, timed once and remembered.
 
 Nothing here waits for the GPU unless it is timing, and nothing needs triton before a kernel runs.
 """
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from ...problem import Problem
+from ...problems.conv_film import ConvFilm
 from . import store
 from .launch import precision
 from .tuning import KERNELS, Entry, entries
@@ -25,9 +25,9 @@ T = TypeVar("T")
 _REPEATS = 11  # of which the median counts
 _WARM_UP = 3
 
-# (Problem, precision) -> {"forward": {"entry": [...], "ms": ...}, ..., "vendor": {"forward": ms, ...}}
-_records: dict[tuple[Problem, str], dict] = {}
-_chosen: dict[tuple[Problem, str, str], tuple[Entry, ...]] = {}  # entries in the order in which they are tried
+# (ConvFilm, precision) -> {"forward": {"entry": [...], "ms": ...}, ..., "vendor": {"forward": ms, ...}}
+_records: dict[tuple[ConvFilm, str], dict] = {}
+_chosen: dict[tuple[ConvFilm, str, str], tuple[Entry, ...]] = {}  # entries in the order in which they are tried
 
 
 class _State(threading.local):
@@ -40,10 +40,10 @@ _state = _State()
 
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
-    """Within the block the first call of every Problem times the candidates, the library's convolution among them.
+    """Within the block the first call of every problem times the candidates, the library's convolution among them.
 
-    The fastest serves this Problem from then on, in this process and in later ones: measurements are kept on disk per
-    GPU, package version and Problem, in `store.path()`. Timing waits for the GPU; a call that is being captured in a
+    The fastest serves this problem from then on, in this process and in later ones: measurements are kept on disk per
+    GPU, package version and problem, in `store.path()`. Timing waits for the GPU; a call that is being captured in a
     CUDA graph is not timed.
     """
     from .. import forget_choices
@@ -67,7 +67,7 @@ def pinned(entry_of: Mapping[str, Entry]) -> Iterator[None]:
         _state.pinned = before
 
 
-def run(problem: Problem, kernel: str, start: Callable[[Entry], T]) -> T:
+def run(problem: ConvFilm, kernel: str, start: Callable[[Entry], T]) -> T:
     """`start` with the entry for `kernel`; an entry that the GPU has no room for gives way to the next."""
     if kernel in _state.pinned:
         return start(_state.pinned[kernel])
@@ -86,14 +86,14 @@ def run(problem: Problem, kernel: str, start: Callable[[Entry], T]) -> T:
     return start(candidates[-1])
 
 
-def is_timing(problem: Problem) -> bool:
+def is_timing(problem: ConvFilm) -> bool:
     """Whether calls of `problem` are to be timed now."""
     if not _state.timing:
         return False
     return problem.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def compare(problem: Problem, part: str, ours: Callable[[], object], vendor: Callable[[], object]) -> None:
+def compare(problem: ConvFilm, part: str, ours: Callable[[], object], vendor: Callable[[], object]) -> None:
     """Time `part` ("forward" or "backward") of a whole call, ours against the library's, once."""
     how = precision(problem)
     record = _record(problem, how)
@@ -102,7 +102,7 @@ def compare(problem: Problem, part: str, ours: Callable[[], object], vendor: Cal
         _remember(problem, how, {**record, "whole": {**record.get("whole", {}), part: times}})
 
 
-def is_measured_to_be_faster(problem: Problem) -> bool:
+def is_measured_to_be_faster(problem: ConvFilm) -> bool:
     """Whether `problem` was timed against the library's convolution, forward at least, and these kernels won."""
     whole = _record(problem, precision(problem)).get("whole", {})
     return "forward" in whole and sum(t["ours"] for t in whole.values()) <= sum(t["vendor"] for t in whole.values())
@@ -122,7 +122,7 @@ def _no_room() -> type[Exception]:
     return OutOfResources
 
 
-def _time_entries(problem: Problem, how: str, kernel: str, start: Callable[[Entry], object]) -> None:
+def _time_entries(problem: ConvFilm, how: str, kernel: str, start: Callable[[Entry], object]) -> None:
     timed: list[tuple[float, Entry]] = []
     for entry in entries(problem, kernel):
         with contextlib.suppress(_no_room()):
@@ -132,7 +132,7 @@ def _time_entries(problem: Problem, how: str, kernel: str, start: Callable[[Entr
         _remember(problem, how, {**_record(problem, how), kernel: {"entry": list(best), "ms": ms}})
 
 
-def _milliseconds(problem: Problem, call: Callable[[], object]) -> float:
+def _milliseconds(problem: ConvFilm, call: Callable[[], object]) -> float:
     """The median time of `call`, on the GPU's own clock."""
     for _ in range(_WARM_UP):
         call()
@@ -154,14 +154,14 @@ def _milliseconds(problem: Problem, call: Callable[[], object]) -> float:
     return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
 
 
-def _ordered(problem: Problem, how: str, kernel: str) -> tuple[Entry, ...]:
+def _ordered(problem: ConvFilm, how: str, kernel: str) -> tuple[Entry, ...]:
     """The candidates, with the one that was measured to be fastest, if it is still one of them, in front."""
     candidates = entries(problem, kernel)
     best = _record(problem, how).get(kernel, {}).get("entry")
     return tuple(sorted(candidates, key=lambda entry: list(entry) != best))
 
 
-def _record(problem: Problem, how: str) -> dict:
+def _record(problem: ConvFilm, how: str) -> dict:
     key = (problem, how)
     record = _records.get(key)
     if record is None:
@@ -185,7 +185,7 @@ def _on_disk(file) -> dict[str, dict]:
     return store.load(file) or {}
 
 
-def _remember(problem: Problem, how: str, record: dict) -> None:
+def _remember(problem: ConvFilm, how: str, record: dict) -> None:
     from .. import forget_choices
 
     _records[problem, how] = record
@@ -195,8 +195,8 @@ def _remember(problem: Problem, how: str, record: dict) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _name(problem: Problem, how: str) -> str:
-    """GPU, package version, Problem and precision, as text."""
+def _name(problem: ConvFilm, how: str) -> str:
+    """GPU, package version, problem and precision, as text."""
     import triton
 
     from ... import __version__

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...problem import Problem
+from ...problems.conv_film import ConvFilm
 from . import launch as host
 from .tiles import index, sum_type
 
@@ -126,7 +126,7 @@ def finish_kernel(
 
 
 def finish(
-    problem: Problem,
+    problem: ConvFilm,
     partials: Sequence[Tensor | None],
     bias: Tensor | None,
     gamma: Tensor | None,
@@ -154,7 +154,7 @@ def finish(
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
-    problem: Problem, layouts: host.Layouts, wanted: tuple[bool, ...], from_products: bool
+    problem: ConvFilm, layouts: host.Layouts, wanted: tuple[bool, ...], from_products: bool
 ) -> tuple[int, dict[str, object]]:
     """The number of programs, and the kernel's arguments beside the tensors."""
     partial_w, partial_dot, sums_u, sums_g, bias, gamma, grad_w = layouts

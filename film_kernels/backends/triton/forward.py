@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...problem import Problem
+from ...problems.conv_film import ConvFilm, Tensors
 from . import launch as host
 from .tiles import (
     index,
@@ -96,30 +96,22 @@ def forward_kernel(
     store_tile(y, n * y_sn + q * y_sp, p_valid, k * y_sk, k_valid, acc, Y_LAST)
 
 
-def forward(
-    problem: Problem,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    kept: Tensor | None,
-    entry: Entry,
-) -> Tensor:
+def forward(problem: ConvFilm, tensors: Tensors, kept: Tensor | None, entry: Entry) -> Tensor:
     """y (N, K, *out) in the problem's memory format; the bits are written into `kept` where it is given."""
+    input, weight, bias, gamma, beta = tensors
     y = torch.empty(problem.out_shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format)
     if y.numel() == 0:
         return y
     weight = host.packed_weight(weight, entry.flat)
     programs, plan = _plan(problem, entry, host.precision(problem), host.layouts(input, weight, bias, gamma, beta))
     bits = None if problem.activation == "none" else kept
-    tensors = {"x": input, "w": weight, "bias": bias, "gamma": gamma, "beta": beta, "y": y, "bits": bits}
-    host.launch(forward_kernel, programs, {**tensors, **plan}, problem.device, *entry.launch)
+    given = {"x": input, "w": weight, "bias": bias, "gamma": gamma, "beta": beta, "y": y, "bits": bits}
+    host.launch(forward_kernel, programs, {**given, **plan}, problem.device, *entry.launch)
     return y
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: Problem, entry: Entry, how: str, layouts: host.Layouts) -> tuple[int, dict[str, object]]:
+def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> tuple[int, dict[str, object]]:
     """The number of programs, and the kernel's arguments beside the tensors."""
     input, weight, bias, gamma, beta = layouts
     sizes, last = host.sizes_of(problem), problem.channels_last

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...problem import Problem
+from ...problems.conv_film import ConvFilm
 from . import launch as host
 from .tiles import index, load_gradient, load_per_channel, multiply, sample_and_position, store_tile, sum_type
 from .tuning import Entry
@@ -100,7 +100,7 @@ def grad_input_kernel(
 
 
 def grad_input(
-    problem: Problem, grad: Tensor, kept: Tensor, weight: Tensor, gamma: Tensor | None, entry: Entry
+    problem: ConvFilm, grad: Tensor, kept: Tensor, weight: Tensor, gamma: Tensor | None, entry: Entry
 ) -> Tensor:
     """dx (N, C, *in) in the input's memory format, from `grad` (N, K, *out) of any strides and the bits."""
     grad_x = torch.empty(
@@ -119,7 +119,7 @@ def grad_input(
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: Problem, entry: Entry, how: str, layouts: host.Layouts) -> tuple[int, dict[str, object]]:
+def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> tuple[int, dict[str, object]]:
     """The number of programs, and the kernel's arguments beside the tensors."""
     grad, weight, gamma = layouts
     sizes, last = host.sizes_of(problem), problem.channels_last

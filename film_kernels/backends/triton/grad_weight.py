@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...problem import Problem
+from ...problems.conv_film import ConvFilm, Tensors
+from ..base import Gradients
 from . import launch as host
 from .finish import finish
 from .tiles import index, load_gradient, load_patch, multiply, sum_type
@@ -165,17 +166,15 @@ def cut_of(sizes: host.Sizes, entry: Entry, tiles: int) -> Cut:
 
 
 def grad_weight(
-    problem: Problem,
+    problem: ConvFilm,
     grad: Tensor,
     kept: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
+    tensors: Tensors,
     wanted: Sequence[bool],
     entry: Entry,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> Gradients:
     """(dW, db, dgamma, dbeta), None where `wanted` says so; dW in the weight's memory format."""
+    input, weight, bias, gamma, _ = tensors
     wanted = tuple(map(bool, wanted))
     want_weight, want_bias, want_gamma, want_beta = wanted
     n_k = (problem.batch, problem.out_channels)
@@ -212,7 +211,7 @@ class Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
-    problem: Problem, entry: Entry, how: str, layouts: host.Layouts, wanted: tuple[bool, ...], has_bias: bool
+    problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts, wanted: tuple[bool, ...], has_bias: bool
 ) -> Plan:
     grad, input, weight, gamma = layouts
     want_weight, want_bias, want_gamma, want_beta = wanted

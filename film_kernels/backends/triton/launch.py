@@ -1,4 +1,4 @@
-"""From a Problem and its tensors to the numbers that the kernels take, and the one way a kernel is started."""
+"""From a record and its tensors to the numbers that the kernels take, and the one way a kernel is started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ...activations import ACTIVATIONS
-from ...problem import Problem, is_channels_last
+from ...layouts import is_channels_last
+from ...problems.conv_film import ConvFilm
 
 
 class Sizes(NamedTuple):
@@ -51,8 +52,8 @@ class Sizes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def sizes_of(problem: Problem) -> Sizes:
-    """Raises nothing for a Problem that the backend serves."""
+def sizes_of(problem: ConvFilm) -> Sizes:
+    """Raises nothing for a problem that the backend serves."""
 
     def two(values: Sequence[int], of_height: int) -> tuple[int, int]:
         return (of_height, values[0]) if problem.spatial_rank == 1 else tuple(values)
@@ -113,7 +114,7 @@ def dense(*shape: int) -> Layout:
     return Layout((math.prod(shape),), (1,))
 
 
-def precision(problem: Problem) -> str:
+def precision(problem: ConvFilm) -> str:
     """How products are taken: PyTorch's own setting for float32 convolutions, where the GPU has tf32."""
     if problem.device.type == "cpu" and problem.dtype == torch.bfloat16:
         return "widened"
@@ -122,12 +123,12 @@ def precision(problem: Problem) -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
-def sum_dtype(problem: Problem) -> torch.dtype:
+def sum_dtype(problem: ConvFilm) -> torch.dtype:
     """What sums are taken and left in."""
     return torch.float64 if problem.dtype == torch.float64 else torch.float32
 
 
-def options(problem: Problem) -> dict[str, object]:
+def options(problem: ConvFilm) -> dict[str, object]:
     """The activation and FiLM as the kernels take them."""
     return {
         "lower_slope": float(ACTIVATIONS[problem.activation].lower_slope(problem.negative_slope)),

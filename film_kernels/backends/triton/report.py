@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ...problem import Problem
+from ...problems import conv_film
 from . import launch, tuning
 from .forward import forward
 from .grad_input import grad_input
@@ -75,17 +75,17 @@ class Row(NamedTuple):
     instruction: str
 
 
-def problem_of(case: str, dtype: torch.dtype) -> Problem:
-    """The representative Problem `case`, on a GPU."""
+def problem_of(case: str, dtype: torch.dtype) -> conv_film.ConvFilm:
+    """The representative problem `case`, on a GPU."""
     input, weight, stride, channels_last = CASES[case]
     padding = weight[2] // 2
-    return Problem(
-        input, weight, (stride, stride), ((padding, padding),) * 2, (1, 1), 1, dtype, torch.device("cuda"),
-        channels_last, True, True, True, "relu", 0.0, "post", 0.0,
-    )  # fmt: skip
+    channels = weight[0]
+    shapes = (input, weight, (channels,), (input[0], channels), (input[0], channels))
+    kinds = tuple((torch.Size(shape), dtype, torch.device("cuda"), torch.strided) for shape in shapes)
+    return conv_film.problem_of(kinds, channels_last, stride, padding, 1, 1, "relu", 0.01, "post", 0.0)  # type: ignore
 
 
-def record(problem: Problem, kernel: str, entry: tuning.Entry, gpu: str) -> list[launch.Launch]:
+def record(problem: conv_film.ConvFilm, kernel: str, entry: tuning.Entry, gpu: str) -> list[launch.Launch]:
     """The launches of `kernel` for `problem`, with tensors that hold no data."""
 
     def empty(*shape: int, dtype: torch.dtype = problem.dtype, format=torch.contiguous_format) -> torch.Tensor:
@@ -98,13 +98,13 @@ def record(problem: Problem, kernel: str, entry: tuning.Entry, gpu: str) -> list
         weight = empty(*problem.weight_shape, format=torch.contiguous_format if entry.flat else torch.channels_last)
         bias = empty(problem.out_channels)
         gamma, beta = (empty(problem.batch, problem.out_channels) for _ in range(2))
-        kept = empty(1, dtype=torch.uint8)
+        kept, tensors = empty(1, dtype=torch.uint8), (input, weight, bias, gamma, beta)
         if kernel == "forward":
-            forward(problem, input, weight, bias, gamma, beta, kept, entry)
+            forward(problem, tensors, kept, entry)
         elif kernel == "grad_input":
             grad_input(problem, grad, kept, weight, gamma, entry)
         elif kernel == "grad_weight":
-            grad_weight(problem, grad, kept, input, weight, bias, gamma, (True,) * 4, entry)
+            grad_weight(problem, grad, kept, tensors, (True,) * 4, entry)
         else:
             finish_forward(problem, grad, bias, gamma, beta, grad)
             start_backward(problem, grad, grad, bias, gamma, beta, (True,) * 4)

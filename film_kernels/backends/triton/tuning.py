@@ -1,4 +1,4 @@
-"""Entries (tile sizes, warps, stages), and the rule that orders them for a Problem from its sizes alone."""
+"""Entries (tile sizes, warps, stages), and the rule that orders them for a problem from its sizes alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...problem import Problem
+from ...problems.conv_film import ConvFilm
 from .launch import Sizes, cdiv, gpu, next_power_of_2, position_blocks, precision, sizes_of
 
 KERNELS = ("forward", "grad_input", "grad_weight")
@@ -58,13 +58,13 @@ _SUM_POSITIONS_FLAT = (
 _FEW_CHANNELS = 16  # below, a tile of one kernel tap would be mostly empty
 
 
-def entries(problem: Problem, kernel: str) -> tuple[Entry, ...]:
+def entries(problem: ConvFilm, kernel: str) -> tuple[Entry, ...]:
     """What may serve `problem` in `kernel`, one of KERNELS; the rule's own choice comes first."""
     return _entries(problem, kernel, precision(problem), gpu(problem.device))
 
 
 @functools.lru_cache(maxsize=4096)
-def _entries(problem: Problem, kernel: str, how: str, on: str) -> tuple[Entry, ...]:
+def _entries(problem: ConvFilm, kernel: str, how: str, on: str) -> tuple[Entry, ...]:
     sizes = sizes_of(problem)
     flat = sizes.C < _FEW_CHANNELS and kernel != "grad_input"
     if kernel == "grad_weight":

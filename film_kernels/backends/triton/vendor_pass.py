@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...problem import Problem
+from ...problems.conv_film import ConvFilm
 from . import launch as host
 from .finish import finish
 from .tiles import index, lower_branch, sum_type
@@ -123,7 +123,7 @@ def start_backward_kernel(
 
 
 def finish_forward(
-    problem: Problem, raw: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, out: Tensor
+    problem: ConvFilm, raw: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, out: Tensor
 ) -> Tensor:
     """y into `out`, which may be `raw`: both (N, K, *out), dense in the problem's memory format; returns `out`."""
     if raw.numel() == 0:
@@ -139,7 +139,7 @@ def finish_forward(
 
 
 def start_backward(
-    problem: Problem,
+    problem: ConvFilm,
     grad: Tensor,
     raw: Tensor,
     bias: Tensor | None,
@@ -182,7 +182,7 @@ def start_backward(
     return dz, grad_bias, grad_gamma, grad_beta
 
 
-def _blocks(problem: Problem) -> dict[str, int]:
+def _blocks(problem: ConvFilm) -> dict[str, int]:
     """Tiles of about 2048 elements, long in the fastest dimension, and how the blocks of a sample are shared out."""
     sizes = host.sizes_of(problem)
     if problem.channels_last:
@@ -200,7 +200,7 @@ def _blocks(problem: Problem) -> dict[str, int]:
 
 
 def _common(
-    problem: Problem,
+    problem: ConvFilm,
     raw: Tensor,
     bias: Tensor | None,
     gamma: Tensor | None,

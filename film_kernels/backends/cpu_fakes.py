@@ -1,0 +1,96 @@
+"""What the CPU library's operators return, for whoever traces them: shapes and strides, and of the library's own checks
+those of shapes and dtypes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..layouts import gradient_strides, strides_of
+from .compiled import Geometry
+
+
+def _check(name: str, tensor: Tensor | None, like: Tensor | None, shape: Sequence[int] | None = None) -> None:
+    if tensor is None:
+        raise RuntimeError(f"film_kernels: {name} must be a tensor, got None")
+    if like is not None and tensor.dtype != like.dtype:
+        raise RuntimeError(f"film_kernels: {name} must have the dtype of the others, {like.dtype}")
+    if shape is not None and tuple(tensor.shape) != tuple(shape):
+        raise RuntimeError(f"film_kernels: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+def _out_shape(input_shape: Sequence[int], weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
+    if len(input_shape) not in (3, 4) or weight.dim() != len(input_shape):
+        raise RuntimeError("film_kernels: input and weight must have 3 or 4 dimensions")
+    if geometry.groups < 1 or input_shape[1] != weight.shape[1] * geometry.groups:
+        raise RuntimeError("film_kernels: input must have as many channels as weight has in its groups")
+    axes = (geometry.height, geometry.width)[4 - len(input_shape) :]
+    return (input_shape[0], weight.shape[0], *(axis.out for axis in axes))
+
+
+def _check_factors(
+    weight: Tensor, batch: int, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None = None
+) -> None:
+    rows = (batch, weight.shape[0])
+    for name, tensor, shape in (("bias", bias, rows[1:]), ("gamma", gamma, rows), ("beta", beta, rows)):
+        if tensor is not None:
+            _check(name, tensor, weight, shape)
+
+
+def _bits_shape(out_shape: Sequence[int]) -> tuple[int, int]:
+    return math.prod((out_shape[0], *out_shape[2:])), (out_shape[1] + 7) // 8
+
+
+def _check_backward(grad: Tensor, bits: Tensor, weight: Tensor, shape: Sequence[int], geometry: Geometry) -> None:
+    _check("grad", grad, weight, shape)
+    if geometry.activation:
+        _check("bits", bits, None, _bits_shape(shape))
+
+
+def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    return like.new_empty_strided(shape, strides_of(shape, channels_last))
+
+
+def _forward(input, weight, bias, gamma, beta, geometry, numbers, keep, channels_last=False):
+    geometry = Geometry.read(geometry)
+    _check("input", input, None)
+    _check("weight", weight, input)
+    shape = _out_shape(input.shape, weight, geometry)
+    _check_factors(weight, shape[0], bias, gamma, beta)
+    rows, row = _bits_shape(shape)
+    bits = input.new_empty((rows if keep and geometry.activation else 0, row), dtype=torch.uint8)
+    return _empty(input, shape, channels_last), bits
+
+
+def _grad_input(grad, bits, weight, gamma, input_size, channels_last, geometry, numbers):
+    geometry = Geometry.read(geometry)
+    _check("weight", weight, None)
+    _check_backward(grad, bits, weight, _out_shape(input_size, weight, geometry), geometry)
+    _check_factors(weight, input_size[0], None, gamma)
+    return _empty(grad, input_size, channels_last)
+
+
+def _grad_weight(
+    grad, bits, input, weight, bias, gamma, weight_wanted, bias_wanted, gamma_wanted, beta_wanted, geometry, numbers
+):
+    geometry = Geometry.read(geometry)
+    _check("input", input, None)
+    _check("weight", weight, input)
+    _check_backward(grad, bits, weight, _out_shape(input.shape, weight, geometry), geometry)
+    _check_factors(weight, input.shape[0], bias, gamma)
+    return (
+        weight.new_empty_strided(weight.shape, gradient_strides(weight)) if weight_wanted else weight.new_empty(0),
+        weight.new_empty(weight.shape[0] if bias_wanted else 0),
+        weight.new_empty(input.shape[0] if gamma_wanted else 0, weight.shape[0]),
+        weight.new_empty(input.shape[0] if beta_wanted else 0, weight.shape[0]),
+    )
+
+
+def register() -> None:
+    """To be called once, when the library has been loaded."""
+    torch.library.register_fake("film_kernels_cpu::forward", _forward)
+    torch.library.register_fake("film_kernels_cpu::grad_input", _grad_input)
+    torch.library.register_fake("film_kernels_cpu::grad_weight", _grad_weight)

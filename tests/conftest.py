@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import emulation
 import film_kernels
-from cases import EMULATED, EXPECTED, INTERPRETED, float32_products, has_one_pass
 from film_kernels.backends import vendor
+from tests.helpers import emulation
+from tests.helpers.cases import EMULATED, EXPECTED, INTERPRETED, float32_products, has_one_pass
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: its kernels run on the CPU, slowly
@@ -21,10 +22,14 @@ if not torch.cuda.is_available():
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes or many gigabytes; run with --slow")
     torch.manual_seed(0)
+    wanted, package = config.getoption("--package-in"), Path(film_kernels.__file__).parents[1]
+    if wanted is not None and Path(wanted).resolve() != package.resolve():
+        raise pytest.UsageError(f"film_kernels was imported from {package}, not from {wanted}")
 
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--package-in", metavar="FOLDER", help="refuse to run where film_kernels comes from anywhere else")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 
 import film_kernels
-from cases import (
+from film_kernels.backends import BACKENDS
+from tests.helpers.cases import (
     CASES,
     EMULATED,
     EXPECTED,
@@ -24,7 +25,6 @@ from cases import (
     run,
     tensors_of,
 )
-from film_kernels.backends import BACKENDS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CELLS = [

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-import emulation
-from cases import (
+from film_kernels.backends.cuda import Cuda, _uses_tensor_cores
+from tests.helpers import emulation
+from tests.helpers.cases import (
     EMULATED,
     Case,
     Seen,
@@ -25,7 +25,7 @@ from cases import (
     run,
     tensors_of,
 )
-from film_kernels.backends.cuda import Cuda, _uses_tensor_cores
+from tests.helpers.subprocesses import run_python
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="the sources are not here, only the tests")
 
@@ -196,9 +196,7 @@ MISTAKES = {
 
 
 def run_apart(library: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "FILM_KERNELS_CUDA_EMULATOR": str(library)}
-    script = Path(__file__).with_name("emulated_run.py")
-    return subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    return run_python("-m", "tests.helpers.emulated_run", FILM_KERNELS_CUDA_EMULATOR=str(library))
 
 
 def test_without_a_mistake_nothing_differs(emulator):

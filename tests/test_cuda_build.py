@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import emulation
 import film_kernels
-from cases import EMULATED
+from tests.helpers import emulation
+from tests.helpers.cases import EMULATED
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="the sources are not here, only the tests")
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from film_kernels import FiLMGenerator, FusedFiLM, film, fuse
 from film_kernels.conversion import folding
-from spawning import run_together
+from tests.helpers.spawning import run_together
 
 WAYS = ("ddp", "fsdp")
 MODELS = ("layer", "fuse")

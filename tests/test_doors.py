@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from door_calls import OPERATORS, call, calls, freed, hostile_calls
 
 import film_kernels
+from tests.helpers.door_calls import OPERATORS, call, calls, freed, hostile_calls
+from tests.helpers.subprocesses import run_python
 
 INPUT, WEIGHT = (2, 4, 7, 8), (10, 4, 3, 3)
 ARGUMENTS = ("input", "weight", "bias", "gamma", "beta")
@@ -31,13 +29,6 @@ def library(request, one_thread):
         return torch.ops.film_kernels_cuda, lambda **options: calls(INPUT, WEIGHT, matrix=False, **options)
     last = {"channels_last": True, "matrix": True}
     return torch.ops.film_kernels_cuda, lambda **options: calls((2, 8, 7, 8), (16, 8, 3, 3), **last, **options)
-
-
-def in_a_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Python with this film_kernels, wherever it was imported from."""
-    paths = [str(Path(film_kernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)
 
 
 def refused(operators, operator, arguments, name, words=""):
@@ -184,8 +175,7 @@ def test_fakes_refuse_too():
 @pytest.mark.parametrize("seed", range(2))
 def test_no_call_ends_the_process(seed):
     """In a process of its own, with a limit of memory: thousands of calls, most of them spoiled in one way or more."""
-    script = Path(__file__).with_name("door_calls.py")
-    done = in_a_process(script, "film_kernels_cpu", str(seed), "1500")
+    done = run_python("-m", "tests.helpers.door_calls", "film_kernels_cpu", str(seed), "1500")
     assert done.returncode == 0, done.stderr[-2000:]
     answered, raised = map(int, re.findall(r"\d+", done.stdout))
     assert answered > 300 and raised > 300
@@ -266,7 +256,7 @@ except RuntimeError as error:
 )
 def test_memory_that_runs_out_is_said_to(input, weight, geometry, words, threads):
     script = MEMORY.format(input=input, weight=weight, geometry=geometry, threads=threads)
-    done = in_a_process("-c", script)
+    done = run_python("-c", script)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(words, done.stdout) and "API call failed" not in done.stdout, done.stdout
 
@@ -293,7 +283,7 @@ print(film_kernels.conv_film(x, w, backend="vendor").item())
 
 
 def test_instructions_that_are_not_here_are_an_error():
-    done = in_a_process("-c", INSTRUCTIONS, FILM_KERNELS_CPU_ISA="foo")
+    done = run_python("-c", INSTRUCTIONS, FILM_KERNELS_CPU_ISA="foo")
     assert done.returncode == 0, done.stderr
     words = r"FILM_KERNELS_CPU_ISA must be one of .*baseline, got foo\n"
     errors = f"ValueError {words}ValueError backend 'cpu' cannot serve this call: {words}RuntimeError .*{words}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import emulation
+from tests.helpers import emulation
 
 CHECKS = emulation.EMULATOR / "checks"
 NAMES = [

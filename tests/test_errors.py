@@ -11,8 +11,8 @@ import torch
 from bench import errors
 from bench.draws import KINDS, draw
 from bench.errors import LAYERS, Layer, main, measure
-from cases import Case, hold_to_the_rule, run
 from film_kernels import conv_film, reference
+from tests.helpers.cases import Case, hold_to_the_rule, run
 
 BY_NAME = {layer.name: layer for layer in LAYERS}
 OURS = functools.partial(conv_film, backend="cpu")

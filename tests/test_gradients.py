@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import film_kernels
-from cases import (
+from film_kernels import reference
+from tests.helpers.cases import (
     CASES,
     EXPECTED,
     INTERPRETED,
@@ -19,7 +20,6 @@ from cases import (
     run,
     tensors_of,
 )
-from film_kernels import reference
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

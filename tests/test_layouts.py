@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import EMULATED, INTERPRETED
 from film_kernels import FusedFiLM, conv_film, layouts
+from tests.helpers.cases import EMULATED, INTERPRETED
 
 LAST = torch.channels_last
 OURS = ("cpu", "vendor")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import film_kernels
-from cases import CASES, run, tensors_of
+from tests.helpers.cases import CASES, run, tensors_of
+from tests.helpers.subprocesses import run_python
 
 
 def kept_bytes(call, known):
@@ -114,8 +113,7 @@ def test_memory_to_work_in_follows_what_is_there(dtype, batch, size, taps, strid
     script = GROWTH.format(
         dtype=dtype, batch=batch, size=size, taps=taps, stride=stride, given=given, backward=backward
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(film_kernels.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment)
+    done = run_python("-c", script)
     assert done.returncode == 0, done.stderr
     grown, results = map(int, done.stdout.split())
     assert results <= grown + 2**24  # it was counted at all, but for what the process had to spare

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import film_kernels
-from cases import INTERPRETED, Case, tensors_of
 from film_kernels import ops
+from tests.helpers.cases import INTERPRETED, Case, tensors_of
 
 CASE = Case("operator", (2, 4, 7, 8), (9, 4, 3, 3), padding=1)
 SERVING = ["cpu", "vendor", "reference"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import EMULATED, INTERPRETED
 from film_kernels import conv_film
+from tests.helpers.cases import EMULATED, INTERPRETED
 
 OURS = ("cpu", "vendor")
 SHAPES = {"input": (2, 3, 8, 8), "weight": (16, 3, 3, 3), "bias": (16,), "gamma": (2, 16), "beta": (2, 16)}

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import film_kernels
-from cases import INTERPRETED, Case, assert_as_good_as_plain, problem_of, run, tensors_of
 from film_kernels.activations import ACTIVATIONS
 from film_kernels.backends import BACKENDS, choose, cuda, vendor
+from tests.helpers.cases import INTERPRETED, Case, assert_as_good_as_plain, problem_of, run, tensors_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FUNCTIONS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import film_kernels
-from cases import Case, run, tensors_of
+from tests.helpers.cases import Case, run, tensors_of
 
 PLACES = ("input", "weight", "bias", "gamma", "beta")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from door_calls import call, calls
 
 import film_kernels
+from tests.helpers.door_calls import call, calls
 
 
 def _random_layout(shape, generator):

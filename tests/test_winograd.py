@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import Case, assert_as_good_as_plain, tensors_of
 from film_kernels import conv_film
+from tests.helpers.cases import Case, assert_as_good_as_plain, tensors_of
 
 CASES = (
     Case("maps_of_a_few_tiles", (19, 24, 7, 5), (40, 24, 3, 3), padding=1),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 
-import as_written
 import pytest
 import torch
 
-from equality import counted_calls, outputs_and_gradients
 from film_kernels import find_film, fuse
 from film_kernels.conversion.operations import convolution_of
 from film_kernels.conversion.swap import swap
-from spellings import Together, inputs
+from tests.helpers.conversion import as_written
+from tests.helpers.conversion.equality import counted_calls, outputs_and_gradients
+from tests.helpers.conversion.spellings import Together, inputs
 
 
 def test_what_is_listed():

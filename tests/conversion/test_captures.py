@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from equality import counted_calls, fused_copy
 from film_kernels import find_film, fuse
 from film_kernels.conversion import dynamo, method
-from net import ARGS, Net
-from spellings import K, tall
+from tests.helpers.conversion.equality import counted_calls, fused_copy
+from tests.helpers.conversion.net import ARGS, Net
+from tests.helpers.conversion.spellings import K, tall
 
 
 class Around(nn.Module):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from equality import assert_as_good, counted_calls, outputs_and_gradients
 from film_kernels.conversion.compiler import film_kernels
-from spellings import K, batch_norm, tall
+from tests.helpers.conversion.equality import assert_as_good, counted_calls, outputs_and_gradients
+from tests.helpers.conversion.spellings import K, batch_norm, tall
 
 
 class Block(nn.Module):

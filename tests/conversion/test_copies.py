@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from film_kernels import fuse
-from net import ARGS, Net, check, plain_like
-from spellings import K
+from tests.helpers.conversion.net import ARGS, Net, check, plain_like
+from tests.helpers.conversion.spellings import K
 
 
 def test_copies_are_their_own():

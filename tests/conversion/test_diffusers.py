@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from equality import assert_as_good, counted_calls, fused_copy
 from film_kernels import find_film, fuse
+from tests.helpers.conversion.equality import assert_as_good, counted_calls, fused_copy
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

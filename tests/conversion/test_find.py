@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import refusals
 from film_kernels import Site, find_film
-from spellings import SPELLINGS, K, Together, Written, inputs, tall
+from tests.helpers.conversion import refusals, spellings
+from tests.helpers.conversion.spellings import SPELLINGS, K, Together, Written, inputs, tall
 
 NOT_TRACEABLE = {"view by sizes", "expand"}  # sizes that a symbolic trace does not know
 
@@ -23,8 +22,7 @@ def test_every_spelling_is_found():
     assert [(site.path, site.order, site.fusable, site.reason) for site in sites] == [
         (f"parts.{i}.conv", ("conv2d", *spelling.order), True, None) for i, spelling in enumerate(SPELLINGS)
     ]
-    file = str(Path(__file__).parent / "spellings.py")
-    assert all(re.fullmatch(rf"{re.escape(file)}:\d+", site.source) for site in sites)
+    assert all(re.fullmatch(rf"{re.escape(spellings.__file__)}:\d+", site.source) for site in sites)
 
 
 def test_every_reason():

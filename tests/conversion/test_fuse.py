@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import refusals
-from block import Block, block_inputs
-from equality import assert_as_good, assert_equal, counted_calls, fused_copy
 from film_kernels import fuse
 from film_kernels.conversion.operations import convolution_of
 from film_kernels.conversion.swap import swap
-from spellings import SPELLINGS, K, Together, Written, inputs, tall
+from tests.helpers.conversion import refusals
+from tests.helpers.conversion.block import Block, block_inputs
+from tests.helpers.conversion.equality import assert_as_good, assert_equal, counted_calls, fused_copy
+from tests.helpers.conversion.spellings import SPELLINGS, K, Together, Written, inputs, tall
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from equality import counted_calls, fused_copy
 from film_kernels import find_film, fuse
-from net import ARGS, Net, check, plain_like
-from spellings import K, tall
+from tests.helpers.conversion.equality import counted_calls, fused_copy
+from tests.helpers.conversion.net import ARGS, Net, check, plain_like
+from tests.helpers.conversion.spellings import K, tall
 
 
 class Around(nn.Module):

@@ -11,10 +11,10 @@ import warnings
 import torch
 from torch import nn
 
-from block import Block, block_inputs
-from equality import assert_equal, counted_calls, fused_copy, outputs_and_gradients
 from film_kernels import find_film, fuse
-from spellings import K
+from tests.helpers.conversion.block import Block, block_inputs
+from tests.helpers.conversion.equality import assert_equal, counted_calls, fused_copy, outputs_and_gradients
+from tests.helpers.conversion.spellings import K
 
 
 def test_copies_pickles_and_saves():

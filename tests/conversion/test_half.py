@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equality import counted_calls
 from film_kernels import fuse
-from spellings import tall
+from tests.helpers.conversion.equality import counted_calls
+from tests.helpers.conversion.spellings import tall
 
 K = 16
 

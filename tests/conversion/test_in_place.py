@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import copy
 
-import changes
 import torch
 
-from equality import counted_calls
 from film_kernels import find_film, fuse
-from spellings import Together, inputs
+from tests.helpers.conversion import changes
+from tests.helpers.conversion.equality import counted_calls
+from tests.helpers.conversion.spellings import Together, inputs
 
 
 def flat(outputs):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from equality import counted_calls, fused_copy
 from film_kernels import fuse
-from spellings import K, tall
+from tests.helpers.conversion.equality import counted_calls, fused_copy
+from tests.helpers.conversion.spellings import K, tall
 
 
 class Base(nn.Module):

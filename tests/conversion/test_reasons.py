@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from film_kernels import find_film
-from spellings import K, Together, inputs, tall
+from tests.helpers.conversion.spellings import K, Together, inputs, tall
 
 
 class Site(nn.Module):

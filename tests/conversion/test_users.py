@@ -20,9 +20,9 @@ import torch.nn.functional as F
 import torchcontrib
 from torch import nn
 
-from equality import assert_as_good, counted_calls, fused_copy
 from film_kernels import find_film
-from spellings import batch_norm
+from tests.helpers.conversion.equality import assert_as_good, counted_calls, fused_copy
+from tests.helpers.conversion.spellings import batch_norm
 
 WORDS = 5
 

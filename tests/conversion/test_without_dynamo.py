@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from block import Block, block_inputs
-from equality import counted_calls, fused_copy
 from film_kernels import find_film
 from film_kernels.conversion import dynamo
-from net import ARGS, Net
-from spellings import K, tall
+from tests.helpers.conversion.block import Block, block_inputs
+from tests.helpers.conversion.equality import counted_calls, fused_copy
+from tests.helpers.conversion.net import ARGS, Net
+from tests.helpers.conversion.spellings import K, tall
 
 
 @pytest.fixture(params=["TORCHDYNAMO_DISABLE", "set_stance", "config.disable"])

@@ -1,6 +1,6 @@
 // Stands in for CUDA's own header where a kernel's source is compiled as C++ and run on the CPU (see emulator.h).
 // Build: g++ -std=c++17 -O2 -fno-strict-aliasing -pthread -I tests/emulator -I csrc/cuda -x c++ kernel.cu
-// tests/emulator/*.cpp (tests/emulation.py does it).
+// tests/emulator/*.cpp (tests/helpers/emulation.py does it).
 #pragma once
 
 #include <cassert>

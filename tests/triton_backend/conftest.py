@@ -2,7 +2,7 @@
 
 import pytest
 
-from cases import INTERPRETED
+from tests.helpers.cases import INTERPRETED
 
 if not INTERPRETED:  # triton is optional
     collect_ignore_glob = ["test_*.py"]

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cases import Case, incoming_gradient, problem_of, run, tensors_of
 from film_kernels import reference
 from film_kernels.backends.triton import finish, forward, grad_input, grad_weight, launch
 from film_kernels.backends.triton.backend import Triton
 from film_kernels.backends.triton.tuning import Entry
-from rule import assert_as_good_as_plain, run_triton
+from tests.helpers.cases import Case, incoming_gradient, problem_of, run, tensors_of
+from tests.helpers.triton_rule import assert_as_good_as_plain, run_triton
 
 # The interpreter takes some milliseconds a tile and step: these are as small as shows the matter.
 PLAIN = Case("plain", (2, 20, 5, 7), (18, 20, 3, 3), padding=1)

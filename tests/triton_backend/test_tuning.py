@@ -14,9 +14,9 @@ from unittest import mock
 import pytest
 import torch
 
-from cases import Case, problem_of, tensors_of
 from film_kernels.backends.triton import autotune, store, tuning
 from film_kernels.backends.triton.backend import TritonConvFilm
+from tests.helpers.cases import Case, problem_of, tensors_of
 
 CASE = Case("tuned", (1, 3, 4, 5), (8, 3, 2, 2))
 

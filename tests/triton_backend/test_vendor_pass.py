@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cases import Case, incoming_gradient, pre_activation, problem_of, run, tensors_of
 from film_kernels import reference
 from film_kernels.backends.triton.vendor_pass import finish_forward, start_backward
+from tests.helpers.cases import Case, incoming_gradient, pre_activation, problem_of, run, tensors_of
 
 PLAIN = Case("plain", (2, 3, 9, 7), (20, 3, 3, 3))
 ONE_DIMENSION = Case("one_dimension", (3, 3, 700), (5, 3, 3))

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import emulation
-import exact
 from film_kernels import arguments, conv_film, reference
 from film_kernels.activations import ACTIVATIONS
+from tests.helpers import emulation, exact
 
 EXPECTED = ("cpu", "vendor", "reference")  # backends that must be available wherever the tests run
 _triton = importlib.util.find_spec("triton")  # optional; a folder of that name is found too

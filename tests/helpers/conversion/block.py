@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spellings import K, batch_norm, tall
+from tests.helpers.conversion.spellings import K, batch_norm, tall
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spellings import K, batch_norm, tall
+from tests.helpers.conversion.spellings import K, batch_norm, tall
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from cases import NAMES, Case, incoming_gradient, run, tensors_of
+from tests.helpers.cases import NAMES, Case, incoming_gradient, run, tensors_of
 
 CASES = (
     Case("several_steps", (2, 24, 9, 7), (72, 24, 3, 3), padding=1),

@@ -1,4 +1,4 @@
-"""The Triton backend called directly, and held to the rule of tests/cases.py."""
+"""The Triton backend called directly, and held to the rule of cases.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from cases import Case, hold_to_the_rule, problem_of
 from film_kernels.backends.triton.backend import Triton
+from tests.helpers.cases import Case, hold_to_the_rule, problem_of
 
 
 def run_triton(

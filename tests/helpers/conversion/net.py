@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from equality import counted_calls
-from spellings import K, tall
+from tests.helpers.conversion.equality import counted_calls
+from tests.helpers.conversion.spellings import K, tall
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spellings import K, tall
+from tests.helpers.conversion.spellings import K, tall
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = ROOT / "tests" / "emulator"
 KERNELS = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "emulator"

@@ -1,7 +1,7 @@
 """Calls of the compiled libraries' registered operators: right ones, and ones that are spoiled in some way.
 
 As a program it makes hostile calls, and ends with a message only where none of them ended the process:
-`python tests/door_calls.py NAMESPACE SEED COUNT`.
+`python -m tests.helpers.door_calls NAMESPACE SEED COUNT`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// How the positions of a pass, and its panels of output channels, are cut into pieces for the threads.
+// How the positions of a pass, and its panels of output channels, are shared out among the threads.
 #pragma once
 
 #include <limits>

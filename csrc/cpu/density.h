@@ -24,29 +24,29 @@ struct Sample {
   std::vector<float> energy;  // sums of squares, for each source channel of each group
 };
 
-// Of a source as fill_strip has it: pieces of rows, all channels of a group. What is looked at depends on the sizes
+// Of a source as fill_strip has it: snippets of rows, all channels of a group. What is looked at depends on the sizes
 // alone.
 template <class Source>
 Sample sample_source(const Source& source, int64_t batch, int64_t rows, int64_t columns, int64_t groups,
                      int64_t channels) {
-  constexpr int64_t kColumns = 32, kMost = 16384, kLeast = 1024, kShare = 8, kPieces = 8;
+  constexpr int64_t kColumns = 32, kMost = 16384, kLeast = 1024, kShare = 8, kSnippets = 8;
   const int64_t wide = std::min(columns, kColumns), size = wide * channels;
   const int64_t wanted = std::clamp(batch * rows * columns * channels * groups / kShare, kLeast, kMost);
-  const int64_t pieces = std::max(wanted / size, kPieces);
-  Scratch<float> piece(size);
+  const int64_t snippets = std::max(wanted / size, kSnippets);
+  Scratch<float> snippet(size);
   std::vector<float> energy(groups * channels);
   std::vector<int32_t> nonzero(channels);
-  for (int64_t i = 0; i < pieces; ++i) {
+  for (int64_t i = 0; i < snippets; ++i) {
     const int64_t row = scattered(i, batch * rows, kGolden), w = scattered(i, columns - wide + 1, kPlastic);
     const int64_t first = i % groups * channels;
-    source(static_cast<float*>(piece), row / rows, row % rows, w, w + wide, first, channels);
+    source(static_cast<float*>(snippet), row / rows, row % rows, w, w + wide, first, channels);
     for (int64_t at = 0; at < wide; ++at) {
-      const float* x = piece + at * channels;
+      const float* x = snippet + at * channels;
       for (int64_t c = 0; c < channels; ++c) energy[first + c] += x[c] * x[c], nonzero[c] += x[c] != 0;
     }
   }
   const int64_t total = std::accumulate(nonzero.begin(), nonzero.end(), int64_t(0));
-  return {static_cast<double>(total) / (pieces * size), 0, std::move(energy)};
+  return {static_cast<double>(total) / (snippets * size), 0, std::move(energy)};
 }
 
 // Of a weight (K, C/groups, kh, kw): some of the filters of each source channel, which is the first dimension where it

@@ -24,7 +24,7 @@ struct Modulate {
   const Modulation<A>& by;
   StoreTile<A> store_rows;
 
-  void operator()(A* tile, int vectors, const Row* rows, int64_t row_count, int64_t g, int64_t c0,
+  void operator()(A* tile, int vectors, const Place* places, int64_t place_count, int64_t g, int64_t c0,
                   int64_t count) const {
     constexpr int L = kLanes<A>;
     const A lower = static_cast<A>(p.lower_slope);
@@ -32,10 +32,10 @@ struct Modulate {
     const Vector<A> zero{}, slope = splat<A>(lower);
     const A* b = by.bias.at(0, g) + c0;
     const int64_t k0 = g * p.group_out() + c0;
-    for (int64_t m = 0; m < row_count; ++m) {
-      const A *scale = by.gamma.at(rows[m].n, g) + c0, *shift = by.beta.at(rows[m].n, g) + c0;
+    for (int64_t m = 0; m < place_count; ++m) {
+      const A *scale = by.gamma.at(places[m].n, g) + c0, *shift = by.beta.at(places[m].n, g) + c0;
       uint8_t* bits = args.bits;
-      if (bits != nullptr) bits += ((rows[m].n * p.h.out + rows[m].h) * p.w.out + rows[m].w) * p.bit_row();
+      if (bits != nullptr) bits += ((places[m].n * p.h.out + places[m].h) * p.w.out + places[m].w) * p.bit_row();
       for (int v = 0; v < vectors; ++v) {
         A* at = tile + (m * vectors + v) * L;
         const Vector<A> f = load(scale + v * L), s = load(shift + v * L);
@@ -48,7 +48,7 @@ struct Modulate {
         if (bits != nullptr) put_bits(bits, k0 + v * L, std::min<int64_t>(L, count - v * L), to_bits<A>(upper));
       }
     }
-    store_rows(args.output, tile, vectors, rows, row_count, k0, count);
+    store_rows(args.output, tile, vectors, places, place_count, k0, count);
   }
 };
 

@@ -27,9 +27,9 @@ void store_row(const View& out, const A* pixels, int64_t h, const Problem& p) {
 // The epilogue of a pass: rows of a tile to `view`.
 template <class A>
 auto store_to(const View& view, const Problem& p, StoreTile<A> store_rows) {
-  return [&view, &p, store_rows](const A* tile, int vectors, const Row* rows, int64_t row_count, int64_t g, int64_t c0,
-                                 int64_t count) {
-    store_rows(view, tile, vectors, rows, row_count, g * p.group_in() + c0, count);
+  return [&view, &p, store_rows](const A* tile, int vectors, const Place* places, int64_t place_count, int64_t g,
+                                 int64_t c0, int64_t count) {
+    store_rows(view, tile, vectors, places, place_count, g * p.group_in() + c0, count);
   };
 }
 

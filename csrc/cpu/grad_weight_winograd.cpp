@@ -22,8 +22,8 @@ namespace film::FILM_ISA {
 namespace {
 
 constexpr int64_t kRoundBytes = 4 << 20;
-constexpr int64_t kUnitTiles = 64;  // of one unit, at most
-constexpr int64_t kChain = 32;      // tiles that are added in one chain, where digits are short
+constexpr int64_t kMostUnitTiles = 64;  // of one unit, at most
+constexpr int64_t kChainTiles = 32;     // tiles that are added in one chain, where digits are short
 
 template <class T>
 class GradWeightWinograd {
@@ -81,7 +81,7 @@ class GradWeightWinograd {
   static Blocks unit_blocks(const Problem& p, const Pass<float>& pass) {
     constexpr int64_t kLeast = 16, kUnits = 4;  // tiles of a unit, at least; units, where they are not too small
     const int64_t tiles_h = (p.h.out + MH - 1) / MH, tiles_w = (p.w.out + MW - 1) / MW;
-    const int64_t tiles = std::clamp(p.batch * tiles_h * tiles_w / kUnits, kLeast, kUnitTiles);
+    const int64_t tiles = std::clamp(p.batch * tiles_h * tiles_w / kUnits, kLeast, kMostUnitTiles);
     if (tiles_w > tiles) return blocks_of(1, MH, tiles * MW, p.batch, pass.h, pass.w);
     return blocks_of(1, share_evenly(tiles_h, tiles / tiles_w) * MH, tiles_w * MW, p.batch, pass.h, pass.w);
   }
@@ -260,7 +260,7 @@ class GradWeightWinograd {
                                gamma + m,
                                dots_wanted ? dots + unit * kPack + m : nullptr,
                                first + unit == 0,
-                               p_.dtype == DType::f32 ? kChain : kUnitTiles}();
+                               p_.dtype == DType::f32 ? kChainTiles : kMostUnitTiles}();
         }
       }
     }

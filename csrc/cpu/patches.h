@@ -69,15 +69,15 @@ void pack_patches(A* patches, const A* strip, const Extent& e, const Pass<A>& pa
 
 // A register tile's positions: the block's `first` one and how many, and where the products of the first one are.
 template <class A>
-struct TilePlace {
+struct TileStart {
   int64_t first, count;
   const A* at;
 };
 
 // The tiles of a block, over the patches or (where those are null) over the strip.
 template <class A>
-void place_tiles(std::vector<TilePlace<A>>& tiles, const A* strip, const A* patches, int64_t tile_size, const Extent& e,
-                 const Pass<A>& pass, int64_t channels) {
+void list_tiles(std::vector<TileStart<A>>& tiles, const A* strip, const A* patches, int64_t tile_size, const Extent& e,
+                const Pass<A>& pass, int64_t channels) {
   tiles.clear();
   if (patches != nullptr) {
     const int64_t rows = tile_rows(e.positions());

@@ -12,8 +12,8 @@ struct RowTile {
   static constexpr int kRows = kTileRows;
 
   template <int V, int M>
-  static void multiply(const Piece* piece, const Piece* end, const A* base, int64_t pitch, const A* __restrict weights,
-                       A* __restrict out) {
+  static void multiply(const Stretch* stretch, const Stretch* end, const A* base, int64_t pitch,
+                       const A* __restrict weights, A* __restrict out) {
     constexpr int L = kLanes<A>;
     using Bytes = const char*;
     const auto value = [](Bytes p) {
@@ -23,12 +23,12 @@ struct RowTile {
     };
     int64_t one = pitch * sizeof(A), three = 3 * one, five = 5 * one;
     asm("" : "+r"(one), "+r"(three), "+r"(five));
-    for (bool first = true; piece < end; first = false) {
+    for (bool first = true; stretch < end; first = false) {
       Vector<A> sum[M][V] = {};
-      for (bool more = true; more; ++piece) {
-        more = !piece->last;
-        Bytes low = reinterpret_cast<Bytes>(base + piece->offset), high = low + 7 * one;
-        for (int64_t r = piece->count; r > 0; --r, weights += V * L) {
+      for (bool more = true; more; ++stretch) {
+        more = !stretch->last;
+        Bytes low = reinterpret_cast<Bytes>(base + stretch->offset), high = low + 7 * one;
+        for (int64_t r = stretch->count; r > 0; --r, weights += V * L) {
           // The compiler is kept from making a pointer of each row, for which there are not enough registers.
           asm("" : "+r"(low), "+r"(high));
           Vector<A> w[V];

@@ -8,15 +8,16 @@
 
 namespace film::FILM_ISA {
 
-// A piece of a chain of products: `count` of them side by side, `offset` from a position's first one.
-struct Piece {
+// Products of a chain that lie side by side in the strip: `count` of them, `offset` from a position's first one.
+struct Stretch {
   int64_t offset, count;
-  bool last;  // of its chain
+  bool last;  // of its chain: the next stretch begins a new sum
 };
 
-// As multiply_tile, of positions whose products lie in memory as `pieces` say, `pitch` from one position to the next.
+// As multiply_tile, of positions whose products lie in memory as `stretches` say, `pitch` from one position to the
+// next.
 template <class A>
-using MultiplyRows = void (*)(const Piece*, const Piece*, const A*, int64_t, const A*, A*);
+using MultiplyRows = void (*)(const Stretch*, const Stretch*, const A*, int64_t, const A*, A*);
 
 // The tile of so many vectors V (at most kTileVectors) and rows M (at most kTileRows), of row_tile.cpp.
 template <class A>
@@ -33,8 +34,8 @@ bool reads_strip(const Pass<A>& pass, const Panels<A>& panels, int64_t columns, 
 
 // The products of a position, in chains of kChunk, in a strip whose rows are `line` elements.
 template <class A>
-std::vector<Piece> pieces_of(const Pass<A>& pass, int64_t line, int64_t source_channels) {
-  std::vector<Piece> pieces;
+std::vector<Stretch> stretches_of(const Pass<A>& pass, int64_t line, int64_t source_channels) {
+  std::vector<Stretch> stretches;
   const bool run = pass.w.consecutive();
   const int64_t runs = run ? 1 : pass.w.offset.size();
   const int64_t length = run ? static_cast<int64_t>(pass.w.offset.size()) * source_channels : source_channels;
@@ -45,13 +46,13 @@ std::vector<Piece> pieces_of(const Pass<A>& pass, int64_t line, int64_t source_c
       for (int64_t at = 0; at < length;) {
         const int64_t count = std::min(left, length - at);
         left -= count;
-        pieces.push_back({offset + at, count, left == 0});
+        stretches.push_back({offset + at, count, left == 0});
         at += count;
         if (left == 0) left = kChunk;
       }
     }
-  pieces.back().last = true;
-  return pieces;
+  stretches.back().last = true;
+  return stretches;
 }
 
 }  // namespace film::FILM_ISA

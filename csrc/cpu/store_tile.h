@@ -6,26 +6,26 @@
 
 namespace film::FILM_ISA {
 
-// Where the rows of a tile stand in the destination.
-struct Row {
+// The place of an output position in the destination.
+struct Place {
   int64_t n, h, w;
 };
 
-// Stores a tile [kTileRows][vectors * lanes] to a tensor, channels c0 .. c0 + count of the given rows.
+// Stores a tile [place][vectors * lanes] to a tensor: channels c0 .. c0 + count at each of the places.
 template <class A, class T>
-void store_tile(const View& view, const A* tile, int vectors, const Row* rows, int64_t row_count, int64_t c0,
+void store_tile(const View& view, const A* tile, int vectors, const Place* places, int64_t place_count, int64_t c0,
                 int64_t count) {
   T* base = static_cast<T*>(view.data) + c0 * view.c;
   const int64_t pitch = vectors * kLanes<A>;
   int64_t at[kTileRows];
-  for (int64_t m = 0; m < row_count; ++m) at[m] = rows[m].n * view.n + rows[m].h * view.h + rows[m].w * view.w;
+  for (int64_t m = 0; m < place_count; ++m) at[m] = places[m].n * view.n + places[m].h * view.h + places[m].w * view.w;
   if (view.c == 1) {
-    for (int64_t m = 0; m < row_count; ++m) narrow_copy(base + at[m], tile + m * pitch, count);
+    for (int64_t m = 0; m < place_count; ++m) narrow_copy(base + at[m], tile + m * pitch, count);
     return;
   }
-  for (int64_t m = 0; m < row_count;) {  // runs of columns that lie side by side
+  for (int64_t m = 0; m < place_count;) {  // runs of columns that lie side by side
     int64_t run = 1;
-    while (m + run < row_count && at[m + run] == at[m] + run) ++run;
+    while (m + run < place_count && at[m + run] == at[m] + run) ++run;
     if (run > 1) {
       turn<A>(base + at[m], view.c, tile + m * pitch, pitch, run, count);
     } else {
@@ -36,7 +36,7 @@ void store_tile(const View& view, const A* tile, int vectors, const Row* rows, i
 }
 
 template <class A>
-using StoreTile = void (*)(const View&, const A*, int, const Row*, int64_t, int64_t, int64_t);
+using StoreTile = void (*)(const View&, const A*, int, const Place*, int64_t, int64_t, int64_t);
 
 template <class A>
 StoreTile<A> tile_storer(DType dtype) {

@@ -51,14 +51,15 @@ struct PreciseTile {
   template <int V, int M>
   static void multiply(int64_t R, const float* __restrict patches, const float* __restrict weights,
                        float* __restrict out, bool first) {
-    constexpr int64_t kChain = 8, kTogether = 8 * kChain, kPart = kShortChunk, kRowPitch = kPitch<float, kPart>;
-    static_assert(kPart % kChain == 0);
+    constexpr int64_t kChainProducts = 8, kTogether = 8 * kChainProducts, kPart = kShortChunk,
+                      kRowPitch = kPitch<float, kPart>;
+    static_assert(kPart % kChainProducts == 0);
     for (int64_t begin = 0; begin == 0 || begin < R; begin += kTogether) {
       Vector<float> total[M][V] = {};
-      for (int64_t from = begin; from < std::min(begin + kTogether, R); from += kChain) {
+      for (int64_t from = begin; from < std::min(begin + kTogether, R); from += kChainProducts) {
         const float* rows = patches + from / kPart * kPreciseRows * kRowPitch + from % kPart;
         Vector<float> sum[M][V];
-        sum_chain<kRowPitch>(sum, rows, weights, std::min(kChain, R - from));
+        sum_chain<kRowPitch>(sum, rows, weights, std::min(kChainProducts, R - from));
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8

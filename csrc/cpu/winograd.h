@@ -37,50 +37,64 @@ PointTile point_tile(DType dtype, bool of_gradient) {
   return {kTileRows, tile_multiplier<float, kShortChunk>, exact, exact && of_gradient};
 }
 
-// Where transformed tiles stand: for each point, groups of as many as the register tile has rows, in chunks as it reads
-// them, whatever row of the image they are from.
+// Where the transformed tiles of a block stand, and the products made of them.
 //
-// A piece further down the kernel reads the groups of a later row of tiles; so there a group is of one row of tiles. A
-// piece further to the right would read other tiles of a group; so for each of them the tiles stand there once more,
-// numbered from that piece's first one on.
-struct TileRows {
+// The register tile multiplies as many Winograd tiles at a time as it has rows: a stack of them. The tiles are numbered
+// through, whatever rows and samples they are from, and stand stack after stack; in a stack as patches do, chunk by
+// chunk of channels, and all of it once for every point:
+//
+//     point 0                                                            point 1
+//     | stack 0                            | stack 1         | ...       | stack 0 ...
+//     | chunk 0            | chunk 1       |
+//     | tile 0 | tile 1 .. | tile 0 | ..   |        a tile has kShortChunk channels in a chunk
+//
+// A large kernel is cut into pieces, and piece (i, j) multiplies, for tile (h, w), the transformed inputs of tile
+// (h + i, w + j). So that these are whole stacks too:
+// - Down, where the kernel has several pieces that way, no stack has tiles of two rows: the tiles of one row of tiles,
+//   of all samples, are a band with stacks of its own, and piece i reads the stacks of band h + i. The bands go on as
+//   far as the last piece reads. Where there is one piece that way, all tiles are one band.
+// - To the right, a stack would begin in the middle of another. So the tiles stand there once more for each piece that
+//   way: copy j is numbered from tile j of each row on.
+struct TileStacks {
   static constexpr int64_t kRowPitch = kPitch<float, kShortChunk>;
 
   template <class T>
-  TileRows(const PointTile& tile, const Extent& e, const Pieces<T>& pieces, int64_t channels)
+  TileStacks(const PointTile& tile, const Extent& e, const Pieces<T>& pieces, int64_t channels)
       : high(e.rows / T::H::M),
         wide(e.columns / T::W::M),
-        in_lines(pieces.along_h > 1),
-        most_rows(tile.most_rows),
-        rows(share_evenly(line(e.samples), most_rows)),
-        groups((line(e.samples) + rows - 1) / rows),
-        lines(in_lines ? high + pieces.along_h - 1 : 1),
+        row_bands(pieces.along_h > 1),
+        most_tiles(tile.most_rows),
+        tiles(share_evenly(band_tiles(e.samples), most_tiles)),
+        band_stacks((band_tiles(e.samples) + tiles - 1) / tiles),
+        bands(row_bands ? high + pieces.along_h - 1 : 1),
         copies(pieces.along_w),
         chunks((channels + kShortChunk - 1) / kShortChunk) {}
 
-  int64_t group() const { return chunks * most_rows * kRowPitch; }
-  int64_t copy() const { return lines * groups * group(); }
+  // Elements from one stack, copy or point to the next.
+  int64_t stack() const { return chunks * most_tiles * kRowPitch; }
+  int64_t copy() const { return bands * band_stacks * stack(); }
   int64_t point() const { return apart(copies * copy()); }
-  // Of a tile, in the order in which they are multiplied.
+  // The number of tile (h, w) of a sample.
   int64_t number(int64_t n, int64_t h, int64_t w) const {
-    return in_lines ? h * groups * rows + n * wide + w : (n * high + h) * wide + w;
+    return row_bands ? h * band_stacks * tiles + n * wide + w : (n * high + h) * wide + w;
   }
+  // Where a channel of a tile stands, from its copy and point on.
   int64_t at(int64_t number, int64_t channel) const {
-    return number / rows * group() + (channel / kShortChunk * most_rows + number % rows) * kRowPitch +
+    return number / tiles * stack() + (channel / kShortChunk * most_tiles + number % tiles) * kRowPitch +
            channel % kShortChunk;
   }
-  // Of the products, which the pieces share.
-  int64_t result_groups() const { return groups * (in_lines ? high : 1); }
-  int64_t result_point(int64_t width) const { return apart(result_groups() * rows * width); }
+  // The products are [point][tile][width], of the tiles of the result alone; all pieces add to the same ones.
+  int64_t result_stacks() const { return band_stacks * (row_bands ? high : 1); }
+  int64_t result_point(int64_t width) const { return apart(result_stacks() * tiles * width); }
 
-  int64_t high, wide;       // tiles of a result
-  bool in_lines;            // whether a group is of one row of tiles
-  int64_t most_rows, rows;  // of a group
-  int64_t groups, lines;    // of a line of them; lines
-  int64_t copies, chunks;
+  int64_t high, wide;         // rows and columns of tiles in the result
+  bool row_bands;             // whether each row of tiles is a band
+  int64_t most_tiles, tiles;  // of a stack: places for them, and how many there are
+  int64_t band_stacks;        // stacks of a band
+  int64_t bands, copies, chunks;
 
  private:
-  int64_t line(int64_t samples) const { return samples * wide * (in_lines ? 1 : high); }
+  int64_t band_tiles(int64_t samples) const { return samples * wide * (row_bands ? 1 : high); }
 };
 
 // The transformed weights of a pass: for each group and panel [point][piece][source channel][vectors * lanes].
@@ -171,7 +185,7 @@ Extent whole_tiles(const Extent& e) {
 
 // The transformed tiles of a block, from its strip.
 template <class T>
-void transform_tiles(float* transformed, const TileRows& layout, const float* strip, const Extent& e,
+void transform_tiles(float* transformed, const TileStacks& layout, const float* strip, const Extent& e,
                      const Pieces<T>& pieces, int64_t channels) {
   constexpr int64_t MH = T::H::M, MW = T::W::M;
   const int64_t high = layout.high + pieces.along_h - 1, wide = layout.wide + pieces.along_w - 1;
@@ -190,7 +204,7 @@ void transform_tiles(float* transformed, const TileRows& layout, const float* st
 // A^T m A of every tile of a block, to results[position][vectors * lanes], the positions of `e` one row after another.
 // Returns whether all are finite.
 template <class T>
-bool gather_results(const PointTile& tile, float* results, const float* products, const TileRows& layout,
+bool gather_results(const PointTile& tile, float* results, const float* products, const TileStacks& layout,
                     const Extent& e, int64_t width) {
   constexpr int MH = T::H::M, MW = T::W::M;
   const auto transform = tile.results_in_double ? transform_results<T, double> : transform_results<T, float>;
@@ -213,37 +227,37 @@ bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const Win
   const Panels<float> panels{channels};
   const int64_t positions = blocks.positions();
   const Pieces<T> pieces(pass.h.offset.size(), pass.w.offset.size());
-  const TileRows most(tile, {0, blocks.samples, 0, blocks.rows, 0, blocks.columns}, pieces, source_channels);
+  const TileStacks most(tile, {0, blocks.samples, 0, blocks.rows, 0, blocks.columns}, pieces, source_channels);
   const int64_t strip_size =
       blocks.samples * pass.h.extent(blocks.rows) * pass.w.extent(blocks.columns) * source_channels;
   std::atomic<bool> finite{true};
   parallel(blocks.blocks(), [&](int64_t begin, int64_t end) {
     Scratch<float> strip(strip_size), transformed(T::kPoints * most.point());
     Scratch<float> products(T::kPoints * most.result_point(panels.kWidth)), results(positions * panels.kWidth);
-    std::vector<Row> rows(positions);
+    std::vector<Place> places(positions);
     for (int64_t block = begin; block < end && finite; ++block) {
       const Extent e = extent_of(blocks, pass, batch, block);
       const Extent whole = whole_tiles<T>(e);
-      const TileRows layout(tile, whole, pieces, source_channels);
-      const int64_t count = list_rows(rows, e, pass);
+      const TileStacks layout(tile, whole, pieces, source_channels);
+      const int64_t count = list_places(places, e, pass);
       for (int64_t g = 0; g < groups; ++g) {
         fill_strip(static_cast<float*>(strip), whole, pass.h, pass.w, g * source_channels, source_channels, source);
         transform_tiles<T>(transformed, layout, strip, whole, pieces, source_channels);
         for (int64_t panel = 0; panel < panels.count(); ++panel) {
           const int vectors = panels.vectors(panel);
           const int64_t width = vectors * kLanes<float>;
-          const auto multiply = tile.multiplier(vectors, layout.rows);
+          const auto multiply = tile.multiplier(vectors, layout.tiles);
           for (int64_t point = 0; point < T::kPoints; ++point)
-            for (int64_t group = 0; group < layout.result_groups(); ++group)
+            for (int64_t stack = 0; stack < layout.result_stacks(); ++stack)
               for (int64_t piece = 0; piece < pieces.count(); ++piece)
                 multiply(source_channels,
                          transformed + point * layout.point() + piece % pieces.along_w * layout.copy() +
-                             (group + piece / pieces.along_w * layout.groups) * layout.group(),
+                             (stack + piece / pieces.along_w * layout.band_stacks) * layout.stack(),
                          weights.at(g, panel, point) + piece * source_channels * width,
-                         products + point * layout.result_point(width) + group * layout.rows * width, piece == 0);
+                         products + point * layout.result_point(width) + stack * layout.tiles * width, piece == 0);
           if (!gather_results<T>(tile, results, products, layout, e, width)) finite = false;
           for (int64_t first = 0; first < count; first += kTileRows)
-            epilogue(results + first * width, vectors, &rows[first], std::min<int64_t>(kTileRows, count - first), g,
+            epilogue(results + first * width, vectors, &places[first], std::min<int64_t>(kTileRows, count - first), g,
                      panel * panels.kWidth, panels.used(panel));
         }
       }

@@ -10,8 +10,8 @@ constexpr int kStagedProducts = 512;  // rows of W in shared memory at once, abo
 
 struct ForwardPlan {
   Tiles tiles;
-  Patch patch;
-  bool whole;  // the patch holds what all taps need, and is read once; else it is read again for every span
+  Strip strip;
+  bool whole;  // the strip holds what all taps need, and is read once; else it is read again for every span
   int span;    // taps staged at once
   int threads;
   int weights, factors, offsets, input, stage;  // in shared memory, in floats: after the places
@@ -31,7 +31,7 @@ ForwardPlan plan_of(const Sizes& s, const ForwardArgs& args) {
     if (!whole && span % s.kw == 0) rows = span / s.kw;
     if (!whole && span < s.kw) rows = 1, columns = span;
     int64_t elements;
-    plan.patch = patch_of(s, args.input, plan.tiles, {0, 0, rows, columns}, elements);
+    plan.strip = strip_of(s, args.input, plan.tiles, {0, 0, rows, columns}, elements);
     plan.weights = plan.threads * kPositions * 2;
     plan.factors = plan.weights + plan.span * s.c * kChannels;
     plan.offsets = plan.factors + 3 * kChannels;
@@ -60,10 +60,10 @@ ForwardPlan plan_of(const Sizes& s, const ForwardArgs& args) {
   return plan;
 }
 
-// Adds the staged products of the first kCount channels of the chunk.
+// Adds the staged products of the first kCount channels of the eight.
 template <int kCount>
 __device__ __forceinline__ void add_products(float (&sum)[kPositions][kChannels], const float* weights,
-                                             const int* offsets, int products, const float* patch,
+                                             const int* offsets, int products, const float* strip,
                                              const int (&position)[kPositions]) {
 #pragma unroll 3
   for (int r = 0; r < products; ++r) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void add_products(float (&sum)[kPositions][kChannels]
     const int offset = offsets[r];
     load_row(w, weights + r * kChannels);
 #pragma unroll
-    for (int j = 0; j < kPositions; ++j) x[j] = patch[position[j] + offset];
+    for (int j = 0; j < kPositions; ++j) x[j] = strip[position[j] + offset];
 #pragma unroll
     for (int j = 0; j < kPositions; ++j)
 #pragma unroll
@@ -96,13 +96,13 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
     const int row = tiles.column.quotient(q), oh = oh0 + row, ow = ow0 + q - row * tiles.columns;
     const bool inside = q < tiles.size() && oh < s.oh && ow < s.ow;
     places[q] = inside ? int64_t{oh} * s.ow + ow : -1;
-    position[j] = inside ? plan.patch.position(s, oh - oh0, ow - ow0) : 0;
+    position[j] = inside ? plan.strip.position(s, oh - oh0, ow - ow0) : 0;
   }
   auto* const shared = ptx::shared_memory<float>();
-  float* const weights = shared + plan.weights;  // [product][channel of the chunk]
-  float* const factors = shared + plan.factors;  // bias, gamma and beta [channel of the chunk]
+  float* const weights = shared + plan.weights;  // [product][channel of the eight]
+  float* const factors = shared + plan.factors;  // bias, gamma and beta [channel of the eight]
   int* const offsets = ptx::shared_memory<int>() + plan.offsets;
-  float* const patch = shared + plan.input;
+  float* const strip = shared + plan.input;
   float* const stage = shared + plan.stage + threadIdx.x / kWarp * kStoreStage<kChannels>;
 
   const int row_bytes = (s.k + kChannels - 1) / kChannels;
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
         const int tap = first + r / s.c, c = r % s.c, kh = tap / s.kw, kw = tap % s.kw;
         const T* const w = static_cast<const T*>(weight.data) + c * weight.c + kh * weight.h + kw * weight.w;
         weights[i] = k < s.k ? to_float(w[k * weight.n]) : 0.f;
-        if (i % kChannels == 0) offsets[r] = plan.patch.tap(s, kh - box.h, kw - box.w, c);
+        if (i % kChannels == 0) offsets[r] = plan.strip.tap(s, kh - box.h, kw - box.w, c);
       }
       if (threadIdx.x < kChannels) {
         const int k = min(k0 + static_cast<int>(threadIdx.x), s.k - 1);
@@ -127,15 +127,15 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
         factors[2 * kChannels + threadIdx.x] = film.beta.at(n, k);
       }
       if (!plan.whole || (k0 == 0 && first == 0))
-        load_patch<T>(patch, plan.patch, s, input, n, oh0 * s.sh - s.ph + box.h * s.dh,
+        load_strip<T>(strip, plan.strip, s, input, n, oh0 * s.sh - s.ph + box.h * s.dh,
                       ow0 * s.sw - s.pw + box.w * s.dw);
       __syncthreads();
       if (s.k - k0 > 4) {
-        add_products<8>(sum, weights, offsets, products, patch, position);
+        add_products<8>(sum, weights, offsets, products, strip, position);
       } else if (s.k - k0 > 2) {
-        add_products<4>(sum, weights, offsets, products, patch, position);
+        add_products<4>(sum, weights, offsets, products, strip, position);
       } else {
-        add_products<2>(sum, weights, offsets, products, patch, position);
+        add_products<2>(sum, weights, offsets, products, strip, position);
       }
     }
 

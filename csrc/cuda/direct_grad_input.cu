@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kMostClasses* kWarp, kIn == 3 || kIn == 4 ? 3 
     const int row = cells.column.quotient(q);
     position[m] = row * plan.columns + q - row * cells.columns;
   }
-  auto* const scales = ptx::shared_memory<float>();  // gamma [channel of the chunk]
+  auto* const scales = ptx::shared_memory<float>();  // gamma [channel of the eight]
   float* const weights = scales + kChannels;         // [tap of the box][output channel][input channel]
   float* const grad = scales + plan.grad;            // dz [output channel][row][column]
   const int plane = plan.rows * plan.columns;

@@ -19,16 +19,16 @@ constexpr int64_t kPartial = 1 << 24;  // elements of all partial dW together, a
 
 struct GradWeightPlan {
   Tiles tiles;
-  Patch patch;
-  int k_warps, r_warps;                         // of a block
-  int span;                                     // products of a block
-  int k_blocks, r_blocks;                       // of all
-  int units, chunks, split_units, chunk_tiles;  // a chunk is a unit's part of a sample
-  int grad, input;                              // in shared memory, in floats: after the tiles of W and dW
+  Strip strip;
+  int k_warps, r_warps;                              // of a block
+  int span;                                          // products of a block
+  int k_blocks, r_blocks;                            // of all
+  int units, sample_units, split_units, unit_tiles;  // of all, of a sample, of a split; tiles of one
+  int grad, input;                                   // in shared memory, in floats: after the tiles of W and dW
   size_t shared_bytes;
 };
 
-// By shapes alone, but for the order in which the patch is read, which changes nothing in the sums.
+// By shapes alone, but for the order in which the strip is read, which changes nothing in the sums.
 GradWeightPlan plan_of(const Sizes& s, const View& input) {
   const int products = s.kh * s.kw * s.c;
   GradWeightPlan plan{};
@@ -43,7 +43,7 @@ GradWeightPlan plan_of(const Sizes& s, const View& input) {
     const int taps = std::min(s.kh * s.kw, span % s.c == 0 ? span / s.c : (span - 2) / s.c + 2);
     const int rows = taps == 1 ? 1 : std::min(s.kh, (taps - 2) / s.kw + 2);
     int64_t elements;
-    plan.patch = patch_of(s, input, plan.tiles, {0, 0, rows, rows > 1 ? s.kw : taps}, elements);
+    plan.strip = strip_of(s, input, plan.tiles, {0, 0, rows, rows > 1 ? s.kw : taps}, elements);
     plan.grad = plan.k_warps * plan.r_warps * kWarpFloats;
     plan.input = plan.grad + plan.k_warps * kChannels * plan.tiles.size();
     plan.shared_bytes = static_cast<size_t>(4 * (plan.input + elements));
@@ -71,12 +71,12 @@ Cut cut_of(const Sizes& s, const GradWeightPlan& plan) {
                                                        kPartial / std::max<int64_t>(s.k * products, 1)));
   const int64_t tiles = plan.tiles.count();
   const int64_t longest = std::max<int64_t>(1, kLongest / plan.tiles.size());
-  const int64_t chunk_tiles = std::min(longest, ceil_div(tiles, std::min(tiles, ceil_div(wanted, s.n))));
+  const int64_t unit_tiles = std::min(longest, ceil_div(tiles, std::min(tiles, ceil_div(wanted, s.n))));
   Cut cut{};
-  cut.chunks = ceil_div(tiles, chunk_tiles);
-  cut.split_units = ceil_div(s.n * cut.chunks, wanted);
-  cut.splits = ceil_div(s.n * cut.chunks, cut.split_units);
-  cut.dots = cut.chunks * plan.r_blocks * plan.r_warps;
+  cut.sample_units = ceil_div(tiles, unit_tiles);
+  cut.split_units = ceil_div(s.n * cut.sample_units, wanted);
+  cut.splits = ceil_div(s.n * cut.sample_units, cut.split_units);
+  cut.dots = cut.sample_units * plan.r_blocks * plan.r_warps;
   return cut;
 }
 
@@ -126,13 +126,13 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
   float* const grad_w_tile = w_tile + kTile;
   float* const sums = grad_w_tile + kTile;  // of the unit's u and of its g [channel]
   const float* const all_sums = sums - warp * kWarpFloats;
-  int* const offsets = reinterpret_cast<int*>(sums + 2 * kChannels);  // of each product in the patch
+  int* const offsets = reinterpret_cast<int*>(sums + 2 * kChannels);  // of each product in the strip
   float* const grad = ptx::shared_memory<float>() + plan.grad;        // u [channel / 4][position][channel % 4]
-  float* const patch = ptx::shared_memory<float>() + plan.input;
+  float* const strip = ptx::shared_memory<float>() + plan.input;
   const Box box = box_of(r_block * plan.span / s.c, (r_end - 1) / s.c, s.kw);
   if (lane < kProducts) {
     const int r = min(r0 + lane, r_end - 1), tap = r / s.c;
-    offsets[lane] = plan.patch.tap(s, tap / s.kw - box.h, tap % s.kw - box.w, r % s.c);
+    offsets[lane] = plan.strip.tap(s, tap / s.kw - box.h, tap % s.kw - box.w, r % s.c);
   }
   for (int i = lane; i < kTile; i += kWarp) {
     const int k = k0 + i / kProducts, r = r0 + i % kProducts, tap = r / s.c;
@@ -143,18 +143,18 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
           weight.data)[k * weight.n + r % s.c * weight.c + tap / s.kw * weight.h + tap % s.kw * weight.w]);
   }
 
-  const int chunks = plan.chunks, last_unit = min((split + 1) * plan.split_units, plan.units);
+  const int sample_units = plan.sample_units, last_unit = min((split + 1) * plan.split_units, plan.units);
   for (int unit = split * plan.split_units; unit < last_unit; ++unit) {
-    const int n = unit / chunks, chunk = unit - n * chunks;
-    const int first_tile = chunk * plan.chunk_tiles;
-    const int last_tile = min(first_tile + plan.chunk_tiles, tiles.along_h * tiles.along_w);
+    const int n = unit / sample_units;
+    const int first_tile = (unit - n * sample_units) * plan.unit_tiles;
+    const int last_tile = min(first_tile + plan.unit_tiles, tiles.along_h * tiles.along_w);
     float U[kTile] = {};
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const int oh0 = tile / tiles.along_w * tiles.rows, ow0 = tile % tiles.along_w * tiles.columns;
       const int rows = min(tiles.rows, s.oh - oh0), columns = min(tiles.columns, s.ow - ow0);
       __syncthreads();  // what is there has been read
       if (products_wanted)
-        load_patch<T>(patch, plan.patch, s, input, n, oh0 * s.sh - s.ph + box.h * s.dh,
+        load_strip<T>(strip, plan.strip, s, input, n, oh0 * s.sh - s.ph + box.h * s.dh,
                       ow0 * s.sw - s.pw + box.w * s.dw);
       float sum_u[kChannels] = {}, sum_g[kChannels] = {};
       for (int q = r_warp * kWarp + lane; q < rows * tiles.columns && k0 < s.k; q += plan.r_warps * kWarp) {
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
         const int row = tiles.column.quotient(q), column = q - row * tiles.columns;
         if (column >= columns) continue;  // never as a product with 0, of which x may make NaN
         const auto* const from = reinterpret_cast<const float4*>(grad) + k_warp * 2 * tiles.size() + q;
-        const float* const x = patch + plan.patch.position(s, row, column);
+        const float* const x = strip + plan.strip.position(s, row, column);
         const float4 low = from[0], high = from[tiles.size()];
         const float u[kChannels] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
@@ -247,10 +247,10 @@ cudaError_t grad_weight(const Problem& p, const GradWeightArgs& args, const Cut&
                         cudaStream_t stream) {
   const Sizes s = sizes_of(p);
   GradWeightPlan plan = plan_of(s, args.input);
-  plan.units = static_cast<int>(s.n * cut.chunks);
-  plan.chunks = static_cast<int>(cut.chunks);
+  plan.units = static_cast<int>(s.n * cut.sample_units);
+  plan.sample_units = static_cast<int>(cut.sample_units);
   plan.split_units = static_cast<int>(cut.split_units);
-  plan.chunk_tiles = static_cast<int>(ceil_div(plan.tiles.count(), cut.chunks));
+  plan.unit_tiles = static_cast<int>(ceil_div(plan.tiles.count(), cut.sample_units));
   const int r_blocks = partials.weight != nullptr || partials.dot != nullptr ? plan.r_blocks : 1;
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);

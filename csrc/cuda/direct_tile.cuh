@@ -1,4 +1,4 @@
-// What the direct kernels share: tiles of positions, the patch of the input under a tile, and how gradients are read
+// What the direct kernels share: tiles of positions, the strip of the input under a tile, and how gradients are read
 // and results written.
 #pragma once
 
@@ -71,7 +71,7 @@ __host__ __device__ inline Box box_of(int first, int last, int kw) {
 // The input that a box of taps needs for a tile of output positions, in shared memory as float32: plane by plane, row
 // by row, and in a row first the columns 0, stride, 2 stride, ..., then those of the next phase, so that neighbouring
 // positions are neighbours whatever the stride.
-struct Patch {
+struct Strip {
   int rows, columns;      // of the input
   int plane, row, phase;  // pitches
   bool channels_fastest;  // order in which it is read
@@ -87,8 +87,8 @@ struct Patch {
   }
 };
 
-// `elements` may be too many for 32 bits where a patch cannot be: then it is not used.
-inline Patch patch_of(const Sizes& s, const View& input, const Tiles& tiles, const Box& box, int64_t& elements) {
+// `elements` may be too many for 32 bits where a strip cannot be: then it is not used.
+inline Strip strip_of(const Sizes& s, const View& input, const Tiles& tiles, const Box& box, int64_t& elements) {
   const int64_t rows = int64_t{tiles.rows - 1} * s.sh + int64_t{box.rows - 1} * s.dh + 1;
   const int64_t columns = int64_t{tiles.columns - 1} * s.sw + int64_t{box.columns - 1} * s.dw + 1;
   const int64_t phase = ceil_div(columns, s.sw), row = phase * std::min<int64_t>(s.sw, columns);
@@ -110,25 +110,25 @@ inline Patch patch_of(const Sizes& s, const View& input, const Tiles& tiles, con
           divisor_of(s.sw)};
 }
 
-// Fills the patch, whose first element is input (h0, w0), with zeros outside the input.
+// Fills the strip, whose first element is input (h0, w0), with zeros outside the input.
 template <class T>
-__device__ __forceinline__ void load_patch(float* shared, const Patch& patch, const Sizes& s, const View& input,
+__device__ __forceinline__ void load_strip(float* shared, const Strip& strip, const Sizes& s, const View& input,
                                            int64_t n, int h0, int w0) {
   const T* const sample = static_cast<const T*>(input.data) + n * input.n;
-  const int count = s.c * patch.rows * patch.columns;
+  const int count = s.c * strip.rows * strip.columns;
 #pragma unroll 4
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    const int outer = patch.inner.quotient(i), inside = i - outer * patch.inner.by;
-    const int first = patch.middle.quotient(outer), second = outer - first * patch.middle.by;
-    const int c = patch.channels_fastest ? inside : first;
-    const int row = patch.channels_fastest ? first : second;
-    const int column = patch.channels_fastest ? second : inside;
+    const int outer = strip.inner.quotient(i), inside = i - outer * strip.inner.by;
+    const int first = strip.middle.quotient(outer), second = outer - first * strip.middle.by;
+    const int c = strip.channels_fastest ? inside : first;
+    const int row = strip.channels_fastest ? first : second;
+    const int column = strip.channels_fastest ? second : inside;
     const int h = h0 + row, w = w0 + column;
     float value = 0.f;
     if (static_cast<unsigned>(h) < static_cast<unsigned>(s.h) && static_cast<unsigned>(w) < static_cast<unsigned>(s.w))
       value = to_float(__ldg(sample + c * input.c + h * input.h + w * input.w));
-    const int along = patch.stride.quotient(column);
-    shared[c * patch.plane + row * patch.row + (column - along * s.sw) * patch.phase + along] = value;
+    const int along = strip.stride.quotient(column);
+    shared[c * strip.plane + row * strip.row + (column - along * s.sw) * strip.phase + along] = value;
   }
 }
 
@@ -138,7 +138,7 @@ struct Gradient {
   const uint8_t* bits;  // null: always the upper branch
   int64_t bit_row;
   int k, oh, ow;
-  bool pieces;  // channels k0 .. k0 + 8 lie in whole pieces of 16 bytes
+  bool packets;  // channels k0 .. k0 + 8 lie in whole packets of 16 bytes
   Branch branch;
 
   // g and u of kChannels channels from k0 at one position; zeros past the last channel.
@@ -146,13 +146,13 @@ struct Gradient {
   __device__ __forceinline__ void load(int64_t n, int h, int w, int k0, float (&g)[kChannels],
                                        float (&u)[kChannels]) const {
     const T* at = static_cast<const T*>(grad.data) + n * grad.n + h * grad.h + w * grad.w + k0 * grad.c;
-    if (pieces) {
+    if (packets) {
 #pragma unroll
-      for (int i = 0; i < kChannels / kPiece<T>; ++i) {
-        float values[kPiece<T>];
+      for (int i = 0; i < kChannels / kPacket<T>; ++i) {
+        float values[kPacket<T>];
         unpack<T>(__ldg(reinterpret_cast<const uint4*>(at) + i), values);
 #pragma unroll
-        for (int j = 0; j < kPiece<T>; ++j) g[i * kPiece<T> + j] = values[j];
+        for (int j = 0; j < kPacket<T>; ++j) g[i * kPacket<T> + j] = values[j];
       }
     } else {
 #pragma unroll
@@ -166,11 +166,11 @@ struct Gradient {
 
 template <class T>
 Gradient gradient_of(const Problem& p, const View& grad, const uint8_t* bits) {
-  const auto whole = [](int64_t stride) { return stride % kPiece<T> == 0; };
-  const bool pieces = grad.c == 1 && p.out_channels % kChannels == 0 && whole(grad.n) && whole(grad.h) &&
-                      whole(grad.w) && reinterpret_cast<uintptr_t>(grad.data) % 16 == 0;
+  const auto whole = [](int64_t stride) { return stride % kPacket<T> == 0; };
+  const bool packets = grad.c == 1 && p.out_channels % kChannels == 0 && whole(grad.n) && whole(grad.h) &&
+                       whole(grad.w) && reinterpret_cast<uintptr_t>(grad.data) % 16 == 0;
   const Sizes s = sizes_of(p);
-  return {grad, p.activation == Activation::none ? nullptr : bits, p.bit_row(), s.k, s.oh, s.ow, pieces, branch_of(p)};
+  return {grad, p.activation == Activation::none ? nullptr : bits, p.bit_row(), s.k, s.oh, s.ow, packets, branch_of(p)};
 }
 
 // Floats that lie together in shared memory, at a multiple of as many of them as are moved at once.

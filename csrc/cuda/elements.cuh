@@ -31,25 +31,25 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
 }
 
 template <class T>
-constexpr int kPiece = 16 / sizeof(T);  // elements of a piece: 16 bytes, the most that a thread moves at once
+constexpr int kPacket = 16 / sizeof(T);  // elements of a packet: 16 bytes, the most that a thread moves at once
 
-// The piece at a multiple of 16 bytes, and back.
+// The packet at a multiple of 16 bytes, and back.
 template <class T>
-__device__ __forceinline__ void unpack(const uint4& piece, float (&values)[kPiece<T>]) {
-  T elements[kPiece<T>];
-  memcpy(elements, &piece, sizeof(piece));
+__device__ __forceinline__ void unpack(const uint4& packet, float (&values)[kPacket<T>]) {
+  T elements[kPacket<T>];
+  memcpy(elements, &packet, sizeof(packet));
 #pragma unroll
-  for (int i = 0; i < kPiece<T>; ++i) values[i] = to_float(elements[i]);
+  for (int i = 0; i < kPacket<T>; ++i) values[i] = to_float(elements[i]);
 }
 
 template <class T>
-__device__ __forceinline__ uint4 pack(const float (&values)[kPiece<T>]) {
-  T elements[kPiece<T>];
+__device__ __forceinline__ uint4 pack(const float (&values)[kPacket<T>]) {
+  T elements[kPacket<T>];
 #pragma unroll
-  for (int i = 0; i < kPiece<T>; ++i) elements[i] = from_float<T>(values[i]);
-  uint4 piece;
-  memcpy(&piece, elements, sizeof(piece));
-  return piece;
+  for (int i = 0; i < kPacket<T>; ++i) elements[i] = from_float<T>(values[i]);
+  uint4 packet;
+  memcpy(&packet, elements, sizeof(packet));
+  return packet;
 }
 
 // gamma, beta (N, K) or bias (K), or what stands for it where there is none.

@@ -32,7 +32,7 @@ __device__ __forceinline__ T rounded(double v) {
   return from_float<T>(static_cast<float>(v));
 }
 
-// Sum over `count` chunks of one sample and channel.
+// Sum over `count` partial sums of one sample and channel.
 __device__ __forceinline__ double add(const float* partial, int64_t count, int64_t pitch) {
   double total = 0;
   for (int64_t i = 0; i < count; ++i) total += partial[i * pitch];
@@ -58,9 +58,9 @@ __global__ void __launch_bounds__(kThreads, 1) finish_film_kernel(const Params<T
   if (i >= p.n * p.k) return;
   const int64_t n = i / p.k;
   const int k = static_cast<int>(i - n * p.k);
-  const int64_t unit = n * p.cut.chunks * p.k + k;
-  const double sum_u = p.partials.sum_u == nullptr ? 0 : add(p.partials.sum_u + unit, p.cut.chunks, p.k);
-  const double sum_g = p.partials.sum_g == nullptr ? 0 : add(p.partials.sum_g + unit, p.cut.chunks, p.k);
+  const int64_t unit = n * p.cut.sample_units * p.k + k;
+  const double sum_u = p.partials.sum_u == nullptr ? 0 : add(p.partials.sum_u + unit, p.cut.sample_units, p.k);
+  const double sum_g = p.partials.sum_g == nullptr ? 0 : add(p.partials.sum_g + unit, p.cut.sample_units, p.k);
   if (p.grad_gamma != nullptr) {
     double total = add(p.partials.dot + n * p.cut.dots * p.k + k, p.cut.dots, p.k);
     if (p.bias.data != nullptr) total += static_cast<double>(p.bias.at(0, k)) * sum_u;
@@ -71,14 +71,14 @@ __global__ void __launch_bounds__(kThreads, 1) finish_film_kernel(const Params<T
   if (p.grad_beta != nullptr) p.grad_beta[i] = rounded<T>(p.post ? sum_g : sum_u);
 }
 
-// A block for each k: threads take samples and chunks in turn, and are added up by halves.
+// A block for each k: threads take units in turn, and are added up by halves.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) finish_bias_kernel(const Params<T> p) {
   double* shared = ptx::shared_memory<double>();
   const int k = static_cast<int>(blockIdx.x);
   double total = 0;
-  for (int64_t unit = threadIdx.x; unit < p.n * p.cut.chunks; unit += kThreads) {
-    const float scale = p.gamma.at(unit / p.cut.chunks, k) + p.gamma_offset;
+  for (int64_t unit = threadIdx.x; unit < p.n * p.cut.sample_units; unit += kThreads) {
+    const float scale = p.gamma.at(unit / p.cut.sample_units, k) + p.gamma_offset;
     total += static_cast<double>(scale) * p.partials.sum_u[unit * p.k + k];
   }
   shared[threadIdx.x] = total;

@@ -1,7 +1,7 @@
 // y = gamma * act(conv(x, W) + b) + beta, or act(gamma * (conv(x, W) + b) + beta), and the bits, in one pass: a matrix
 // product on tensor cores whose rows are output positions of all samples, numbered through, and whose columns are
-// output channels. Input and weight are channels_last, (N, H, W, C) and (K, kh, kw, C), and a sum runs over the pieces
-// of (kh, kw, C): no piece belongs to two kernel taps, since C is a multiple of a piece.
+// output channels. Input and weight are channels_last, (N, H, W, C) and (K, kh, kw, C), and a sum runs over the packets
+// of (kh, kw, C): no packet belongs to two kernel taps, since C is a multiple of a packet.
 #include "kernels.h"
 #include "modulate.cuh"
 #include "tile.cuh"
@@ -16,11 +16,11 @@ struct Params {
   T* y;
   uint8_t* bits;
   Modulation<T> modulate;
-  int tap_pieces, pieces;  // of one kernel tap, and of a whole sum
-  int64_t positions;       // of all samples
+  int tap_packets, packets;  // of one kernel tap, and of a whole sum
+  int64_t positions;         // of all samples
 };
 
-struct Row {
+struct Place {
   int64_t offset;  // into x, where the patch begins (outside of it, with padding)
   int h, w;        // the same as coordinates
   int n;
@@ -28,10 +28,10 @@ struct Row {
 
 template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Params<T> p) {
-  constexpr int V = kPiece<T>;
+  constexpr int V = kPacket<T>;
   const Sizes& s = p.s;
   unsigned char* stages = ptx::shared_memory<unsigned char>();
-  Row* rows = reinterpret_cast<Row*>(stages + Shape::kStages * Shape::kStageBytes);
+  Place* places = reinterpret_cast<Place*>(stages + Shape::kStages * Shape::kStageBytes);
 
   // Indices: blocks that share positions are neighbours.
   const int k_blocks = static_cast<int>(ceil_div(s.k, Shape::kColumns));
@@ -43,36 +43,36 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Params<T
     const int q = static_cast<int>((first + row) - n * out_positions);
     const bool valid = first + row < p.positions;
     const int h = valid ? q / s.ow * s.sh - s.ph : -(1 << 30), w = q % s.ow * s.sw - s.pw;
-    rows[row] = {((n * s.h + h) * s.w + w) * s.c, h, w, static_cast<int>(n)};
+    places[row] = {((n * s.h + h) * s.w + w) * s.c, h, w, static_cast<int>(n)};
   }
   __syncthreads();
 
-  const int piece = threadIdx.x % kRowPieces, load_row = threadIdx.x / kRowPieces;
+  const int packet = threadIdx.x % kRowPackets, load_row = threadIdx.x / kRowPackets;
   const auto load_stage = [&](int step) {
     unsigned char* stage = stages + step % Shape::kStages * Shape::kStageBytes;
-    const int j = step * kRowPieces + piece;
-    const int tap = j / p.tap_pieces, c = (j - tap * p.tap_pieces) * V;
+    const int j = step * kRowPackets + packet;
+    const int tap = j / p.tap_packets, c = (j - tap * p.tap_packets) * V;
     const int dh = tap / s.kw * s.dh, dw = tap % s.kw * s.dw;
     const int64_t shift = (static_cast<int64_t>(dh) * s.w + dw) * s.c + c;
 #pragma unroll
     for (int row = load_row; row < Shape::kRows; row += Shape::kLoadRows) {
-      const Row r = rows[row];
-      const bool inside = j < p.pieces && static_cast<unsigned>(r.h + dh) < static_cast<unsigned>(s.h) &&
-                          static_cast<unsigned>(r.w + dw) < static_cast<unsigned>(s.w);
-      ptx::cp_async_16(stage + piece_at(row, piece), p.x + (inside ? r.offset + shift : 0), inside);
+      const Place at = places[row];
+      const bool inside = j < p.packets && static_cast<unsigned>(at.h + dh) < static_cast<unsigned>(s.h) &&
+                          static_cast<unsigned>(at.w + dw) < static_cast<unsigned>(s.w);
+      ptx::cp_async_16(stage + packet_at(row, packet), p.x + (inside ? at.offset + shift : 0), inside);
     }
     stage += Shape::kRows * kRowBytes;
 #pragma unroll
     for (int row = load_row; row < Shape::kColumns; row += Shape::kLoadRows) {
-      const bool inside = j < p.pieces && k0 + row < s.k;
-      const int64_t offset = inside ? (static_cast<int64_t>(k0 + row) * p.pieces + j) * V : 0;
-      ptx::cp_async_16(stage + piece_at(row, piece), p.w + offset, inside);
+      const bool inside = j < p.packets && k0 + row < s.k;
+      const int64_t offset = inside ? (static_cast<int64_t>(k0 + row) * p.packets + j) * V : 0;
+      ptx::cp_async_16(stage + packet_at(row, packet), p.w + offset, inside);
     }
   };
 
   // z[p, k] = sum_r patch(x)[p, r] W[k, r]
   typename Shape::Sums sums = {};
-  const int steps = static_cast<int>(ceil_div(p.pieces, kRowPieces));
+  const int steps = static_cast<int>(ceil_div(p.packets, kRowPackets));
   for (int step = 0; step < Shape::kStages - 1; ++step) {
     if (step < steps) load_stage(step);
     ptx::cp_async_commit();
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Params<T
   }
   ptx::cp_async_wait<0>();
 
-  // Bias, activation, FiLM and bits, eight channels of a position at a time: a byte of bits, and whole pieces of y.
+  // Bias, activation, FiLM and bits, eight channels of a position at a time: a byte of bits, and whole packets of y.
   float* spread = reinterpret_cast<float*>(stages);
   Shape::spread(sums, spread);
   constexpr int kEights = Shape::kColumns / 8;
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Params<T
   for (int row = threadIdx.x / kEights; row < Shape::kRows; row += Shape::kThreads / kEights) {
     const int64_t position = first + row;
     if (position >= p.positions) break;
-    if (rows[row].n != sample) {
-      sample = rows[row].n;
+    if (places[row].n != sample) {
+      sample = places[row].n;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         scale[i] = i < count ? p.modulate.scale(sample, k + i) : 0.f;
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Params<T
 template <class T, class Shape>
 cudaError_t start(const Params<T>& params, cudaStream_t stream) {
   const int64_t blocks = ceil_div(params.positions, Shape::kRows) * ceil_div(params.s.k, Shape::kColumns);
-  const size_t shared = Shape::kStages * Shape::kStageBytes + Shape::kRows * sizeof(Row);
+  const size_t shared = Shape::kStages * Shape::kStageBytes + Shape::kRows * sizeof(Place);
   return launch(forward_kernel<T, Shape>, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), shared, stream,
                 params);
 }
@@ -143,8 +143,8 @@ cudaError_t forward(const Problem& p, const ForwardArgs& args, cudaStream_t stre
     params.y = static_cast<T*>(args.output.data);
     params.bits = args.bits;
     params.modulate = modulation_of<T>(p, args.bias, args.gamma, args.beta);
-    params.tap_pieces = params.s.c / kPiece<T>;
-    params.pieces = params.s.kh * params.s.kw * params.tap_pieces;
+    params.tap_packets = params.s.c / kPacket<T>;
+    params.packets = params.s.kh * params.s.kw * params.tap_packets;
     params.positions = p.positions();
     switch (shape_for(params.positions, params.s.k)) {
       case Shapes::large:

@@ -1,7 +1,7 @@
 // dx = conv_transpose(gamma * u, W) with u = g * slope(bits): a matrix product on tensor cores whose rows are input
 // positions and whose columns are input channels. gamma * u is formed on the way from memory into shared memory and
 // never stored. The gradient is channels_last, (N, OH, OW, K), the weight comes as (C, kh, kw, K), and a sum runs over
-// the pieces of (kh, kw, K).
+// the packets of (kh, kw, K).
 //
 // Of the kernel taps, an input position meets those with kh * dilation = h + padding (mod stride). Positions with one
 // remainder meet the same taps, and a block has positions of one remainder only, so that no product is with nothing.
@@ -45,13 +45,13 @@ struct Params {
   float gamma_offset;
   Branch branch;
   Class class_h, class_w;
-  int a, b;                // the remainders
-  int rows_h, rows_w;      // positions of these remainders in one sample
-  int tap_pieces, pieces;  // of one tap, and of a whole sum
-  int64_t positions;       // of these remainders in all samples
+  int a, b;                  // the remainders
+  int rows_h, rows_w;        // positions of these remainders in one sample
+  int tap_packets, packets;  // of one tap, and of a whole sum
+  int64_t positions;         // of these remainders in all samples
 };
 
-struct Row {
+struct Place {
   int64_t position;  // in g and the bits, of the first tap (outside of them at the borders)
   int oh, ow;        // the same as coordinates
   int n;
@@ -59,11 +59,11 @@ struct Row {
 
 template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Params<T> p) {
-  constexpr int V = kPiece<T>;
-  constexpr int kLoads = Shape::kRows / Shape::kLoadRows;  // pieces of A that a thread carries
+  constexpr int V = kPacket<T>;
+  constexpr int kLoads = Shape::kRows / Shape::kLoadRows;  // packets of A that a thread carries
   const Sizes& s = p.s;
   unsigned char* stages = ptx::shared_memory<unsigned char>();
-  Row* rows = reinterpret_cast<Row*>(stages + Shape::kStages * Shape::kStageBytes);
+  Place* places = reinterpret_cast<Place*>(stages + Shape::kStages * Shape::kStageBytes);
 
   // Indices.
   const int c_blocks = static_cast<int>(ceil_div(s.c, Shape::kColumns));
@@ -75,33 +75,34 @@ __global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Param
     const int q = static_cast<int>((first + row) - n * per_sample);
     const bool valid = first + row < p.positions;
     const int oh = valid ? q / p.rows_w + p.class_h.out : -(1 << 30), ow = q % p.rows_w + p.class_w.out;
-    rows[row] = {(n * s.oh + oh) * s.ow + ow, oh, ow, static_cast<int>(n)};
+    places[row] = {(n * s.oh + oh) * s.ow + ow, oh, ow, static_cast<int>(n)};
   }
   __syncthreads();
 
-  const int piece = threadIdx.x % kRowPieces, load_row = threadIdx.x / kRowPieces;
+  const int packet = threadIdx.x % kRowPackets, load_row = threadIdx.x / kRowPackets;
   const int64_t bit_row = (s.k + 7) / 8;
-  // What this thread carries of a stage of A from memory to shared memory: pieces of g, their bits and gamma's pieces.
+  // What this thread carries of a stage of A from memory to shared memory: packets of g, their bits and gamma's
+  // packets.
   uint4 g[kLoads], gamma[kLoads];
   uint8_t bits[kLoads];
   unsigned inside = 0;  // a bit for each
 
   const auto load_stage = [&](int step) {
     unsigned char* stage = stages + step % 2 * Shape::kStageBytes;
-    const int j = step * kRowPieces + piece;
-    const int tap = j / p.tap_pieces, k = (j - tap * p.tap_pieces) * V;
+    const int j = step * kRowPackets + packet;
+    const int tap = j / p.tap_packets, k = (j - tap * p.tap_packets) * V;
     const int tap_h = p.class_w.taps == 0 ? 0 : tap / p.class_w.taps, tap_w = tap - tap_h * p.class_w.taps;
     const int down = tap_h * p.class_h.back, left = tap_w * p.class_w.back;
     inside = 0;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const Row r = rows[load_row + i * Shape::kLoadRows];
-      const bool here = j < p.pieces && static_cast<unsigned>(r.oh - down) < static_cast<unsigned>(s.oh) &&
-                        static_cast<unsigned>(r.ow - left) < static_cast<unsigned>(s.ow);
-      const int64_t position = here ? r.position - static_cast<int64_t>(down) * s.ow - left : 0;
+      const Place at = places[load_row + i * Shape::kLoadRows];
+      const bool here = j < p.packets && static_cast<unsigned>(at.oh - down) < static_cast<unsigned>(s.oh) &&
+                        static_cast<unsigned>(at.ow - left) < static_cast<unsigned>(s.ow);
+      const int64_t position = here ? at.position - static_cast<int64_t>(down) * s.ow - left : 0;
       inside |= (here ? 1u : 0u) << i;
-      g[i] = read_piece(p.g + position * s.k + k, here);
-      gamma[i] = read_piece(p.gamma.data + r.n * p.gamma.n + k, here && p.gamma.data != nullptr);
+      g[i] = read_packet(p.g + position * s.k + k, here);
+      gamma[i] = read_packet(p.gamma.data + at.n * p.gamma.n + k, here && p.gamma.data != nullptr);
       bits[i] = here && p.bits != nullptr ? __ldg(p.bits + position * bit_row + k / 8) : 0xff;
     }
     const int kh = p.class_h.first + tap_h * p.class_h.step, kw = p.class_w.first + tap_w * p.class_w.step;
@@ -109,9 +110,9 @@ __global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Param
     stage += Shape::kRows * kRowBytes;
 #pragma unroll
     for (int row = load_row; row < Shape::kColumns; row += Shape::kLoadRows) {
-      const bool valid = j < p.pieces && c0 + row < s.c;
+      const bool valid = j < p.packets && c0 + row < s.c;
       const int64_t offset = valid ? static_cast<int64_t>(c0 + row) * s.kh * s.kw * s.k + shift : 0;
-      ptx::cp_async_16(stage + piece_at(row, piece), p.w + offset, valid);
+      ptx::cp_async_16(stage + packet_at(row, packet), p.w + offset, valid);
     }
     ptx::cp_async_commit();
   };
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Param
   // dz = (gamma + gamma_offset) * u, into shared memory. Where there is no output position it is 0, whatever gamma is.
   const auto store_stage = [&](int step) {
     unsigned char* stage = stages + step % 2 * Shape::kStageBytes;
-    const int k = (step * kRowPieces + piece) % p.tap_pieces * V;
+    const int k = (step * kRowPackets + packet) % p.tap_packets * V;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       float values[V], scales[V];
@@ -131,13 +132,13 @@ __global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Param
         const float dz = scale * p.branch(values[v], bits[i] >> ((k + v) & 7) & 1);
         values[v] = inside >> i & 1 ? dz : 0.f;
       }
-      ptx::store_shared_16(stage + piece_at(load_row + i * Shape::kLoadRows, piece), pack<T>(values));
+      ptx::store_shared_16(stage + packet_at(load_row + i * Shape::kLoadRows, packet), pack<T>(values));
     }
   };
 
   // dx[p, c] = sum over (tap, k) of dz[p - tap, k] W[k, tap, c]
   typename Shape::Sums sums = {};
-  const int steps = static_cast<int>(ceil_div(p.pieces, kRowPieces));
+  const int steps = static_cast<int>(ceil_div(p.packets, kRowPackets));
   if (steps > 0) {
     load_stage(0);
     store_stage(0);
@@ -158,18 +159,18 @@ __global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Param
   if (count <= 0) return;
   for (int row = threadIdx.x / kEights; row < Shape::kRows; row += Shape::kThreads / kEights) {
     if (first + row >= p.positions) break;
-    const Row r = rows[row];
-    const int h = (r.oh - p.class_h.out) * s.sh + p.a, w = (r.ow - p.class_w.out) * s.sw + p.b;
+    const Place at = places[row];
+    const int h = (at.oh - p.class_h.out) * s.sh + p.a, w = (at.ow - p.class_w.out) * s.sw + p.b;
     float values[8];
     read_eight(spread + row * Shape::kPitch + eight * 8, values);
-    write_eight(p.dx + ((static_cast<int64_t>(r.n) * s.h + h) * s.w + w) * s.c + c, values, count);
+    write_eight(p.dx + ((static_cast<int64_t>(at.n) * s.h + h) * s.w + w) * s.c + c, values, count);
   }
 }
 
 template <class T, class Shape>
 cudaError_t start(const Params<T>& params, cudaStream_t stream) {
   const int64_t blocks = ceil_div(params.positions, Shape::kRows) * ceil_div(params.s.c, Shape::kColumns);
-  const size_t shared = Shape::kStages * Shape::kStageBytes + Shape::kRows * sizeof(Row);
+  const size_t shared = Shape::kStages * Shape::kStageBytes + Shape::kRows * sizeof(Place);
   return launch(grad_input_kernel<T, Shape>, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), shared, stream,
                 params);
 }
@@ -191,14 +192,14 @@ cudaError_t grad_input(const Problem& p, const GradInputArgs& args, cudaStream_t
     params.gamma = factor_of<T>(args.gamma, 1.f);
     params.gamma_offset = static_cast<float>(p.gamma_offset);
     params.branch = branch_of(p);
-    params.tap_pieces = params.s.k / kPiece<T>;
+    params.tap_packets = params.s.k / kPacket<T>;
     for (int64_t a = 0; a < std::min(p.h.stride, p.h.in); ++a) {
       for (int64_t b = 0; b < std::min(p.w.stride, p.w.in); ++b) {
         params.a = static_cast<int>(a), params.b = static_cast<int>(b);
         params.class_h = class_of(p.h, a), params.class_w = class_of(p.w, b);
         params.rows_h = static_cast<int>(ceil_div(p.h.in - a, p.h.stride));
         params.rows_w = static_cast<int>(ceil_div(p.w.in - b, p.w.stride));
-        params.pieces = params.class_h.taps * params.class_w.taps * params.tap_pieces;
+        params.packets = params.class_h.taps * params.class_w.taps * params.tap_packets;
         params.positions = p.batch * params.rows_h * params.rows_w;
         const bool wide = shape_for(params.positions, params.s.c) == Shapes::large;
         const cudaError_t error = wide ? start<T, Wide>(params, stream) : start<T, Narrow>(params, stream);

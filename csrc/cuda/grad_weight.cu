@@ -24,24 +24,24 @@ struct Params {
   Branch branch;
   Partials partials;
   Cut cut;
-  int tap_pieces, pieces;  // of one kernel tap, and of all products
+  int tap_packets, packets;  // of one kernel tap, and of all products
   int r_blocks, r_programs, k_blocks;
-  int chunk_positions;
+  int unit_positions;
 };
 
-// Sums of u and g of 64 channels over the units of a split; a thread takes one piece of every few positions.
+// Sums of u and g of 64 channels over the units of a split; a thread takes one packet of every few positions.
 template <class T>
 __device__ void sum_gradients(const Params<T>& p, int k0, int64_t first_unit, int64_t last_unit) {
-  constexpr int V = kPiece<T>, kRows = kThreads / kPieces<T>;
+  constexpr int V = kPacket<T>, kRows = kThreads / kPackets<T>;
   const Sizes& s = p.s;
   float* shared = ptx::shared_memory<float>();  // [2][kRows][kSide]
-  const int piece = threadIdx.x % kPieces<T>, row = threadIdx.x / kPieces<T>, k = k0 + piece * V;
+  const int packet = threadIdx.x % kPackets<T>, row = threadIdx.x / kPackets<T>, k = k0 + packet * V;
   const int out_positions = s.oh * s.ow;
   const int64_t bit_row = (s.k + 7) / 8;
   for (int64_t unit = first_unit; unit < last_unit; ++unit) {
-    const int64_t n = unit / p.cut.chunks;
-    const int begin = static_cast<int>(unit % p.cut.chunks) * p.chunk_positions;
-    const int end = min(begin + p.chunk_positions, out_positions);
+    const int64_t n = unit / p.cut.sample_units;
+    const int begin = static_cast<int>(unit % p.cut.sample_units) * p.unit_positions;
+    const int end = min(begin + p.unit_positions, out_positions);
     float sum_u[V] = {}, sum_g[V] = {};
     // Runs of 16 are added apart, for digits.
     for (int run = begin + row; run < end; run += 16 * kRows) {
@@ -49,7 +49,7 @@ __device__ void sum_gradients(const Params<T>& p, int k0, int64_t first_unit, in
       for (int q = run; q < min(run + 16 * kRows, end); q += kRows) {
         const int64_t position = n * out_positions + q;
         float g[V];
-        unpack<T>(read_piece(p.g + position * s.k + k, k < s.k), g);
+        unpack<T>(read_packet(p.g + position * s.k + k, k < s.k), g);
         const unsigned bits = p.bits != nullptr && k < s.k ? __ldg(p.bits + position * bit_row + k / 8) : 0xffu;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
@@ -62,8 +62,8 @@ __device__ void sum_gradients(const Params<T>& p, int k0, int64_t first_unit, in
     }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      shared[row * kSide + piece * V + v] = sum_u[v];
-      shared[(kRows + row) * kSide + piece * V + v] = sum_g[v];
+      shared[row * kSide + packet * V + v] = sum_u[v];
+      shared[(kRows + row) * kSide + packet * V + v] = sum_g[v];
     }
     __syncthreads();
     float* out = threadIdx.x < kSide ? p.partials.sum_u : p.partials.sum_g;
@@ -79,17 +79,17 @@ __device__ void sum_gradients(const Params<T>& p, int k0, int64_t first_unit, in
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T> p) {
-  constexpr int V = kPiece<T>;
-  constexpr int kLoads = kBlockPositions<T> * kPieces<T> / kThreads;  // pieces of a tile that a thread moves: 4
-  constexpr int kLoadRows = kThreads / kPieces<T>;
-  constexpr int kSteps = kBlockPositions<T> * sizeof(T) / 32;  // 16 or 8 positions each
+  constexpr int V = kPacket<T>;
+  constexpr int kLoads = kSlicePositions<T> * kPackets<T> / kThreads;  // packets of a tile that a thread moves: 4
+  constexpr int kLoadRows = kThreads / kPackets<T>;
+  constexpr int kSteps = kSlicePositions<T> * sizeof(T) / 32;  // 16 or 8 positions each
   const Sizes& s = p.s;
 
   // Indices: blocks that share a tile of u are neighbours.
   const int r_block = static_cast<int>(blockIdx.x) % p.r_programs;
   const int k0 = static_cast<int>(blockIdx.x) / p.r_programs % p.k_blocks * kSide;
   const int64_t split = blockIdx.x / p.r_programs / p.k_blocks;
-  const int64_t units = s.n * p.cut.chunks, first_unit = split * p.cut.split_units;
+  const int64_t units = s.n * p.cut.sample_units, first_unit = split * p.cut.split_units;
   const int64_t last_unit = min(first_unit + p.cut.split_units, units);
   if (r_block == p.r_blocks) return sum_gradients(p, k0, first_unit, last_unit);
 
@@ -100,33 +100,33 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
   const int out_positions = s.oh * s.ow;
   const int64_t bit_row = (s.k + 7) / 8;
 
-  // This thread moves the same piece of every row: one product piece, at one kernel tap.
-  const int piece = threadIdx.x % kPieces<T>, load_row = threadIdx.x / kPieces<T>;
-  const int j = r_block * kPieces<T> + piece, k = k0 + piece * V;
-  const int tap = j / p.tap_pieces, c = (j - tap * p.tap_pieces) * V;
+  // This thread moves the same packet of every row: one product packet, at one kernel tap.
+  const int packet = threadIdx.x % kPackets<T>, load_row = threadIdx.x / kPackets<T>;
+  const int j = r_block * kPackets<T> + packet, k = k0 + packet * V;
+  const int tap = j / p.tap_packets, c = (j - tap * p.tap_packets) * V;
   const int dh = tap / s.kw * s.dh - s.ph, dw = tap % s.kw * s.dw - s.pw;
   uint4 g[kLoads];
   uint8_t bits[kLoads];
 
-  const int chunk_blocks = static_cast<int>(ceil_div(p.chunk_positions, kBlockPositions<T>));
-  const auto load_stage = [&](int64_t unit, int block, int stage) {
-    const int64_t n = unit / p.cut.chunks;
-    const int begin = static_cast<int>(unit % p.cut.chunks) * p.chunk_positions;
-    const int end = min(begin + p.chunk_positions, out_positions);
+  const int unit_slices = static_cast<int>(ceil_div(p.unit_positions, kSlicePositions<T>));
+  const auto load_stage = [&](int64_t unit, int slice, int stage) {
+    const int64_t n = unit / p.cut.sample_units;
+    const int begin = static_cast<int>(unit % p.cut.sample_units) * p.unit_positions;
+    const int end = min(begin + p.unit_positions, out_positions);
     unsigned char* patches = stages + (2 * stage + 1) * kTileBytes<T>;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int row = load_row + i * kLoadRows;
-      const int q = begin + block * kBlockPositions<T> + row;
+      const int q = begin + slice * kSlicePositions<T> + row;
       const int64_t position = n * out_positions + q;
       const bool valid = q < end && k < s.k;
-      g[i] = read_piece(p.g + (valid ? position * s.k + k : 0), valid);
+      g[i] = read_packet(p.g + (valid ? position * s.k + k : 0), valid);
       bits[i] = valid && p.bits != nullptr ? __ldg(p.bits + position * bit_row + k / 8) : 0xff;
       const int h = q / s.ow * s.sh + dh, w = q % s.ow * s.sw + dw;
-      const bool inside = q < end && j < p.pieces && static_cast<unsigned>(h) < static_cast<unsigned>(s.h) &&
+      const bool inside = q < end && j < p.packets && static_cast<unsigned>(h) < static_cast<unsigned>(s.h) &&
                           static_cast<unsigned>(w) < static_cast<unsigned>(s.w);
       const int64_t offset = inside ? ((n * s.h + h) * s.w + w) * s.c + c : 0;
-      ptx::cp_async_16(patches + place<T>(row, piece), p.x + offset, inside);
+      ptx::cp_async_16(patches + operand_at<T>(row, packet), p.x + offset, inside);
     }
     ptx::cp_async_commit();
   };
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
       unpack<T>(g[i], values);
 #pragma unroll
       for (int v = 0; v < V; ++v) values[v] = p.branch(values[v], bits[i] >> ((k + v) & 7) & 1);
-      ptx::store_shared_16(tile + place<T>(load_row + i * kLoadRows, piece), pack<T>(values));
+      ptx::store_shared_16(tile + operand_at<T>(load_row + i * kLoadRows, packet), pack<T>(values));
     }
   };
 
@@ -147,11 +147,11 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
   load_stage(first_unit, 0, 0);
   store_stage(0);
   for (int64_t unit = first_unit; unit < last_unit; ++unit) {
-    for (int block = 0; block < chunk_blocks; ++block, stage ^= 1) {
+    for (int slice = 0; slice < unit_slices; ++slice, stage ^= 1) {
       ptx::cp_async_wait<0>();
       __syncthreads();  // this stage has landed for all, and the other one has been read by all
-      const bool same = block + 1 < chunk_blocks, more = same || unit + 1 < last_unit;
-      if (more) load_stage(same ? unit : unit + 1, same ? block + 1 : 0, stage ^ 1);
+      const bool same = slice + 1 < unit_slices, more = same || unit + 1 < last_unit;
+      if (more) load_stage(same ? unit : unit + 1, same ? slice + 1 : 0, stage ^ 1);
       const unsigned char *u_tile = stages + 2 * stage * kTileBytes<T>, *patches = u_tile + kTileBytes<T>;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
 
     // The unit is done: both uses of its U. Of a 16 x 8 product this thread has rows lane / 4 and 8 further, columns
     // lane % 4 * 2 and the next.
-    const int64_t n = unit / p.cut.chunks;
+    const int64_t n = unit / p.cut.sample_units;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -187,9 +187,9 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
           const int r = r_block * kSide + warp_r + m * 8 + lane % 4 * 2;
-          const bool valid = k_valid && r < p.pieces * V;
+          const bool valid = k_valid && r < p.packets * V;
           if (p.partials.dot != nullptr && valid) {
-            const T* w = p.w + static_cast<int64_t>(k0 + row) * p.pieces * V + r;
+            const T* w = p.w + static_cast<int64_t>(k0 + row) * p.packets * V + r;
             dot += to_float(w[0]) * U[i][m][half * 2] + to_float(w[1]) * U[i][m][half * 2 + 1];
           }
           dW[i][m][half * 2] += scale * U[i][m][half * 2];
@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
         const int r = r_block * kSide + warp_r + m * 8 + lane % 4 * 2;
-        if (row >= s.k || r >= p.pieces * V) continue;
-        float* at = p.partials.weight + (split * s.k + row) * p.pieces * V + r;
+        if (row >= s.k || r >= p.packets * V) continue;
+        float* at = p.partials.weight + (split * s.k + row) * p.packets * V + r;
         *reinterpret_cast<float2*>(at) = make_float2(dW[i][m][half * 2], dW[i][m][half * 2 + 1]);
       }
     }
@@ -227,9 +227,9 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
 
 int64_t r_blocks_of(const Problem& p) { return ceil_div(p.h.kernel * p.w.kernel * p.in_channels, kSide); }
 int64_t k_blocks_of(const Problem& p) { return ceil_div(p.out_channels, kSide); }
-int64_t chunk_positions_of(const Problem& p, int64_t chunks) {
-  constexpr int64_t kAtOnce = 64;  // a chunk is a whole number of stages of any type
-  return ceil_div(ceil_div(p.h.out * p.w.out, chunks), kAtOnce) * kAtOnce;
+int64_t unit_positions_of(const Problem& p, int64_t sample_units) {
+  constexpr int64_t kAtOnce = 64;  // a unit is a whole number of stages of any type
+  return ceil_div(ceil_div(p.h.out * p.w.out, sample_units), kAtOnce) * kAtOnce;
 }
 
 }  // namespace
@@ -240,11 +240,11 @@ Cut cut_of(const Problem& p) {
   const int64_t wanted =
       std::max<int64_t>(1, std::min(kBlocks / tiles, kPartialElements / (p.out_channels * products)));  // splits
   Cut cut;
-  cut.chunks = std::min(ceil_div(wanted, p.batch), ceil_div(positions, 64));
-  cut.chunks = ceil_div(positions, chunk_positions_of(p, cut.chunks));
-  cut.split_units = ceil_div(p.batch * cut.chunks, wanted);
-  cut.splits = ceil_div(p.batch * cut.chunks, cut.split_units);
-  cut.dots = cut.chunks * r_blocks_of(p);
+  cut.sample_units = std::min(ceil_div(wanted, p.batch), ceil_div(positions, 64));
+  cut.sample_units = ceil_div(positions, unit_positions_of(p, cut.sample_units));
+  cut.split_units = ceil_div(p.batch * cut.sample_units, wanted);
+  cut.splits = ceil_div(p.batch * cut.sample_units, cut.split_units);
+  cut.dots = cut.sample_units * r_blocks_of(p);
   return cut;
 }
 
@@ -263,11 +263,11 @@ cudaError_t grad_weight(const Problem& p, const GradWeightArgs& args, const Cut&
     params.branch = branch_of(p);
     params.partials = partials;
     params.cut = cut;
-    params.tap_pieces = params.s.c / kPiece<T>;
-    params.pieces = params.s.kh * params.s.kw * params.tap_pieces;
+    params.tap_packets = params.s.c / kPacket<T>;
+    params.packets = params.s.kh * params.s.kw * params.tap_packets;
     params.r_blocks = static_cast<int>(r_blocks_of(p));
     params.k_blocks = static_cast<int>(k_blocks_of(p));
-    params.chunk_positions = static_cast<int>(chunk_positions_of(p, cut.chunks));
+    params.unit_positions = static_cast<int>(unit_positions_of(p, cut.sample_units));
     // Blocks without a task are not started: those of products, or those of the sums.
     const bool products = partials.weight != nullptr || partials.dot != nullptr;
     const bool sums = partials.sum_u != nullptr || partials.sum_g != nullptr;

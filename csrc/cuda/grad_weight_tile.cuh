@@ -9,21 +9,22 @@ namespace film::cuda::matrix {
 constexpr int kThreads = 128, kSide = 64;  // a block has four warps and a tile of 64 channels x 64 products
 
 template <class T>
-constexpr int kBlockPositions = 128 / sizeof(T);  // summed in one stage: 64, or 32 of float32
+constexpr int kSlicePositions = 128 / sizeof(T);  // summed in one stage: 64, or 32 of float32
 template <class T>
-constexpr int kPieces = kSide / kPiece<T>;  // in a row of a tile: 8, or 16 of float32
+constexpr int kPackets = kSide / kPacket<T>;  // in a row of a tile: 8, or 16 of float32
 template <class T>
-constexpr int kTileBytes = kBlockPositions<T> * kSide * sizeof(T);
+constexpr int kTileBytes = kSlicePositions<T> * kSide * sizeof(T);
 
-// Where a piece of a tile lies: a row of 64 elements is 128 bytes, or of float32 two panels of so many. Rows meet
+// Where a packet of a tile lies: a row of 64 elements is 128 bytes, or of float32 two halves of so many. Rows meet
 // different banks by their last three bits where eight of them are read at once, and by the last two of float32, of
 // which four rows of eight neighbours are read.
 template <class T>
-__device__ __forceinline__ int place(int row, int piece) {
+__device__ __forceinline__ int operand_at(int row, int packet) {
   if constexpr (sizeof(T) == 2) {
-    return piece_at(row, piece);
+    return packet_at(row, packet);
   } else {
-    return (piece / kRowPieces * kBlockPositions<T> + row) * kRowBytes + ((piece % kRowPieces ^ (row % 4 * 2)) << 4);
+    return (packet / kRowPackets * kSlicePositions<T> + row) * kRowBytes +
+           ((packet % kRowPackets ^ (row % 4 * 2)) << 4);
   }
 }
 
@@ -36,13 +37,13 @@ __device__ __forceinline__ void read_operand(uint32_t (&r)[4], const unsigned ch
   if constexpr (sizeof(T) == 2) {
     // Matrices in the order of the operand: A's second is 8 rows further, B's 8 positions further.
     const int matrix = lane / 8, along = columns ? matrix / 2 : matrix % 2, deep = columns ? matrix % 2 : matrix / 2;
-    ptx::ldmatrix_x4_trans(r, tile + place<T>(step * 16 + deep * 8 + lane % 8, first / 8 + along));
+    ptx::ldmatrix_x4_trans(r, tile + operand_at<T>(step * 16 + deep * 8 + lane % 8, first / 8 + along));
   } else {
 #pragma unroll
     for (int matrix = 0; matrix < 4; ++matrix) {
       const int along = columns ? matrix / 2 : matrix % 2, deep = columns ? matrix % 2 : matrix / 2;
       const int row = step * 8 + deep * 4 + lane % 4, column = first + along * 8 + lane / 4;
-      const float value = *reinterpret_cast<const float*>(tile + place<T>(row, column / 4) + column % 4 * 4);
+      const float value = *reinterpret_cast<const float*>(tile + operand_at<T>(row, column / 4) + column % 4 * 4);
       r[matrix] = ptx::to_tf32(value);
     }
   }

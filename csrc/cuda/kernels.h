@@ -1,5 +1,5 @@
 // What the library asks of the CUDA kernels. There are two families of the same three: `matrix`, products on tensor
-// cores for channels_last tensors whose channels come in whole 16-byte pieces, and `direct`, ordinary float32 products
+// cores for channels_last tensors whose channels come in whole 16-byte packets, and `direct`, ordinary float32 products
 // for few input channels and any strides. Each call starts kernels on `stream` and waits for nothing.
 #pragma once
 
@@ -10,20 +10,20 @@
 namespace film::cuda {
 
 // How the sums of the weight gradient are cut, by shapes alone, so that every run adds in the same order. The positions
-// of a sample are cut into `chunks`; a unit is one chunk of one sample; a split is a run of `split_units` units.
+// of a sample are cut into `sample_units` units, and `split_units` units, one after another, are a split.
 struct Cut {
-  int64_t chunks;       // of a sample
-  int64_t splits;       // ceil(N * chunks / split_units)
-  int64_t split_units;  // of a split
-  int64_t dots;         // partial sums of <W, U> for each sample and channel
+  int64_t sample_units;  // units of a sample
+  int64_t splits;        // ceil(N * sample_units / split_units)
+  int64_t split_units;   // units of a split
+  int64_t dots;          // partial sums of <W, U> for each sample and channel
 };
 
 // Partial sums in float32, null where not wanted. r = (kh * KW + kw) * C + c is a product.
 struct Partials {
   float* weight;  // (splits, K, products): sum over the split's units of (gamma + gamma_offset) * U
   float* dot;     // (N, dots, K): <W, U> of some products and positions
-  float* sum_u;   // (N, chunks, K): sum_p u
-  float* sum_g;   // (N, chunks, K): sum_p g
+  float* sum_u;   // (N, sample_units, K): sum_p u
+  float* sum_g;   // (N, sample_units, K): sum_p g
 };
 
 namespace matrix {

@@ -177,7 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
   const auto data = [](const Tensor& t) { return t.numel() > 0 ? static_cast<float*>(t.data_ptr()) : nullptr; };
   const Tensor of_weight = partial(weight_wanted, {cut.splits, p.out_channels, products});
   const Tensor of_dot = partial(gamma_wanted, {p.batch, cut.dots, p.out_channels});
-  const Shape sums{p.batch, cut.chunks, p.out_channels};
+  const Shape sums{p.batch, cut.sample_units, p.out_channels};
   const Tensor of_u = partial(bias_wanted || (beta_wanted && !post) || (gamma_wanted && bias.has_value()), sums);
   const Tensor of_g = partial(g_for_gamma || (beta_wanted && post), sums);
   const cuda::Partials partials{data(of_weight), data(of_dot), data(of_u), data(of_g)};

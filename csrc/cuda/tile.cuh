@@ -1,7 +1,7 @@
 // The matrix product of a block: tiles of 128-byte rows in shared memory, ldmatrix, mma, and the way out of registers.
 //
-// A tile row holds the summed products of one row of A or B, 16-byte pieces of them; the piece p of row r lies at
-// p ^ (r % 8), so that eight lanes that read or write one piece of eight rows, or eight pieces of one row, meet eight
+// A tile row holds the summed products of one row of A or B, 16-byte packets of them; the packet p of row r lies at
+// p ^ (r % 8), so that eight lanes that read or write one packet of eight rows, or eight packets of one row, meet eight
 // different groups of banks.
 #pragma once
 
@@ -14,9 +14,9 @@
 namespace film::cuda {
 
 constexpr int kRowBytes = 128;
-constexpr int kRowPieces = 8;
+constexpr int kRowPackets = 8;
 
-__device__ __forceinline__ int piece_at(int row, int piece) { return row * kRowBytes + ((piece ^ (row & 7)) << 4); }
+__device__ __forceinline__ int packet_at(int row, int packet) { return row * kRowBytes + ((packet ^ (row & 7)) << 4); }
 
 // d += a b on tensor cores; float32 is rounded to tf32 here, where the card would cut digits off.
 __device__ __forceinline__ void multiply(__half, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -45,7 +45,7 @@ struct Tile {
   static constexpr int kStageBytes = (ROWS + COLUMNS) * kRowBytes;
   static constexpr int kM = ROWS / WARP_ROWS / 16, kN = COLUMNS / WARP_COLUMNS / 8;  // products of 16 x 8 a warp
   static constexpr int kPitch = COLUMNS + 8;  // of the sums in shared memory; 8 more, so that rows meet other banks
-  static constexpr int kLoadRows = kThreads / kRowPieces;  // rows that the block loads at once, a piece a thread
+  static constexpr int kLoadRows = kThreads / kRowPackets;  // rows that the block loads at once, a packet a thread
   static_assert(ROWS * kPitch * 4 <= STAGES * kStageBytes, "the sums take the place of the stages");
 
   using Sums = float[kM][kN][4];
@@ -59,17 +59,17 @@ struct Tile {
     const int lane = threadIdx.x % 32;
     const unsigned char* b_rows = stage + ROWS * kRowBytes;
 #pragma unroll
-    for (int step = 0; step < kRowPieces / 2; ++step) {
+    for (int step = 0; step < kRowPackets / 2; ++step) {
       uint32_t a[kM][4], b[kN / 2][4];
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
-        ptx::ldmatrix_x4(a[i], stage + piece_at(warp_row() + i * 16 + lane % 16, step * 2 + lane / 16));
+        ptx::ldmatrix_x4(a[i], stage + packet_at(warp_row() + i * 16 + lane % 16, step * 2 + lane / 16));
         round_operand<T>(a[i]);
       }
 #pragma unroll
       for (int j = 0; j < kN / 2; ++j) {
         const int row = warp_column() + j * 16 + lane / 16 * 8 + lane % 8;
-        ptx::ldmatrix_x4(b[j], b_rows + piece_at(row, step * 2 + lane / 8 % 2));
+        ptx::ldmatrix_x4(b[j], b_rows + packet_at(row, step * 2 + lane / 8 % 2));
         round_operand<T>(b[j]);
       }
 #pragma unroll
@@ -121,10 +121,10 @@ __device__ __forceinline__ void read_eight(const float* at, float (&values)[8]) 
   values[4] = high.x, values[5] = high.y, values[6] = high.z, values[7] = high.w;
 }
 
-// `count` (a multiple of the piece) of eight values at a multiple of 16 bytes.
+// `count` (a multiple of the packet) of eight values at a multiple of 16 bytes.
 template <class T>
 __device__ __forceinline__ void write_eight(T* at, const float (&values)[8], int count) {
-  constexpr int kSize = kPiece<T>;
+  constexpr int kSize = kPacket<T>;
 #pragma unroll
   for (int first = 0; first < 8; first += kSize) {
     float part[kSize];
@@ -135,7 +135,7 @@ __device__ __forceinline__ void write_eight(T* at, const float (&values)[8], int
 }
 
 template <class T>
-__device__ __forceinline__ uint4 read_piece(const T* at, bool valid) {
+__device__ __forceinline__ uint4 read_packet(const T* at, bool valid) {
   return valid ? __ldg(reinterpret_cast<const uint4*>(at)) : make_uint4(0, 0, 0, 0);
 }
 

@@ -34,6 +34,7 @@ KERNELS = [
     "cpu/grad_weight.cpp",
     "cpu/grad_weight_planes.cpp",
     "cpu/grad_weight_winograd.cpp",
+    "cpu/library_is_faster.cpp",
     "cpu/row_tile.cpp",
     "cpu/table.cpp",
     "cpu/tile.cpp",

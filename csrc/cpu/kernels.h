@@ -1,4 +1,4 @@
-// The three kernels, once for each instruction set that the library carries.
+// The three kernels, and when they are the wrong choice, once for each instruction set that the library carries.
 #pragma once
 
 #include "../problem.h"
@@ -10,6 +10,7 @@ struct Kernels {
   void (*forward)(const Problem&, const ForwardArgs&);
   void (*grad_input)(const Problem&, const GradInputArgs&);
   void (*grad_weight)(const Problem&, const GradWeightArgs&);
+  bool (*library_is_faster)(const Problem&, bool channels_last);  // PyTorch's own, by measurements
 };
 
 // Calls run(begin, end, context) over parts of [0, count), on PyTorch's threads.

@@ -9,8 +9,9 @@ namespace film::FILM_ISA {
 void run_forward(const Problem&, const ForwardArgs&);
 void run_grad_input(const Problem&, const GradInputArgs&);
 void run_grad_weight(const Problem&, const GradWeightArgs&);
+bool library_is_faster(const Problem&, bool channels_last);
 
 extern const Kernels kernels;
-const Kernels kernels{FILM_NAME(FILM_ISA), run_forward, run_grad_input, run_grad_weight};
+const Kernels kernels{FILM_NAME(FILM_ISA), run_forward, run_grad_input, run_grad_weight, library_is_faster};
 
 }  // namespace film::FILM_ISA

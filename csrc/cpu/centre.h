@@ -18,17 +18,6 @@ namespace film::FILM_ISA {
 template <class A>
 using Wide = std::conditional_t<std::is_same_v<A, float>, double, long double>;
 
-// The part of a strip's rows or columns, `extent` of them for destinations from `first` on, that are the source's own.
-struct Inside {
-  Inside(const Taps& taps, int64_t first, int64_t extent) {
-    const int64_t low = first * taps.step + taps.low();
-    begin = std::clamp<int64_t>(-low, 0, extent);
-    end = std::clamp<int64_t>(taps.source - low, begin, extent);
-  }
-  int64_t count() const { return end - begin; }
-  int64_t begin, end;
-};
-
 // Whether the means of some samples are more than chance and a small part of the elements make them. NaN says no.
 inline bool has_mean(double squared_means, double squares, int64_t samples) {
   return squared_means > (1.0 / 16 + 2.0 / samples) * squares;
@@ -90,27 +79,26 @@ inline void add_run(const A* x, int64_t count, Vector<A>& sum, Vector<A>& square
   }
 }
 
-// The same for the planes of a unit, `rows` destination rows from h0 on.
+// The same for the planes of a unit, which are some destination rows of all columns.
 template <class A>
-bool centre_planes(A* planes, A* mean, const PlaneShape& shape, int64_t rows, const Taps& h, const Taps& w,
-                   int64_t channels, int64_t h0) {
+bool centre_planes(const Planes<A>& planes, A* mean, const RowRange& rows, const Taps& h, const Taps& w) {
   constexpr int64_t kRows = 2;  // that are looked at first
-  const int64_t extent = h.extent(rows);
-  const Inside high(h, h0, extent), wide(w, 0, w.extent(w.count));
+  const PlaneShape& shape = planes.shape();
+  const int64_t extent = h.extent(rows.count);
+  const Inside high(h, rows.first, extent), wide(w, 0, w.extent(w.count));
   if (high.count() * wide.count() == 0) return false;
   // The means of every step-th row; sets sums of their squares and of the mean squares.
   double squared_means, squares;
   const auto find_means = [&](int64_t step) {
     const int64_t count = (high.count() + step - 1) / step * wide.count();
     squared_means = squares = 0;
-    for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < planes.channels(); ++c) {
       Vector<A> sum{}, square{};
       for (int64_t row = high.begin; row < high.end; row += step)
         for (int64_t phase = 0; phase < shape.phases; ++phase) {
           const int64_t first = (std::max(wide.begin, phase) - phase + shape.phases - 1) / shape.phases;
           const int64_t last = (std::max(wide.end, phase) - phase + shape.phases - 1) / shape.phases;
-          add_run(planes + c * shape.plane() + row * shape.row() + phase * shape.pitch + first, last - first, sum,
-                  square);
+          add_run(planes.of_channel(c) + row * shape.row() + phase * shape.pitch + first, last - first, sum, square);
         }
       A total = 0, total_squares = 0;
       for (int lane = 0; lane < kLanes<A>; ++lane) total += sum[lane], total_squares += square[lane];
@@ -121,8 +109,8 @@ bool centre_planes(A* planes, A* mean, const PlaneShape& shape, int64_t rows, co
   };
   if (!find_means((high.count() + kRows - 1) / kRows)) return false;
   find_means(1);
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < extent * shape.row(); ++i) planes[c * shape.plane() + i] -= mean[c];
+  for (int64_t c = 0; c < planes.channels(); ++c)
+    for (int64_t i = 0; i < extent * shape.row(); ++i) planes.of_channel(c)[i] -= mean[c];
   return true;
 }
 

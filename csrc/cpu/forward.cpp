@@ -1,7 +1,10 @@
 // y = gamma * act(conv(x, W) + b) + beta, or act(gamma * (conv(x, W) + b) + beta), and the bits, in one pass.
+#include "convolve_planes.h"
 #include "flatten.h"
-#include "planes.h"
+#include "planes_choice.h"
+#include "store_planes.h"
 #include "winograd.h"
+#include "words.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -95,50 +98,58 @@ bool forward_by_winograd(const Problem& p, const ForwardArgs& args) {
 // the output's columns lie side by side, in the type that is worked on, they are stored at once, else from the tile.
 template <class A>
 struct ModulatePlanes {
-  static constexpr int64_t kWidth = 4 * kLanes<A>;  // columns of a tile, at most
+  static constexpr int64_t kWidth = kMostPlaneVectors * kLanes<A>;  // columns of a tile, at most
 
   const Problem& p;
   const ForwardArgs& args;
   const Modulation<A>& by;
   StorePlanes<A> store_columns;
-  const Taps& w;
   std::vector<int32_t> words = std::vector<int32_t>((p.out_channels + 31) / 32 * kWidth);
   const bool straight = args.output.w == 1 && (p.dtype == DType::f32 || p.dtype == DType::f64);
 
   void begin() { std::fill(words.begin(), words.end(), 0); }
 
-  void operator()(A* tile, int vectors, int64_t n, int64_t h, int64_t i, int64_t count, int64_t k0, int64_t channels) {
+  void operator()(A* tile, int vectors, const ColumnRun& run, const ChannelRange& channels) {
     const View& out = args.output;
-    const int64_t width = vectors * kLanes<A>, pitch = straight ? out.c : width;
-    A* to = straight ? static_cast<A*>(out.data) + n * out.n + h * out.h + i + k0 * out.c : tile;
-    for (int64_t k = 0; k < channels;) {  // those of one word at a time
-      const int64_t some = std::min(channels - k, 32 - (k0 + k) % 32), columns = straight ? count : width;
+    const int64_t width = vectors * kLanes<A>;
+    A* place = static_cast<A*>(out.data) + run.n * out.n + run.h * out.h + run.first + channels.first * out.c;
+    const Target to = straight ? Target{place, out.c, run.count} : Target{tile, width, width};
+    for (int64_t k = 0; k < channels.count;) {  // those of one word at a time
+      const int64_t first = channels.first + k;
+      const ChannelRange some{first, std::min(channels.count - k, 32 - first % 32)};
+      const Target here{to.at + k * to.pitch, to.pitch, to.columns};
       if (vectors == 4)
-        modulate<4>(tile + k * width, to + k * pitch, pitch, columns, n, k0 + k, some);
+        modulate<4>(tile + k * width, here, run.n, some);
       else
-        modulate<2>(tile + k * width, to + k * pitch, pitch, columns, n, k0 + k, some);
-      k += some;
+        modulate<2>(tile + k * width, here, run.n, some);
+      k += some.count;
     }
-    if (!straight) store_columns(out, tile, width, w, n, h, i, count, k0, channels);
+    if (!straight) store_columns(out, tile, width, run, channels);
   }
 
-  void end(int64_t n, int64_t h, int64_t i, int64_t count) {
+  void end(const ColumnRun& run) {
     if (args.bits == nullptr) return;
-    uint8_t* bits = args.bits + ((n * p.h.out + h) * p.w.out + i) * p.bit_row();
+    uint8_t* bits = args.bits + ((run.n * p.h.out + run.h) * p.w.out + run.first) * p.bit_row();
     for (int64_t byte = 0; byte < p.bit_row(); byte += 4)
-      store_words(bits, words.data() + byte / 4 * kWidth, p.bit_row(), byte, count);
+      store_words(bits, words.data() + byte / 4 * kWidth, p.bit_row(), byte, run.count);
   }
 
  private:
-  // From the tile's rows of V vectors to `columns` at `to`.
+  // Where results go: so many columns of each channel, whose rows are `pitch` elements apart.
+  struct Target {
+    A* at;
+    int64_t pitch, columns;
+  };
+
+  // From the tile's rows of V vectors.
   template <int V>
-  void modulate(const A* tile, A* to, int64_t pitch, int64_t columns, int64_t n, int64_t k0, int64_t channels) {
+  void modulate(const A* tile, Target to, int64_t n, const ChannelRange& channels) {
     constexpr int L = kLanes<A>;
     const A lower = static_cast<A>(p.lower_slope);
     const bool linear = p.activation == Activation::none, post = p.position == Position::post;
     const Vector<A> zero{}, slope = splat<A>(lower);
     Mask<A> bits[V] = {};
-    for (int64_t k = k0; k < k0 + channels; ++k, tile += V * L, to += pitch) {
+    for (int64_t k = channels.first; k < channels.first + channels.count; ++k, tile += V * L, to.at += to.pitch) {
       const int64_t g = k / p.group_out(), c = k % p.group_out();
       const Vector<A> b = splat(by.bias.at(0, g)[c]), f = splat(by.gamma.at(n, g)[c]), s = splat(by.beta.at(n, g)[c]);
       const Mask<A> bit = Mask<A>{} + int32_t(uint32_t(1) << k % 32);
@@ -149,26 +160,26 @@ struct ModulatePlanes {
         const Mask<A> upper = ~(y <= zero);
         if (!linear) y = upper ? y : (lower == 0 ? zero : slope * y);
         if (post) y = f * y + s;
-        if (v * L < columns) store_part(to + v * L, y, columns - v * L);
+        if (v * L < to.columns) store_part(to.at + v * L, y, to.columns - v * L);
         bits[v] |= upper & bit;
       }
     }
     if (args.bits == nullptr) return;
-    for (int v = 0; v < V; ++v) add_words<A>(words.data() + k0 / 32 * kWidth + v * L, bits[v]);
+    for (int v = 0; v < V; ++v) add_words<A>(words.data() + channels.first / 32 * kWidth + v * L, bits[v]);
   }
 };
 
 template <class A>
 void forward_in_planes(const Problem& p, const ForwardArgs& args) {
   Pass<A> pass{forward_taps(p.h), forward_taps(p.w), p.h.kernel * p.w.kernel * p.group_in(), {}};
+  const PassSizes sizes{p.batch, p.groups, p.group_in(), p.group_out()};
   Scratch<A> weights(p.out_channels * pass.products);
   with_storage<A>(p.dtype, [&](auto element) {
-    pack_plane_weights<A, decltype(element)>(weights, pass, args.weight, p.groups, p.group_in(), p.group_out(), false);
+    pack_plane_weights<A, decltype(element)>(weights, pass, args.weight, sizes, /*transposed=*/false);
   });
   const Modulation<A> by(p, args, p.group_out());
-  convolve_planes(pass, p.batch, p.groups, p.group_in(), p.group_out(),
-                  PlainPlanes<A>{args.input, plane_loader<A>(p.dtype), p.in_channels},
-                  ModulatePlanes<A>{p, args, by, plane_storer<A>(p.dtype), pass.w});
+  convolve_planes(pass, sizes, PlainPlanes<A>{args.input, plane_loader<A>(p.dtype), p.in_channels},
+                  ModulatePlanes<A>{p, args, by, plane_storer<A>(p.dtype)});
 }
 
 }  // namespace

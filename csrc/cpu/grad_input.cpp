@@ -1,8 +1,11 @@
 // dx = conv_transpose(gamma * u, W) with u = g * slope(bits); the product is formed while the gradient is loaded.
+#include "convolve_planes.h"
 #include "flatten.h"
 #include "modulated.h"
-#include "planes.h"
+#include "planes_choice.h"
+#include "store_planes.h"
 #include "winograd.h"
+#include "words.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -132,16 +135,16 @@ struct ModulatedPlanes {
   const Problem& p;
   const GradInputArgs& args;
   const Factors<A>& gamma;  // of one group: all channels
-  LoadRow<A> load;
+  LoadPlanes<A> load;
   std::vector<int32_t> words;
 
-  void operator()(A* dst, int64_t pitch, int64_t n, int64_t h, int64_t w0, int64_t w1) {
-    words.resize(w1 - w0);
-    load(dst, pitch, args.grad, n, h, w0, w1, 0, p.out_channels);
+  void operator()(A* dst, int64_t pitch, const ColumnRun& run) {
+    words.resize(run.count);
+    load(dst, pitch, args.grad, run, {0, p.out_channels});
     const uint8_t* bits = args.bits;
-    if (bits != nullptr) bits += ((n * p.h.out + h) * p.w.out + w0) * p.bit_row();
-    apply_words(dst, pitch, w1 - w0, p.out_channels, bits, p.bit_row(), words.data(), static_cast<A>(p.lower_slope),
-                gamma.at(n, 0));
+    if (bits != nullptr) bits += ((run.n * p.h.out + run.h) * p.w.out + run.first) * p.bit_row();
+    apply_words(dst, pitch, run.count, p.out_channels, bits, p.bit_row(), words.data(), static_cast<A>(p.lower_slope),
+                gamma.at(run.n, 0));
   }
 };
 
@@ -149,13 +152,12 @@ template <class A>
 struct StoreColumns {
   const View& view;
   StorePlanes<A> store_columns;
-  const Taps& w;
 
   void begin() {}
-  void operator()(A* tile, int vectors, int64_t n, int64_t h, int64_t i, int64_t count, int64_t c0, int64_t channels) {
-    store_columns(view, tile, vectors * kLanes<A>, w, n, h, i, count, c0, channels);
+  void operator()(A* tile, int vectors, const ColumnRun& run, const ChannelRange& channels) {
+    store_columns(view, tile, vectors * kLanes<A>, run, channels);
   }
-  void end(int64_t, int64_t, int64_t, int64_t) {}
+  void end(const ColumnRun&) {}
 };
 
 template <class A>
@@ -163,18 +165,18 @@ void grad_input_in_planes(const Problem& p, const GradInputArgs& args) {
   Problem ungrouped = p;
   ungrouped.groups = 1;
   const Factors<A> gamma(ungrouped, args.gamma, p.out_channels, static_cast<A>(p.gamma_offset), A(1));
+  const ModulatedPlanes<A> source{p, args, gamma, plane_loader<A>(p.dtype), {}};
+  const StoreColumns<A> store{args.grad_input, plane_storer<A>(p.dtype)};
+  const PassSizes sizes{p.batch, p.groups, p.group_out(), p.group_in()};
   for (int64_t fh = 0; fh < std::min(p.h.stride, p.h.in); ++fh)
     for (int64_t fw = 0; fw < std::min(p.w.stride, p.w.in); ++fw) {
       Pass<A> pass{grad_input_taps(p.h, fh), grad_input_taps(p.w, fw), 0, {}};
       pass.products = pass.h.offset.size() * pass.w.offset.size() * p.group_out();
       Scratch<A> weights(p.in_channels * pass.products);
       with_storage<A>(p.dtype, [&](auto element) {
-        pack_plane_weights<A, decltype(element)>(weights, pass, args.weight, p.groups, p.group_out(), p.group_in(),
-                                                 true);
+        pack_plane_weights<A, decltype(element)>(weights, pass, args.weight, sizes, /*transposed=*/true);
       });
-      const ModulatedPlanes<A> source{p, args, gamma, plane_loader<A>(p.dtype), {}};
-      convolve_planes(pass, p.batch, p.groups, p.group_out(), p.group_in(), source,
-                      StoreColumns<A>{args.grad_input, plane_storer<A>(p.dtype), pass.w});
+      convolve_planes(pass, sizes, source, store);
     }
 }
 

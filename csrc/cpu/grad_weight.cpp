@@ -12,7 +12,7 @@
 
 #include "centre.h"
 #include "flatten.h"
-#include "planes.h"
+#include "planes_choice.h"
 #include "unit_sums.h"
 #include "unit_tile.h"
 #include "weight_order.h"

@@ -59,12 +59,31 @@ inline Taps part_of(const Taps& taps, int64_t begin, int64_t end) {
   return part;
 }
 
+// The part of a block's source rows or columns, `extent` of them for destinations from `first` on, that are the
+// source's own: the others are padding.
+struct Inside {
+  Inside(const Taps& taps, int64_t first, int64_t extent) {
+    const int64_t low = first * taps.step + taps.low();
+    begin = std::clamp<int64_t>(-low, 0, extent);
+    end = std::clamp<int64_t>(taps.source - low, begin, extent);
+  }
+  int64_t count() const { return end - begin; }
+  int64_t begin, end;
+};
+
 // One pass over the destination (there are several only for grad_input with a stride).
 template <class A>
 struct Pass {
   Taps h, w;
   int64_t products;               // R = taps * source channels of a group
   std::vector<const A*> weights;  // of each group: panels of [R][vectors * lanes]
+};
+
+// What a pass goes over: samples, groups, and the channels of one group in the source and in the destination.
+struct PassSizes {
+  int64_t batch, groups, sources, channels;
+  int64_t all_sources() const { return groups * sources; }
+  int64_t all_channels() const { return groups * channels; }
 };
 
 }  // namespace film::FILM_ISA

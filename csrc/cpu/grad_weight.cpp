@@ -25,8 +25,9 @@ namespace {
 
 using Task = GradWeightPlan::Task;
 
-// Products of one kernel row that are side by side in a strip, so many of them from product `at` of tap (h, w) on.
-struct Stretch {
+// Some products of a stretch, which are side by side in a strip: `count` from place `at` on, where the stretch is that
+// of kernel tap (h, w), or of row h from tap w on.
+struct ProductRange {
   int64_t h, w, at, count;
 };
 
@@ -204,16 +205,16 @@ class GradWeight {
     }
   }
 
-  // The products of a stretch, for all output channels of the task.
-  void add_products(const Unit& unit, const Stretch& stretch, const Task& task, bool fresh, Workspace& space) {
+  // Some products, for all output channels of the task.
+  void add_products(const Unit& unit, const ProductRange& range, const Task& task, bool fresh, Workspace& space) {
     constexpr int L = kLanes<A>;
     const Extent& e = unit.extent;
     const Taps &h = pass_.h, &w = pass_.w;
     const int64_t line = w.extent(e.columns) * task.sources;
-    const A* x = space.strips + unit.place * plan_.strip + (h.offset[stretch.h] - h.low()) * line +
-                 (w.offset[stretch.w] - w.low()) * task.sources + stretch.at;
+    const A* x = space.strips + unit.place * plan_.strip + (h.offset[range.h] - h.low()) * line +
+                 (w.offset[range.w] - w.low()) * task.sources + range.at;
     const A* u = space.u + unit.place * plan_.u;
-    const int64_t product = (stretch.h * p_.w.kernel + stretch.w) * task.sources + stretch.at;
+    const int64_t product = (range.h * p_.w.kernel + range.w) * task.sources + range.at;
     const A* weight = space.weight + product;
     A* grad_weight = weight_wanted() ? space.grad_weight + product : nullptr;
     Vector<A>* grad_gamma = space.grad_gamma + unit.place * task.channels;
@@ -230,13 +231,13 @@ class GradWeight {
                                               weight + k * plan_.weight_row,
                                               grad_weight == nullptr ? nullptr : grad_weight + k * plan_.weight_row,
                                               plan_.weight_row,
-                                              stretch.count,
+                                              range.count,
                                               gamma + k,
                                               gamma_wanted() ? grad_gamma + k : nullptr,
                                               fresh,
                                               plan_.chain}();
     };
-    with_constant<kGradVectors>((stretch.count + L - 1) / L, tiles);
+    with_constant<kGradVectors>((range.count + L - 1) / L, tiles);
   }
 
   // dW = the sum of the splits, in their order.

@@ -8,8 +8,10 @@ from typing import Any
 from torch import fx
 
 from .factors import Factor
-from .nodes import target_of, word_of
-from .operations import NORMS, Operation, convolution_of, is_one_of
+from .nodes import word_of
+from .norms import is_norm
+from .operations import convolution_of
+from .records import Affine, Operation
 
 _GATES = ("sigmoid", "hardsigmoid", "softmax")
 _FAR = 8  # operations upwards
@@ -23,12 +25,12 @@ def is_made_by_chain(
     convolution of the same tensor; and where what it multiplies has been normalised."""
     if steps:
         last, factors = steps[-1]
-        if last.name in _GATES or (last.kind == "shift" and factors[0].kind == "constant"):
+        if last.name in _GATES or (isinstance(last, Affine) and last.name == "shift" and factors[0].kind == "constant"):
             return True
     source = _above(shift, lambda node: convolution_of(node) is not None)
     if source is not None and source.all_input_nodes[:1] == convolution.all_input_nodes[:1]:
         return True
-    return _above(scale, lambda node: is_one_of(target_of(node), NORMS)) is not None
+    return _above(scale, is_norm) is not None
 
 
 def is_gate(scale: Any) -> bool:

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
-from .crossings import crossing_of
+from .crossings import CUT, crossing_of
 from .effects import Touched
 from .factors import Factor, factor_of
 from .hazards import name_changed_values, what_changes_between
 from .maps import is_gate, is_made_by_chain
 from .nodes import module_of, note_buffers, same_shape, tensor_of, users_of_values
-from .norms import written_norm
-from .operations import Operation, convolution_of, operation_of
-from .reasons import Reason
+from .operations import convolution_of, operation_of
+from .reasons import Reason, joined
+from .records import Activation, Affine, Convolution, Norm, Operation
+from .written_norms import written_norm
 
 _USED_ELSEWHERE = Reason(
     "the convolution's output is used elsewhere too, before FiLM: it would have to be computed twice"
@@ -35,19 +36,30 @@ class Match:
     gamma may have been chosen by the name of a task, which the graph does not tell. Behind a norm such a scale is the
     norm's own, and a shift by parameters alone is a bias."""
 
-    convolution: Operation
+    root: Convolution
     by_parameters: bool = False  # whether a scale by parameters counts
     before: Folded = field(default_factory=list)
-    activation: Operation | None = None
+    activation: Activation | None = None
     after: Folded = field(default_factory=list)  # behind the activation
     steps: Folded = field(default_factory=list)  # everything in order
     film: fx.Node | None = None  # the last scale or shift of the FiLM
-    reasons: list[Reason] = field(default_factory=list)  # why it cannot be fused
+    reasons: list[Reason] = field(default_factory=list)
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it cannot be fused; None where it can."""
+        return joined(self.reasons)
+
+    @property
+    def norm(self) -> Norm | None:
+        """The first norm that needs statistics, if there is one."""
+        norms = (step for step, _ in self.steps if isinstance(step, Norm))
+        return next((norm for norm in norms if not norm.is_batch_norm), None)
 
     @property
     def order(self) -> tuple[str, ...]:
         """The operations as found; a scale and a shift together, one of them FiLM's, are "film"."""
-        names, pairs = [self.convolution.name], [(False, False)]
+        names, pairs = [self.root.name], [(False, False)]
         for step, factors in self.steps:
             film = self.is_film(factors, step)
             own = not self.by_parameters and any(factor.kind in ("learnt", "fixed") for factor in factors)
@@ -62,7 +74,7 @@ class Match:
     @property
     def nodes(self) -> list[fx.Node]:
         """From the convolution to the last one."""
-        return [self.convolution.node, *(step.node for step, _ in self.steps)]
+        return [self.root.node, *(step.node for step, _ in self.steps)]
 
     @property
     def film_position(self) -> str:
@@ -72,7 +84,7 @@ class Match:
     def is_film(self, factors: tuple[Factor, ...], step: Operation) -> bool:
         """Whether `step` with its `factors` is FiLM."""
         kinds = {factor.kind for factor in factors}
-        by_parameters = self.by_parameters and "learnt" in kinds and step.kind in ("scale", "affine")
+        by_parameters = self.by_parameters and "learnt" in kinds and isinstance(step, Affine) and step.scale is not None
         return by_parameters or not kinds.isdisjoint(("channel", "map", "unknown"))
 
 
@@ -94,10 +106,10 @@ class _Walk:
     """One convolution's chain. It ends before the first step that cannot be taken in once FiLM has been met; before
     that, such a step becomes a reason, and the walk goes on to see whether a FiLM follows at all."""
 
-    def __init__(self, convolution: Operation, steps: list[Operation], by_parameters: bool) -> None:
+    def __init__(self, convolution: Convolution, steps: list[Operation], by_parameters: bool) -> None:
         self.match = Match(convolution, by_parameters)
         self.result = tensor_of(convolution.node)
-        self.rank = int(convolution.name[-2])
+        self.rank = convolution.rank
         self.normed = False
         self.match.reasons += _why_not(convolution, self.result)
         for step in steps:  # in another graph
@@ -106,11 +118,11 @@ class _Walk:
     def end(self) -> Match | None:
         if self.result is not None and self.result.dim() != self.rank + 2:
             return None  # an input without a batch: there are no samples to modulate
-        self._follow(self.match.convolution.node)
+        self._follow(self.match.root.node)
         match = self.match
         if match.film is None:
             return None
-        if match.convolution.reason is None:  # all of it is in this graph
+        if not match.root.cut:  # all of it is in this graph
             change = what_changes_between(match.nodes, _read_by(match))
             match.reasons += [] if change is None else [Reason(change)]
         return match
@@ -133,7 +145,7 @@ class _Walk:
             step = operation_of(user, node)
             self.normed = normed
             self.match = Match(
-                here.convolution, here.by_parameters, [*here.before], here.activation, [*here.after], [*here.steps],
+                here.root, here.by_parameters, [*here.before], here.activation, [*here.after], [*here.steps],
                 reasons=[*here.reasons, _USED_ELSEWHERE],
             )  # fmt: skip
             if step is not None and self._take(step):
@@ -152,8 +164,8 @@ class _Walk:
             return False  # the convolution's result is itself what scales or shifts
         reasons = [] if step.reason is None else [step.reason]
         factors: tuple[Factor, ...] = ()
-        if step.kind in ("scale", "shift", "affine"):
-            factors = tuple(factor_of(value, self.result, self.rank) for value in step.factors)
+        if isinstance(step, Affine):
+            factors = tuple(factor_of(value, self.result, self.rank) for value in step.values)
             kinds = {factor.kind for factor in factors}
             if "other" in kinds:
                 return False
@@ -163,23 +175,23 @@ class _Walk:
                 if not met and self._pair(step, factors) is None:
                     return False
                 factors = tuple(replace(one, kind="channel") if one.kind == "point" else one for one in factors)
-        elif step.kind == "activation" and match.activation is not None:
+        elif isinstance(step, Activation) and step.reason is None and match.activation is not None:
             reasons.append(_TWO_ACTIVATIONS)
         reasons += self._why_not_that_dtype(step)
         if reasons and met:
             return False
         match.reasons += reasons
         match.steps.append((step, factors))
-        if step.kind == "activation":
+        if isinstance(step, Activation) and step.reason is None:
             match.activation = match.activation or step
-        elif step.kind == "batch_norm" or factors:
+        elif factors or (isinstance(step, Norm) and step.reason is None):
             (match.before if match.activation is None else match.after).append((step, factors))
-        self.normed = self.normed or (step.kind == "refused" and "norm" in step.name and step.name != "batch_norm")
+        self.normed = self.normed or (isinstance(step, Norm) and not step.is_batch_norm)
         if match.is_film(factors, step) and not (match.by_parameters and self.normed):
             match.film = step.node
         return True
 
-    def _take_map(self, step: Operation, factors: tuple[Factor, ...]) -> bool:
+    def _take_map(self, step: Affine, factors: tuple[Factor, ...]) -> bool:
         """A factor that varies over positions, or of a shape that is not known. The chain ends here."""
         pair = self._pair(step, factors)
         if pair is not None:
@@ -189,36 +201,34 @@ class _Walk:
             self.match.reasons.append(_UNKNOWN if unknown else _MAP)
         return False
 
-    def _pair(self, step: Operation, factors: tuple[Factor, ...]) -> Folded | None:
+    def _pair(self, step: Affine, factors: tuple[Factor, ...]) -> list[tuple[Affine, tuple[Factor, ...]]] | None:
         """`step` and what makes FiLM of it, where only a scale and a shift together are one: alone, a scale is a gate
         and a shift is a residual connection."""
-        pair = [(step, factors)]
-        if step.kind == "scale":
+        pair: list[tuple[Affine, tuple[Factor, ...]]] = [(step, factors)]
+        if isinstance(step, Affine) and step.name == "scale":
             follower = next(iter(users_of_values(step.node)), None)
             shift = operation_of(follower, step.node) if follower is not None else None
-            if shift is not None and shift.kind == "shift":
-                pair.append((shift, tuple(factor_of(value, self.result, self.rank) for value in shift.factors)))
-        if step.kind != "affine" and len(pair) < 2:
+            if isinstance(shift, Affine) and shift.name == "shift":
+                pair.append((shift, tuple(factor_of(value, self.result, self.rank) for value in shift.values)))
+        if step.name != "film" and len(pair) < 2:
             return None
-        scale, shift_by = step.factors[0], (step.factors[1] if step.kind == "affine" else pair[-1][0].factors[0])
-        made_by_chain = not self.normed and is_made_by_chain(
-            self.match.convolution.node, self.match.steps, scale, shift_by
-        )
+        scale, shift_by = step.scale, pair[-1][0].shift
+        made_by_chain = not self.normed and is_made_by_chain(self.match.root.node, self.match.steps, scale, shift_by)
         return None if is_gate(scale) or made_by_chain else pair
 
     def _why_not_that_dtype(self, step: Operation) -> list[Reason]:
         result = tensor_of(step.node)
-        if step.kind == "refused" or result is None or self.result is None or result.dtype == self.result.dtype:
+        if step.reason is not None or result is None or self.result is None or result.dtype == self.result.dtype:
             return []
         why = f"FiLM makes {result.dtype} of the convolution's {self.result.dtype}"
         return [Reason(f"{why}: bring gamma and beta to the convolution's dtype")]
 
 
-def _why_not(convolution: Operation, result: Tensor | None) -> list[Reason]:
-    reasons = [] if convolution.reason is None else [convolution.reason]
-    if convolution.name.startswith("conv_transpose"):
+def _why_not(convolution: Convolution, result: Tensor | None) -> list[Reason]:
+    reasons = [CUT] if convolution.cut else []
+    if convolution.transposed:
         reasons.append(Reason("transposed convolutions have no kernel"))
-    elif convolution.name == "conv3d":
+    elif convolution.rank == 3:
         reasons.append(Reason("3d convolutions have no fused kernel, so nothing would be gained"))
     elif result is not None and not result.dtype.is_floating_point:
         reasons.append(Reason(f"{result.dtype} has no fused kernel"))
@@ -227,16 +237,14 @@ def _why_not(convolution: Operation, result: Tensor | None) -> list[Reason]:
 
 def _read_by(match: Match) -> list[tuple[Touched, fx.Node]]:
     """What the fused call reads at the end of the chain, with the node that has read it on the way."""
-    convolution = match.convolution
-    found: list[tuple[Touched, fx.Node]] = [
-        (value, convolution.node) for value in convolution.arguments.values() if isinstance(value, fx.Node)
-    ]
+    convolution = match.root
+    found: list[tuple[Touched, fx.Node]] = [(value, convolution.node) for value in convolution.reads]
     nodes = match.nodes
     for step, factors in match.steps:
         for factor in factors:
             if isinstance(factor.value, fx.Node):
                 found += [(factor.value, reader) for reader in (step.node, *factor.copied_by)]
-        values = [value for value in step.arguments.values() if isinstance(value, fx.Node) and value not in nodes]
+        values = [value for value in step.reads if value not in nodes]
         found += [(value, step.node) for value in values]
     for node in nodes:
         module = module_of(node)

@@ -34,6 +34,19 @@ def word_of(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).removesuffix("_")
 
 
+def is_one_of(target: Any, choices: Any) -> bool:
+    """Whether `target` is among `choices`; what has no hash is not."""
+    try:
+        return target in choices
+    except TypeError:
+        return False
+
+
+def arguments_of(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of a call, those without a name under `names`."""
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
 def known_value(node: fx.Node) -> Any:
     """What the graph knows of `node`'s result: a fake tensor, several, a symbolic number, an attribute, or None."""
     if node.op == "get_attr" and "example_value" not in node.meta:

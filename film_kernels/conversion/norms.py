@@ -1,77 +1,133 @@
-"""Norms that are written out: means, variances and roots of a convolution's result that come together again, or a norm
-between a permutation and its way back."""
+"""Norms that are PyTorch's own layers and functions, as records."""
 
 from __future__ import annotations
 
-import operator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx
+import torch.nn.functional as F
+from torch import fx, nn
 
-from .nodes import same_shape, target_of, tensor_of, users_of_values, word_of
-from .operations import NORMS, Operation, is_one_of, norm
-
-_MOST_NODES = 40
-_PERMUTATIONS = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
-_STATISTICS = {"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "vector_norm", "linalg_vector_norm"}
-_ROOTS = {"rsqrt", "sqrt", "truediv", "div", "divide", "reciprocal", "std", "norm", "vector_norm",
-          "linalg_vector_norm", "addcdiv"}  # fmt: skip
-_OTHERS = {
-    "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "expand_as", "contiguous", "getitem",
-    "clone", "rearrange", "to", "type", "type_as", "float", "half", "bfloat16", "double", "size",
-    "add", "sub", "rsub", "mul", "multiply", "subtract", "neg", "pow", "square", "abs", "clamp", "clamp_min",
-    "maximum", "addcmul", "iadd", "isub", "imul", "itruediv",
-}  # fmt: skip
-_WORDS = _PERMUTATIONS | _STATISTICS | _ROOTS | _OTHERS
+from .nodes import arguments_of, is_one_of, module_of, target_of, tensor_of
+from .reasons import Reason
+from .records import Norm
 
 
-def written_norm(start: fx.Node) -> Operation | None:
-    """The norm of the result of `start` that is written out behind it: all that is made of that result comes together
-    in one node of its shape, by way of statistics and a root, or of one of PyTorch's norms in another layout."""
-    shape = tensor_of(start)
-    inside: list[fx.Node] = []
-    waiting = set(users_of_values(start))
-    node = start
-    while waiting and len(inside) < _MOST_NODES:
-        if not all(word_of(one) in _WORDS or is_one_of(target_of(one), NORMS) for one in waiting):
-            return None
-        node = node.next
-        if node not in waiting:
-            continue
-        inside.append(node)
-        waiting.remove(node)
-        name = _name(inside)
-        result = tensor_of(node)
-        back = result is None or shape is None or same_shape(result, shape)
-        if not waiting and name is not None and back and _permutations(inside) % 2 == 0:
-            return norm(name, node)
-        waiting.update(users_of_values(node))
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of norm: what it is called in listings, and the arguments of its functions in their order."""
+
+    kind: str
+    name: str
+    arguments: tuple[str, ...]
+
+
+_GROUP = _Kind("group", "group_norm", ("input", "groups", "weight", "bias", "eps"))
+_LAYER = _Kind("layer", "layer_norm", ("input", "normalized_shape", "weight", "bias", "eps"))
+_RMS = _Kind("rms", "rms_norm", ("input", "normalized_shape", "weight", "eps"))
+_L2 = _Kind("l2", "normalize", ("input", "p", "dim", "eps"))
+_LOCAL = _Kind("local_response", "local_response_norm", ("input", "size"))
+_INSTANCE = _Kind(
+    "instance",
+    "instance_norm",
+    ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+)
+_BATCH = _Kind(
+    "batch", "batch_norm", ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+)
+NORMS: dict[Any, _Kind] = {
+    **dict.fromkeys((F.group_norm, torch.group_norm, nn.GroupNorm), _GROUP),
+    **dict.fromkeys((F.layer_norm, torch.layer_norm, nn.LayerNorm), _LAYER),
+    **dict.fromkeys((F.instance_norm, torch.instance_norm), _INSTANCE),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _INSTANCE),
+    **dict.fromkeys((F.rms_norm, torch.rms_norm, nn.RMSNorm), _RMS),
+    F.normalize: _L2,
+    **dict.fromkeys((F.local_response_norm, nn.LocalResponseNorm), _LOCAL),
+}
+_BATCH_NORMS = (F.batch_norm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# What functions and modules call the same: modules' attributes, and F.group_norm's and torch.group_norm's keywords.
+_OTHER_NAMES = {"num_groups": "groups", "use_input_stats": "training"}
+_DEFAULT_EPS = {"group": 1e-5, "layer": 1e-5, "instance": 1e-5, "batch": 1e-5, "l2": 1e-12}
+
+
+def is_norm(node: fx.Node) -> bool:
+    """Whether `node` calls one of PyTorch's norms, BatchNorms apart."""
+    return is_one_of(target_of(node), NORMS)
+
+
+def norm_of(node: fx.Node, passing: fx.Node) -> Norm | None:
+    """`node` as a norm of `passing`, or None."""
+    target = target_of(node)
+    if is_one_of(target, NORMS):
+        return _norm(node, passing, NORMS[target])
+    if is_one_of(target, _BATCH_NORMS):
+        return _batch_norm(node, passing)
     return None
 
 
-def _name(nodes: list[fx.Node]) -> str | None:
-    """What norm `nodes` are, or None."""
-    for node in nodes:
-        if is_one_of(target_of(node), NORMS):
-            return NORMS[target_of(node)]
-    words = {word_of(node) for node in nodes}
-    if not words & _STATISTICS or not (words & _ROOTS or any(_is_root(node) for node in nodes)):
-        return None
-    if not words & {"sub", "rsub", "subtract", "isub"}:
-        return "rms_norm"
-    positions = any(dim not in (1, (1,), [1]) for dim in _dimensions(nodes))
-    return "norm" if positions else "layer_norm"
+def why_no_norm(name: str) -> Reason:
+    """Why no kernel takes in a norm between a convolution and FiLM."""
+    return Reason(f"FiLM follows {name}, whose statistics need the whole result of the convolution first")
 
 
-def _dimensions(nodes: list[fx.Node]) -> list[object]:
-    found = [node for node in nodes if word_of(node) in _STATISTICS]
-    return [node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None) for node in found]
+def _norm(node: fx.Node, passing: fx.Node, kind: _Kind) -> Norm:
+    given = _arguments(node, kind)
+    channels, dims = _dimensions(kind.kind, given, tensor_of(passing))
+    is_euclidean = kind is not _L2 or given.get("p", 2) == 2
+    return Norm(
+        node, passing, kind.kind if is_euclidean else "statistics", kind.name, _spelling(node), channels, dims,
+        given.get("groups"), weight=given.get("weight"), bias=given.get("bias"),
+        running_mean=given.get("running_mean"), running_var=given.get("running_var"),
+        eps=given.get("eps", _DEFAULT_EPS.get(kind.kind)), reason=why_no_norm(kind.name),
+    )  # fmt: skip
 
 
-def _is_root(node: fx.Node) -> bool:
-    exponent = node.args[1] if len(node.args) > 1 else None
-    return node.target in (operator.pow, torch.pow, "pow") and exponent in (0.5, -0.5)
+def _batch_norm(node: fx.Node, passing: fx.Node) -> Norm | None:
+    module, given = module_of(node), _arguments(node, _BATCH)
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        training, always = module.training or not module.track_running_stats, not module.track_running_stats
+    else:
+        training, always = given.get("training", False), given.get("running_mean") is None
+        if passing is not given["input"]:
+            return None
+    reason = None
+    if always:
+        text = "FiLM follows a BatchNorm without running statistics: in every mode it needs those of the batch first"
+        reason = Reason(text)
+    elif training:
+        text = "a BatchNorm in training stands between convolution and FiLM: its statistics need the whole batch first"
+        reason = Reason(text, True, "freeze it")
+    return Norm(
+        node, passing, "batch", "batch_norm", _spelling(node),
+        weight=given.get("weight"), bias=given.get("bias"), running_mean=given.get("running_mean"),
+        running_var=given.get("running_var"), eps=given.get("eps", 1e-5), reason=reason,
+    )  # fmt: skip
 
 
-def _permutations(nodes: list[fx.Node]) -> int:
-    return sum(word_of(node) in _PERMUTATIONS for node in nodes)
+def _spelling(node: fx.Node) -> str:
+    return "module" if node.op == "call_module" else "function"
+
+
+def _arguments(node: fx.Node, kind: _Kind) -> dict[str, Any]:
+    """What the norm is given, under the names of `Norm`: a module's attributes, or a call's arguments."""
+    module = module_of(node)
+    if module is None:
+        given = arguments_of(node, kind.arguments)
+        return {_OTHER_NAMES.get(name, name): value for name, value in given.items()}
+    names = {_OTHER_NAMES.get(name, name): name for name in (*kind.arguments, *_OTHER_NAMES)}
+    return {ours: getattr(module, theirs) for ours, theirs in names.items() if hasattr(module, theirs)}
+
+
+def _dimensions(kind: str, given: dict[str, Any], input: torch.Tensor | None) -> tuple[int, tuple[int, ...] | None]:
+    """Where the channels are, and what is normalised over."""
+    if kind in ("layer", "rms"):  # the last dimensions
+        shape = given.get("normalized_shape")
+        number = len(shape) if isinstance(shape, (tuple, list)) else 1
+        is_of_channels = number == 1 or (input is not None and number < input.dim() - 1)
+        return (-1 if is_of_channels else 1), tuple(range(-number, 0))
+    if kind == "l2":
+        dim = given.get("dim", 1)
+        dims = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,) if isinstance(dim, int) else None
+        return (-1 if dims == (-1,) else 1), dims
+    return 1, None

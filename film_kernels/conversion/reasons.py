@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -15,16 +15,27 @@ class Reason:
     otherwise: str = ""
 
 
-def in_words(reasons: Sequence[Reason], training: bool) -> str | None:
-    """All of `reasons` in one sentence, or None without any. Advice is given only where it helps: model.eval() where
-    the model is in `training` and nothing but that stands in the way."""
+def joined(reasons: Sequence[Reason]) -> Reason | None:
+    """All of `reasons` as one, or None without any."""
     found = list(dict.fromkeys(reasons))
     passing = [reason for reason in found if reason.only_in_training]
-    lasting = [reason.text for reason in found if not reason.only_in_training]
+    lasting = _and(reason.text for reason in found if not reason.only_in_training)
     if not passing:
-        return "; and ".join(lasting) or None
-    texts = "; and ".join(reason.text for reason in passing)
+        return Reason(lasting) if lasting else None
+    texts = _and(reason.text for reason in passing)
     if lasting:
-        return f"{texts}; and in eval mode too: {'; and '.join(lasting)}"
-    advice = [*(["model.eval()"] if training else []), *dict.fromkeys(r.otherwise for r in passing if r.otherwise)]
-    return f"{texts} ({', or '.join(advice)})" if advice else texts
+        return Reason(f"{texts}; and in eval mode too: {lasting}")
+    return Reason(texts, True, ", or ".join(dict.fromkeys(r.otherwise for r in passing if r.otherwise)))
+
+
+def in_words(reason: Reason | None, training: bool) -> str | None:
+    """`reason` as a sentence. Advice is given only where it helps: model.eval() where the model is in `training`."""
+    if reason is None:
+        return None
+    advice = ["model.eval()"] if training and reason.only_in_training else []
+    advice += [reason.otherwise] if reason.otherwise else []
+    return f"{reason.text} ({', or '.join(advice)})" if advice else reason.text
+
+
+def _and(texts: Iterable[str]) -> str:
+    return "; and ".join(texts)

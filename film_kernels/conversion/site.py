@@ -39,8 +39,8 @@ def site_of(match: Match, names: Mapping[int, str], training: bool) -> Site:
     """`match` as a user sees it; `names` has the path of each module by its id, and `training` says whether any of
     them is in that mode."""
     film = match.film or match.nodes[-1]
-    path = _path(match.convolution.node, names)
-    return Site(path, _source(film), match.order, not match.reasons, in_words(match.reasons, training))
+    path = _path(match.root.node, names)
+    return Site(path, _source(film), match.order, match.reason is None, in_words(match.reason, training))
 
 
 def _path(node: fx.Node, names: Mapping[int, str]) -> str:

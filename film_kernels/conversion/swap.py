@@ -11,10 +11,9 @@ from .factors import Factor, is_of_a_factor
 from .folding import Step, conv_steps_film
 from .matching import Match, matches
 from .nodes import asks_for_the_shape, tensor_of
-from .operations import Operation
+from .records import Affine, Norm, Operation
 
 _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
-_BATCH_NORM = ("running_mean", "running_var", "weight", "bias")
 
 
 def swap(module: fx.GraphModule) -> list[Match]:
@@ -22,7 +21,7 @@ def swap(module: fx.GraphModule) -> list[Match]:
     taken: set[fx.Node] = set()
     swapped = []
     for match in matches(module.graph):
-        if not match.reasons and taken.isdisjoint(match.nodes):
+        if match.reason is None and taken.isdisjoint(match.nodes):
             taken.update(match.nodes)
             swapped.append(match)
     for match in reversed(swapped):  # what the last ones read, when it is swapped later, is replaced in their calls
@@ -49,7 +48,7 @@ def checkpointed(module: fx.GraphModule) -> list[fx.GraphModule]:
 
 def _swap_one(graph: fx.Graph, match: Match) -> None:
     arguments = {
-        "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, **match.convolution.arguments
+        "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, **match.root.arguments
     }  # fmt: skip
     activation = match.activation
     last = match.nodes[-1]
@@ -60,7 +59,7 @@ def _swap_one(graph: fx.Graph, match: Match) -> None:
             {
                 "before": _steps(match.before),
                 "activation": "none" if activation is None else activation.name,
-                "negative_slope": 0.01 if activation is None else activation.arguments["negative_slope"],
+                "negative_slope": 0.01 if activation is None else activation.negative_slope,
                 "after": _steps(match.after),
                 "film_position": match.film_position,
             },
@@ -68,7 +67,12 @@ def _swap_one(graph: fx.Graph, match: Match) -> None:
     call.meta.update(last.meta)
     last.replace_all_uses_with(call)
     unused = [*reversed(match.nodes)]
-    unused += [value for operation, _ in (*match.before, *match.after) for value in operation.factors]
+    unused += [
+        value
+        for operation, _ in (*match.before, *match.after)
+        if isinstance(operation, Affine)
+        for value in operation.values
+    ]
     erased = _erase_unused(node for node in unused if isinstance(node, fx.Node))
     left = [node for node in reversed(match.nodes) if node not in erased]
     for node in left:
@@ -110,12 +114,10 @@ def _erase_unused(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 def _steps(steps: Sequence[tuple[Operation, tuple[Factor, ...]]]) -> tuple[Step, ...]:
     found: list[Step] = []
     for operation, factors in steps:
-        values = [factor.value for factor in factors]
-        if operation.kind == "batch_norm":
-            read = operation.arguments
-            found.append(("batch_norm", *(read.get(name) for name in _BATCH_NORM), read.get("eps", 1e-5)))
-        elif operation.kind == "affine":
-            found += [("scale", values[0]), ("shift", values[1])]
-        else:
-            found.append((_NAMES[operation.kind, operation.inverse], values[0]))
+        if isinstance(operation, Norm):
+            norm = operation
+            found.append(("batch_norm", norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps))
+        elif isinstance(operation, Affine):
+            names = ("scale", "shift") if operation.name == "film" else (_NAMES[operation.name, operation.inverse],)
+            found += [(name, factor.value) for name, factor in zip(names, factors, strict=True)]
     return tuple(found)

@@ -1,0 +1,151 @@
+"""Norms that are written out: means, variances and roots of a convolution's result that come together again, or a norm
+between a permutation and its way back."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from .nodes import same, same_shape, tensor_of, users_of_values, word_of
+from .norms import is_norm, norm_of, why_no_norm
+from .records import Norm
+
+_MOST_NODES = 40
+_PERMUTATIONS = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
+_STATISTICS = {"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "vector_norm", "linalg_vector_norm"}
+_ROOTS = {"rsqrt", "sqrt", "truediv", "div", "divide", "reciprocal", "std", "norm", "vector_norm",
+          "linalg_vector_norm", "addcdiv"}  # fmt: skip
+_OTHERS = {
+    "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "expand_as", "contiguous", "getitem",
+    "clone", "rearrange", "to", "type", "type_as", "float", "half", "bfloat16", "double", "size",
+    "add", "sub", "rsub", "mul", "multiply", "subtract", "neg", "pow", "square", "abs", "clamp", "clamp_min",
+    "maximum", "addcmul", "iadd", "isub", "imul", "itruediv",
+}  # fmt: skip
+_DIFFERENCES = {"sub", "rsub", "subtract", "isub"}
+_ADDITIONS = {"add", "iadd"}
+_LEAST = {"clamp", "clamp_min", "maximum"}
+_PRODUCTS = {"mul", "imul", "multiply", "truediv", "itruediv", "div", "divide"}
+_RESHAPES = {"view", "reshape", "flatten", "unflatten", "rearrange"}
+_WORDS = _PERMUTATIONS | _STATISTICS | _ROOTS | _OTHERS
+
+
+def written_norm(start: fx.Node) -> Norm | None:
+    """The norm of the result of `start` that is written out behind it: all that is made of that result comes together
+    in one node of its shape, by way of statistics and a root, or of one of PyTorch's norms in another layout."""
+    shape = tensor_of(start)
+    inside: list[fx.Node] = []
+    waiting = set(users_of_values(start))
+    while waiting and len(inside) < _MOST_NODES:
+        if not all(word_of(one) in _WORDS or is_norm(one) for one in waiting):
+            return None
+        node = min(waiting)  # in the graph's order
+        inside.append(node)
+        waiting.remove(node)
+        result = tensor_of(node)
+        back = result is None or shape is None or same_shape(result, shape)
+        if not waiting and back and _is_a_norm(inside) and _permutations(inside) % 2 == 0:
+            return _record(start, inside)
+        waiting.update(users_of_values(node))
+    return None
+
+
+def _is_a_norm(nodes: list[fx.Node]) -> bool:
+    """Whether `nodes` take statistics and a root of them, or have a norm of PyTorch's among them."""
+    if any(is_norm(node) for node in nodes):
+        return True
+    words = {word_of(node) for node in nodes}
+    return bool(words & _STATISTICS and (words & _ROOTS or any(_is_root(node) for node in nodes)))
+
+
+def _record(start: fx.Node, nodes: list[fx.Node]) -> Norm:
+    inner = next((norm for node in nodes if is_norm(node) and (norm := norm_of(node, start)) is not None), None)
+    if inner is not None:
+        return _in_another_layout(start, nodes, inner)
+    name = "rms_norm"
+    if not {word_of(node) for node in nodes}.isdisjoint(_DIFFERENCES):
+        name = "norm" if any(dim not in (1, (1,), [1]) for dim in _dimensions(nodes)) else "layer_norm"
+    kind, dims, eps = _formula(start, nodes)
+    channels = -1 if dims == (-1,) else 1
+    return Norm(nodes[-1], start, kind, name, "written", channels, dims, eps=eps, reason=why_no_norm(name))
+
+
+def _in_another_layout(start: fx.Node, nodes: list[fx.Node], inner: Norm) -> Norm:
+    """A norm of PyTorch's between views: over the channels where it has as many numbers as there are channels."""
+    outside, inside = tensor_of(start), tensor_of(inner.node)
+    channels, dims = inner.channels, inner.dims
+    if _permutations(nodes) and inner.dims == (-1,):
+        known = outside is not None and inside is not None and outside.dim() > 2
+        of_channels = known and same(outside.shape[1], inside.shape[-1])  # type: ignore[union-attr]
+        channels, dims = 1, (1,) if of_channels else None
+    elif outside is not None and inside is not None and not same_shape(outside, inside):
+        dims = None
+    return replace(inner, node=nodes[-1], source=start, spelling="written", channels=channels, dims=dims)
+
+
+def _formula(start: fx.Node, nodes: list[fx.Node]) -> tuple[str, tuple[int, ...] | None, Any]:
+    """What kind of norm is written, over which dimensions, and its eps. The kind is told only where the formula is that
+    of PyTorch's own norm: not of an unbiased variance, say, or of an eps that is added to the root."""
+    words = {word_of(node) for node in nodes}
+    dims = _same_dimensions(nodes)
+    if dims is None:
+        return "statistics", None, None
+    added, least = (
+        [value for node in nodes if word_of(node) in names for value in _numbers_of(node)]
+        for names in (_ADDITIONS, _LEAST)
+    )
+    statistics = words & _STATISTICS
+    plain = not words & _RESHAPES and not any(word_of(node) in _PRODUCTS and _numbers_of(node) for node in nodes)
+    kind = "statistics"
+    if words.isdisjoint(_DIFFERENCES):
+        if statistics == {"mean"} and len(added) <= 1 and not least and plain:
+            kind = "rms"
+        elif len(statistics) == 1 and not statistics & {"mean", "var", "var_mean", "std", "std_mean"} and not added:
+            kind = "l2" if len(least) <= 1 and plain else kind
+    elif statistics <= {"mean", "var", "var_mean"} and len(added) <= 1 and not least and plain:
+        biased = not any(_is_unbiased(node) for node in nodes)
+        shape = tensor_of(start)
+        rank = None if shape is None else shape.dim()
+        over_positions = rank is not None and sorted(dim % rank for dim in dims) == list(range(2, rank))
+        kind = "statistics" if not biased else "layer" if len(dims) == 1 else "instance" if over_positions else kind
+    numbers = least if kind == "l2" else added
+    return kind, dims, numbers[0] if numbers and kind != "statistics" else None
+
+
+def _numbers_of(node: fx.Node) -> list[Any]:
+    return [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, (int, float))]
+
+
+def _same_dimensions(nodes: list[fx.Node]) -> tuple[int, ...] | None:
+    """The dimensions that all statistics are taken over, or None."""
+    found: set[tuple[int, ...]] = set()
+    for dim in _dimensions(nodes):
+        dims = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
+        if not dims or not all(isinstance(one, int) for one in dims):
+            return None
+        found.add(dims)
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_unbiased(node: fx.Node) -> bool:
+    if word_of(node) not in ("var", "var_mean"):
+        return False
+    given = node.kwargs.get("unbiased", node.args[2] if len(node.args) > 2 else None)
+    return given is not False if given is not None else node.kwargs.get("correction", 1) not in (0, 0.0)
+
+
+def _dimensions(nodes: list[fx.Node]) -> list[Any]:
+    found = [node for node in nodes if word_of(node) in _STATISTICS]
+    return [node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None) for node in found]
+
+
+def _is_root(node: fx.Node) -> bool:
+    exponent = node.args[1] if len(node.args) > 1 else None
+    return node.target in (operator.pow, torch.pow, "pow") and exponent in (0.5, -0.5)
+
+
+def _permutations(nodes: list[fx.Node]) -> int:
+    return sum(word_of(node) in _PERMUTATIONS for node in nodes)

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <new>
 #include <optional>
@@ -161,6 +162,42 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
   return results.all();
 }
 
+// From how many output positions on the kernels here serve a layer of these sizes faster than PyTorch's own convolution
+// with passes after it does: 0 for always, the largest number for never. Batch and maps are left out of what is asked,
+// so that whoever traces with symbolic ones has a number to compare them with.
+int64_t fewest_positions(const std::vector<int64_t>& weight_size, torch::headeronly::ScalarType dtype,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& dilation,
+                         const std::vector<int64_t>& padding, int64_t groups, bool channels_last) {
+  const size_t rank = stride.size();
+  STD_TORCH_CHECK(
+      (rank == 1 || rank == 2) && dilation.size() == rank && padding.size() == rank && weight_size.size() == rank + 2,
+      "film_kernels: weight_size must have 3 or 4 sizes, and stride, dilation and padding one or two");
+  for (int64_t size : weight_size)
+    STD_TORCH_CHECK(size >= 1 && size <= kMostAlong, "film_kernels: weight_size must hold sizes of at least 1, got ",
+                    text_of(weight_size.data(), rank + 2));
+  STD_TORCH_CHECK(groups >= 1 && groups <= kMostAlong && weight_size[0] % groups == 0,
+                  "film_kernels: groups must divide weight_size[0], ", weight_size[0], ", got ", groups);
+  Problem p{};
+  p.groups = groups, p.out_channels = weight_size[0], p.in_channels = weight_size[1] * groups;
+  p.dtype = dtype_of({"weight", 0, nullptr, nullptr, static_cast<int32_t>(dtype), 0, 0, nullptr});
+  const auto axis = [&](size_t d) {
+    return Axis{1, weight_size[d + 2], stride[d], weight_size[d + 2] > 1 ? dilation[d] : 1, padding[d], 1};
+  };
+  p.h = rank == 2 ? axis(0) : Axis{1, 1, 1, 1, 0, 1};
+  p.w = axis(rank - 1);
+  const auto faster_from = [&](int64_t positions) {
+    p.batch = positions;
+    return !kernels().library_is_faster(p, channels_last);
+  };
+  int64_t slow = -1, fast = kMostAlong;  // more positions never make the kernels here the slower ones
+  if (!faster_from(fast)) return std::numeric_limits<int64_t>::max();
+  while (fast - slow > 1) {
+    const int64_t middle = slow + (fast - slow) / 2;
+    (faster_from(middle) ? fast : slow) = middle;
+  }
+  return fast;
+}
+
 // "avx512 of avx512, avx2, baseline": the one in use, and all that were built.
 std::string instruction_sets() { return kernels().name + (" of " + built_sets()); }
 
@@ -178,6 +215,9 @@ STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
       "grad_weight(Tensor grad, Tensor bits, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
       "bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, int[] geometry, "
       "float[] numbers) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "fewest_positions(int[] weight_size, ScalarType dtype, int[] stride, int[] dilation, int[] padding, int groups, "
+      "bool channels_last) -> int");
   m.def("instruction_sets() -> str");
 }
 
@@ -188,5 +228,6 @@ STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CompositeExplicitAutograd, m) {
+  m.impl("fewest_positions", TORCH_BOX(&film::fewest_positions));
   m.impl("instruction_sets", TORCH_BOX(&film::instruction_sets));
 }

@@ -28,7 +28,7 @@ class Operator:
     saved: tuple[str, ...]  # those that a backward always reads; the others it may be given as copies, or as None
     parameter: str  # the one whose gradient has its own strides: optimisers and those who reduce gradients compare them
     options_schema: str  # the options as the registered operators take them
-    options_of: Callable[[dict[str, Any]], tuple[Any, ...]]  # options as problem_of takes them, from those
+    options_of: Callable[[Sequence[Any]], Sequence[Any]]  # options as problem_of takes them, from those
     problem_of: Callable[..., Any]  # (kinds, channels_last, *options) -> the record
     plain: Callable[..., Tensor]  # (problem, *tensors) -> y, differentiable to any order
 

@@ -96,10 +96,10 @@ class _Fused(torch.autograd.Function):
         operator = operator_of(problem)
         ctx.save_for_backward(kept, *operator.pick_saved(tensors))
         ctx.problem, ctx.kernels, ctx.kept_as = problem, kernels, (kept.shape, kept.dtype)
-        ctx.others = operator.pick_others(tensors)
-        ctx.versions = tuple(map(_version, ctx.others))
+        ctx.others = others = operator.pick_others(tensors)
+        ctx.versions = [0 if t is None else _version(t) for t in others]
         read = kernels.reads(problem, ctx.needs_input_grad[2:])
-        ctx.copies = [t.clone() if asked and t is not None else None for t, asked in zip(ctx.others, read, strict=True)]
+        ctx.copies = [t.clone() if asked and t is not None else None for t, asked in zip(others, read, strict=True)]
         return y
 
     @staticmethod
@@ -120,12 +120,12 @@ class _Fused(torch.autograd.Function):
 def _check_unchanged(operator, ctx) -> None:
     """Raise where values that a second derivative needs, and that were not saved, are no longer those of forward."""
     for name, tensor, before in zip(operator.others, ctx.others, ctx.versions, strict=True):
-        if _version(tensor) != before:
+        if tensor is not None and _version(tensor) != before:
             raise RuntimeError(
                 f"{name}, whose values a second derivative needs, has been modified by an inplace operation since "
                 f"{operator.name} was called"
             )
 
 
-def _version(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -120,11 +120,12 @@ class _Registered:
         operator, channels_last = self.operator, call.channels_last
         if channels_last is None:
             channels_last = writes_channels_last(*call.tensors[:2])  # type: ignore[arg-type]
-        options = operator.options_of(dict(zip(operator.option_names, call.options, strict=True)))
-        problem = remembered(operator.problem_of, tuple(map(kind_of, call.tensors)), channels_last, *options)
-        for name, tensor, shape in zip(operator.tensors, call.tensors, problem.tensor_shapes, strict=True):
-            if tensor is not None and tensor.shape != shape:  # a factor, which the front door would have expanded
-                raise ValueError(f"{name} must have shape (N, K) = {shape}, got {tuple(tensor.shape)}")
+        kinds, options = tuple(map(kind_of, call.tensors)), operator.options_of(call.options)
+        problem = remembered(operator.problem_of, kinds, channels_last, *options)
+        n_k = problem.tensor_shapes[-1]
+        for name, tensor in zip(operator.tensors[-2:], call.tensors[-2:], strict=True):  # gamma and beta
+            if tensor is not None and tensor.shape != n_k:  # the front door would have expanded it
+                raise ValueError(f"{name} must have shape (N, K) = {n_k}, got {tuple(tensor.shape)}")
         pin = call.backend or None
         if pin is not None:
             check_backend("backend", pin)

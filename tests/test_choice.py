@@ -144,6 +144,58 @@ def test_the_automatic_choice_goes_on_to_who_can(served):
     assert served == ["vendor", "vendor", "cpu"]
 
 
+def fewest_positions(weight, dtype=torch.float32, *, stride=1, dilation=1, groups=1, channels_last=False):
+    """What the CPU library says: from how many output positions on it is faster than PyTorch's own convolution."""
+    axes = len(weight) - 2
+    geometry = ([stride] * axes, [dilation] * axes, [weight[2] // 2] * axes)
+    return torch.ops.film_kernels_cpu.fewest_positions(list(weight), dtype, *geometry, groups, channels_last)
+
+
+def test_the_cpu_kernels_say_from_where_on_they_are_the_faster_ones():
+    never = 2**63 - 1
+    assert fewest_positions((64, 64, 3, 3)) == 0
+    assert [fewest_positions((12, 1, 3, 3), groups=12 // width) for width in (2, 3, 4, 6)] == [never, never, 0, 0]
+    assert fewest_positions((12, 2, 3, 3), groups=2, channels_last=True) == never
+    # where pairs of bfloat16 are multiplied at once, wide sums are faster there, unless Winograd's filtering serves
+    pairs = torch.cpu._is_avx512_bf16_supported()
+    for options in ({"stride": 2}, {"dilation": 2}, {"groups": 2}):
+        wide = fewest_positions((64, 64, 3, 3), torch.bfloat16, **options)
+        assert wide == (64 if "groups" in options else never) * pairs
+    assert fewest_positions((64, 64, 1, 1), torch.bfloat16) == 0
+    assert fewest_positions((64, 64, 1, 1), torch.float16) == 0
+
+
+def test_the_question_which_is_faster_checks_what_it_is_given():
+    for weight, options in (
+        ((64,), {}),
+        ((64, 64, 3, 3, 3), {}),
+        ((64, 0, 3, 3), {}),
+        ((64, -(2**63), 3, 3), {}),
+        ((64, 2**62, 3, 3), {}),
+        ((64, 64, 3, 3), {"groups": 0}),
+        ((64, 64, 3, 3), {"groups": 7}),
+        ((64, 64, 3, 3), {"groups": 2**62}),
+        ((64, 64, 3, 3), {"dtype": torch.int32}),
+    ):
+        with pytest.raises((RuntimeError, IndexError), match=r"film_kernels: (weight|groups)|index out of range"):
+            fewest_positions(weight, **options)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_choice_by_sizes_holds_for_symbolic_ones(batch):
+    """With 49 positions a sample, Winograd's filtering serves from two samples on."""
+    torch._dynamo.reset()
+    w = torch.randn(16, 32, 3, 3).bfloat16().requires_grad_()
+    call = torch.compile(lambda x: film_kernels.conv_film(x, w, padding=1), dynamic=True, fullgraph=True)
+    for n in (batch, 2, 5, 1):
+        input = torch.randn(n, 32, 7, 7).bfloat16()
+        call(input).sum().backward()
+        found, w.grad = w.grad, None
+        film_kernels.conv_film(input, w, padding=1).sum().backward()
+        torch.testing.assert_close(found, w.grad, rtol=0.1, atol=0.5)
+        w.grad = None
+
+
 def test_every_backend_says_none_or_why():
     state = film_kernels.available_backends()
     assert list(state)[-2:] == ["vendor", "reference"] and state["vendor"] is None and state["reference"] is None

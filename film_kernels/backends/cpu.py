@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +20,12 @@ from .conv_film import ConvFilmKernels, bits_like
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@functools.cache
-def _multiplies_bfloat16() -> bool:
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return probe is not None and probe()
-
-
-def _filtered(problem: ConvFilm) -> bool:
-    """Whether it has 3 x 3 taps and csrc/cpu/winograd.h serves it (with_tiles)."""
-    channels = min(problem.weight_shape[0] // problem.groups, problem.weight_shape[1])
-    plain = problem.weight_shape[2:] == (3, 3) and set(problem.stride) == set(problem.dilation) == {1}
-    return plain and channels >= 16 and problem.batch * math.prod(problem.out_size) >= 64
+@functools.lru_cache(maxsize=4096)
+def _fewest_positions(*sizes: Any) -> int:
+    """From how many output positions on the kernels are faster than the library's convolution; the rule is theirs
+    (csrc/cpu/library_is_faster.cpp)."""
+    with torch._C._DisableTorchDispatch():  # whoever traces may not know that a number is asked for
+        return torch.ops.film_kernels_cpu.fewest_positions(*sizes)
 
 
 class CpuConvFilm(ConvFilmKernels):
@@ -45,15 +41,14 @@ class CpuConvFilm(ConvFilmKernels):
         return why_not_one_bit(problem.activation)
 
     def is_slow(self, problem: ConvFilm) -> bool:
-        # Measured on a Zen 4 of two cores, against oneDNN's convolution and passes (bench/NOTES.md):
-        # narrow groups are read plane by plane, for which channels_last has to be turned; ...
-        width = problem.out_channels // problem.groups
-        if problem.groups > 1 and (width < 4 or (width < 8 and problem.channels_last)):
-            return True
-        # ... and where the machine multiplies bfloat16 pairs, the library is about twice as fast on wide sums, but for
-        # those that are shortened by Winograd's filtering.
-        wide = math.prod(problem.weight_shape[1:]) >= 256
-        return problem.dtype == torch.bfloat16 and wide and not _filtered(problem) and _multiplies_bfloat16()
+        weight_shape = tuple(
+            map(int, problem.weight_shape)
+        )  # symbolic ones become numbers, each with a graph of its own
+        fewest = _fewest_positions(
+            weight_shape, problem.dtype, problem.stride, problem.dilation, problem.padding_before,
+            problem.groups, problem.channels_last,
+        )  # fmt: skip
+        return problem.batch * math.prod(problem.out_size) < fewest
 
     def kept_like(self, problem: ConvFilm) -> Tensor:
         """As bits_like has them."""

@@ -122,11 +122,15 @@ class Sides(NamedTuple):
     after: tuple[int, ...]
 
 
-def options_of(packed: dict[str, Any]) -> tuple[Any, ...]:
-    """The options as `problem_of` takes them, from what OPTIONS_SCHEMA names."""
-    sides = Sides(tuple(packed["padding_before"]), tuple(packed["padding_after"]))
-    found = {**packed, "padding": sides}
-    return tuple(tuple(found[name]) if isinstance(found[name], list) else found[name] for name in OPTIONS)
+_PADDING = OPTIONS.index("padding")
+
+
+def options_of(packed: Sequence[Any]) -> list[Any]:
+    """The options as `problem_of` takes them, from what OPTIONS_SCHEMA names: they differ in padding alone, which
+    comes as two."""
+    options = [tuple(value) if isinstance(value, (list, tuple)) else value for value in packed]
+    options[_PADDING : _PADDING + 2] = [Sides(*options[_PADDING : _PADDING + 2])]
+    return options
 
 
 def problem_of(kinds: Kinds, channels_last: bool, *options: Any) -> ConvFilm:

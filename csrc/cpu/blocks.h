@@ -1,4 +1,4 @@
-// How the positions of a pass, and its panels of output channels, are shared out among the threads.
+// How the positions of a pass, and its panels of output channels, are cut into blocks and parts for the threads.
 #pragma once
 
 #include <limits>
@@ -8,8 +8,8 @@
 
 namespace film::FILM_ISA {
 
-// Positions (samples x rows x columns) that are worked on together by one thread, and into how many parts their panels
-// are cut.
+// Blocks of positions (samples x rows x columns). One thread works on a block at a time; where there are few blocks,
+// the panels of each are cut into parts, and one thread works on a part.
 struct Blocks {
   int64_t samples, rows, columns;     // of one block
   int64_t along_n, along_h, along_w;  // how many blocks
@@ -27,11 +27,11 @@ inline Blocks blocks_of(int64_t samples, int64_t rows, int64_t columns, int64_t 
           (w.count + columns - 1) / columns};
 }
 
-// The rows of each tile where `positions` are shared out among as few tiles as will do.
+// How many rows each tile has where `positions` are shared out evenly among as few tiles as will do.
 inline int64_t tile_rows(int64_t positions) { return share_evenly(positions, kTileRows); }
 
-// About how many cycles the busiest thread takes: products in tiles of uneven fill, weights streamed once a block, the
-// strip and the patches filled once a part. Only relations count.
+// About how many cycles the busiest thread takes, of which only ratios count: for products in tiles that may not be
+// full, for weights that every block reads once, and for the strip and patches that every part fills.
 template <class A>
 double cost(const Blocks& b, const Pass<A>& pass, const Panels<A>& panels, int64_t source_channels) {
   constexpr double kStrip = 0.4, kPatch = 0.15, kStream = 2, kLeastTile = 8, kTask = 1000;
@@ -46,8 +46,8 @@ double cost(const Blocks& b, const Pass<A>& pass, const Panels<A>& panels, int64
   return task * ((tasks + thread_count() - 1) / thread_count());
 }
 
-// The cheapest of the ways to cut a pass: along samples, rows or columns, whichever the first is of which one does not
-// fit; and its panels in parts, where there are few positions and no two panels
+// The cheapest way to cut a pass. A block is some samples, or where one sample is too large some of its rows, or where
+// one row is too large some of its columns. Panels are cut into parts where there are few blocks, unless two panels
 // share a byte of bits.
 template <class A>
 Blocks plan_blocks(const Pass<A>& pass, int64_t batch, int64_t groups, const Panels<A>& panels,

@@ -1,5 +1,5 @@
-// The convolution that forward and grad_input share: an implicit matrix product, [positions x R] patches with [R x
-// channels] packed weights, whose tiles stay in registers over the whole of R and then go to an epilogue.
+// The convolution that forward and grad_input share. It is an implicit matrix product: patches [positions x R] times
+// packed weights [R x channels], in register tiles whose sums go to an epilogue when all R products are in them.
 #pragma once
 
 #include "pack_weights.h"
@@ -38,7 +38,7 @@ void convolve(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t source
     std::vector<Place> places(blocks.positions());
     std::vector<TileStart<A>> tiles;
     std::vector<Stretch> stretches;
-    int64_t packed = -1;  // the block and group whose patches are there
+    int64_t packed = -1;  // the number of the block and group that strip and patches hold
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / blocks.parts, part = task % blocks.parts;
       const Extent e = extent_of(blocks, pass, batch, block);

@@ -1,6 +1,6 @@
-// What a convolution multiplies, estimated from a sample: Winograd's tiles lose digits against a direct sum where few
-// products matter, since that is rounded seldom, while transformed tiles and filters have neither zeros nor channels
-// that count for nothing.
+// What a convolution multiplies, estimated from some of it. Where few products matter, a direct sum is rounded seldom
+// and has nearly all digits. Winograd's tiles do not, since transformed tiles and filters have neither zeros nor
+// channels that count for nothing.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace film::FILM_ISA {
 
-// Place number i of a sequence that covers [0, count) evenly and has no period that a tensor could have too.
+// Number i of a sequence that covers [0, count) evenly and has no period that a tensor could have too.
 inline int64_t scattered(int64_t i, int64_t count, double step) {
   const double at = i * step + 0.5;
   return std::min(static_cast<int64_t>((at - std::floor(at)) * count), count - 1);
@@ -19,13 +19,13 @@ inline int64_t scattered(int64_t i, int64_t count, double step) {
 constexpr double kGolden = 0.6180339887, kPlastic = 0.7548776662;  // steps of such sequences
 
 struct Sample {
-  double density;             // the part of the elements that are not 0
+  double density;             // what share of the elements is not 0
   double coherence = 0;       // of weights: 1 where all taps of a filter are the same, about 1 / taps in noise
-  std::vector<float> energy;  // sums of squares, for each source channel of each group
+  std::vector<float> energy;  // the sum of squares of each source channel of each group
 };
 
-// Of a source as fill_strip has it: snippets of rows, all channels of a group. What is looked at depends on the sizes
-// alone.
+// Looks at snippets of rows of a source (as fill_strip has it), with all channels of a group. Which ones depends on the
+// sizes alone.
 template <class Source>
 Sample sample_source(const Source& source, int64_t batch, int64_t rows, int64_t columns, int64_t groups,
                      int64_t channels) {
@@ -49,8 +49,8 @@ Sample sample_source(const Source& source, int64_t batch, int64_t rows, int64_t 
   return {static_cast<double>(total) / (snippets * size), 0, std::move(energy)};
 }
 
-// Of a weight (K, C/groups, kh, kw): some of the filters of each source channel, which is the first dimension where it
-// is `transposed`.
+// Looks at some of the filters of each source channel of a weight (K, C/groups, kh, kw). Source channels are the first
+// dimension where it is `transposed`.
 inline Sample sample_weight(const Problem& p, const View& weight, bool transposed) {
   constexpr int64_t kFilters = 2;
   const int64_t sources = transposed ? p.group_out() : p.group_in(), others = transposed ? p.group_in() : p.group_out();
@@ -89,7 +89,7 @@ struct Spread {
     channels = sum * sum / squares;
   }
   double density;    // of the products
-  double channels;   // as many of equal energy would be as uneven as all are: 1 where a single one outdoes the others
+  double channels;   // how many channels count: all where their energies are equal, 1 where one outdoes the others
   double coherence;  // of the weight
 };
 

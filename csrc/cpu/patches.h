@@ -1,4 +1,4 @@
-// What a block of positions reads, filled and packed.
+// What a block of positions reads: its strip, and the patches made of it.
 #pragma once
 
 #include "blocks.h"
@@ -6,7 +6,7 @@
 
 namespace film::FILM_ISA {
 
-// The strip that a block reads: [samples][rows][columns][channels], with zeros where the source has none.
+// Fills the strip of a block, [sample][row][column][channel], with zeros outside of the source.
 template <class A, class Source>
 void fill_strip(A* strip, const Extent& e, const Taps& h, const Taps& w, int64_t c0, int64_t channels,
                 const Source& source) {
@@ -27,27 +27,28 @@ void fill_strip(A* strip, const Extent& e, const Taps& h, const Taps& w, int64_t
     }
 }
 
-// Copies `count` products to place `at` of a patch row, whole vectors at a time.
+// Copies `count` products to a patch, from its product `at` on, in whole vectors. `row` is the patch's row of the first
+// chunk.
 template <class A>
 inline void copy_products(A* row, int64_t at, const A* src, int64_t count) {
   constexpr int L = kLanes<A>;
   while (count > 0) {
     A* dst = row + at / kChunk * (kTileRows * kPitch<A>)+at % kChunk;
-    const int64_t part = std::min(count, kChunk - at % kChunk);
-    for (int64_t i = 0; i < part; i += L) store(dst + i, load(src + i));
-    at += part, src += part, count -= part;
+    const int64_t some = std::min(count, kChunk - at % kChunk);
+    for (int64_t i = 0; i < some; i += L) store(dst + i, load(src + i));
+    at += some, src += some, count -= some;
   }
 }
 
-// Packs the patches of all positions of a block, a tile after another.
+// Packs the patches of all positions of a block, tile after tile.
 template <class A>
 void pack_patches(A* patches, const A* strip, const Extent& e, const Pass<A>& pass, int64_t channels) {
   const int64_t of_tile = tile_rows(e.positions());
   const Taps &h = pass.h, &w = pass.w;
   const int64_t rows = h.extent(e.rows), columns = w.extent(e.columns);
   const int64_t tile = round_up(std::max<int64_t>(pass.products, 1), kChunk) / kChunk * kTileRows * kPitch<A>;
-  const bool run = w.consecutive();
-  const int64_t length = run ? static_cast<int64_t>(w.offset.size()) * channels : channels;
+  const bool whole_rows = w.consecutive();  // then the taps of a kernel row are one stretch
+  const int64_t length = whole_rows ? static_cast<int64_t>(w.offset.size()) * channels : channels;
   int64_t i = 0;
   for (int64_t n = 0; n < e.samples; ++n)
     for (int64_t r = 0; r < e.rows; ++r)
@@ -57,7 +58,7 @@ void pack_patches(A* patches, const A* strip, const Extent& e, const Pass<A>& pa
         int64_t at = 0;
         for (int64_t offset_h : h.offset) {
           const A* line = src + (offset_h - h.low()) * columns * channels;
-          if (run) {
+          if (whole_rows) {
             copy_products(dst, at, line, length), at += length;
           } else {
             for (int64_t offset_w : w.offset)
@@ -67,14 +68,15 @@ void pack_patches(A* patches, const A* strip, const Extent& e, const Pass<A>& pa
       }
 }
 
-// A register tile's positions: the block's `first` one and how many, and where the products of the first one are.
+// The positions of a register tile: the number of the first one in its block, how many there are, and where the first
+// one's products begin.
 template <class A>
 struct TileStart {
   int64_t first, count;
   const A* at;
 };
 
-// The tiles of a block, over the patches or (where those are null) over the strip.
+// Lists the tiles of a block, which read the patches, or the strip where those are null.
 template <class A>
 void list_tiles(std::vector<TileStart<A>>& tiles, const A* strip, const A* patches, int64_t tile_size, const Extent& e,
                 const Pass<A>& pass, int64_t channels) {

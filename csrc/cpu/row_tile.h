@@ -1,4 +1,4 @@
-// The register tile of the convolution where it reads the strip itself: no patch is gathered.
+// The register tile of the convolution for few channels, which reads the strip itself: no patch is packed.
 #pragma once
 
 #include <vector>
@@ -14,17 +14,18 @@ struct Stretch {
   bool last;  // of its chain: the next stretch begins a new sum
 };
 
-// As multiply_tile, of positions whose products lie in memory as `stretches` say, `pitch` from one position to the
-// next.
+// out[M][V * lanes] = products[M][R] * weights[R][V * lanes]. The stretches say where the products of a row are from
+// `base` on, and `pitch` elements further those of the next row, which is the next position.
 template <class A>
-using MultiplyRows = void (*)(const Stretch*, const Stretch*, const A*, int64_t, const A*, A*);
+using MultiplyRows = void (*)(const Stretch* begin, const Stretch* end, const A* base, int64_t pitch, const A* weights,
+                              A* out);
 
-// The tile of so many vectors V (at most kTileVectors) and rows M (at most kTileRows), of row_tile.cpp.
+// The tile of V vectors (at most kTileVectors) and M rows (at most kTileRows), from row_tile.cpp.
 template <class A>
 MultiplyRows<A> rows_multiplier(int vectors, int64_t rows);
 
-// Whether tiles read the strip: where a tile's positions are neighbours in one row of at least half a tile, and
-// channels are too few to make up for packing patches.
+// Whether tiles read the strip. They do where all positions of a tile are neighbours in one row, which fills at least
+// half of the tile, and where channels are too few to make up for packing patches.
 template <class A>
 bool reads_strip(const Pass<A>& pass, const Panels<A>& panels, int64_t columns, int64_t source_channels) {
   constexpr int64_t kPanels = 2, kPitchBytes = 2048;
@@ -32,16 +33,16 @@ bool reads_strip(const Pass<A>& pass, const Panels<A>& panels, int64_t columns, 
          source_channels * pass.w.step * static_cast<int64_t>(sizeof(A)) <= kPitchBytes;
 }
 
-// The products of a position, in chains of kChunk, in a strip whose rows are `line` elements.
+// Where the products of a position are in a strip whose rows are `line` elements long, in chains of kChunk products.
 template <class A>
 std::vector<Stretch> stretches_of(const Pass<A>& pass, int64_t line, int64_t source_channels) {
   std::vector<Stretch> stretches;
-  const bool run = pass.w.consecutive();
-  const int64_t runs = run ? 1 : pass.w.offset.size();
-  const int64_t length = run ? static_cast<int64_t>(pass.w.offset.size()) * source_channels : source_channels;
+  const bool whole_rows = pass.w.consecutive();  // then the taps of a kernel row lie side by side
+  const int64_t taps = pass.w.offset.size(), count_in_row = whole_rows ? 1 : taps;
+  const int64_t length = whole_rows ? taps * source_channels : source_channels;
   int64_t left = kChunk;
   for (int64_t offset_h : pass.h.offset)
-    for (int64_t i = 0; i < runs; ++i) {
+    for (int64_t i = 0; i < count_in_row; ++i) {
       const int64_t offset = (offset_h - pass.h.low()) * line + (pass.w.offset[i] - pass.w.low()) * source_channels;
       for (int64_t at = 0; at < length;) {
         const int64_t count = std::min(left, length - at);

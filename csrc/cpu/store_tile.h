@@ -1,4 +1,4 @@
-// From a tile [positions][channels] of results to a tensor of any layout.
+// Stores the register tile's results, [position][channel], to a tensor of any layout.
 #pragma once
 
 #include "strip.h"

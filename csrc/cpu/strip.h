@@ -9,7 +9,7 @@
 
 namespace film::FILM_ISA {
 
-// Row (n, h) of columns [w0, w1) and channels [c0, c0 + channels) of `view`, to dst[column][pitch].
+// Loads columns [w0, w1) and channels [c0, c0 + channels) of row (n, h), to dst[column][pitch].
 template <class A, class T>
 void load_row(A* dst, int64_t pitch, const View& view, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t c0,
               int64_t channels) {
@@ -52,7 +52,8 @@ LoadRow<A> row_loader(DType dtype) {
   return with_storage<A>(dtype, [](auto element) -> LoadRow<A> { return load_row<A, decltype(element)>; });
 }
 
-// `count` (at most 32) bits from bit `first` on, or all ones where there is no row; reads no byte without one of them.
+// `count` (at most 32) bits from bit `first` on, or all ones where there are no bits. Reads no byte but those that hold
+// them.
 inline uint32_t bits_at(const uint8_t* row, int64_t first, int64_t count) {
   if (row == nullptr) return ~uint32_t(0);
   const int shift = first & 7;
@@ -68,7 +69,8 @@ inline uint32_t bits_at(const uint8_t* row, int64_t first, int64_t count) {
   return static_cast<uint32_t>(word >> shift) & static_cast<uint32_t>((uint64_t(1) << count) - 1);
 }
 
-// Writes `count` (at most 32) bits; bits that share a byte with them must be zero beforehand.
+// Writes `count` (at most 32) bits. Earlier bits of the first byte are kept, and its others must be 0 beforehand; later
+// bits of the last byte become 0.
 inline void put_bits(uint8_t* row, int64_t first, int64_t count, uint32_t bits) {
   const int shift = first & 7;
   uint8_t* p = row + (first >> 3);
@@ -82,7 +84,7 @@ inline void put_bits(uint8_t* row, int64_t first, int64_t count, uint32_t bits) 
   for (int i = 0; i < bytes; ++i) p[i] = static_cast<uint8_t>((i == 0 && shift ? p[0] : 0) | (word >> (8 * i)));
 }
 
-// The rows of a tensor that a convolution walks over: the input itself.
+// A source of rows for strips: the input itself.
 template <class A>
 struct Plain {
   View view;
@@ -93,8 +95,9 @@ struct Plain {
   }
 };
 
-// u = g * s for the pixels of a row, in place of g; s is read off the bits, and is 1 where there are none. `scale`
-// (gamma), where given, is multiplied in first, as autograd does, so that a lower slope of 0 gives 0 whatever gamma is.
+// Makes u = g * slope of the pixels of a row, in place of g. The slope is read off the bits, and is 1 where there are
+// none. `scale` (gamma), where it is not null, is multiplied in first, as autograd does, so that a lower slope of 0
+// gives 0 whatever gamma is.
 template <class A>
 void apply_bits(A* pixels, int64_t pitch, int64_t columns, int64_t channels, const uint8_t* bits, int64_t bit_row,
                 int64_t first_bit, A lower_slope, const A* scale) {
@@ -121,9 +124,10 @@ void apply_bits(A* pixels, int64_t pitch, int64_t columns, int64_t channels, con
   }
 }
 
-// Factors (N, K) as the kernels read them: in the accumulator's type, `offset` added; `fill` where the caller gave
-// none. One row serves all samples where they share it, so that this takes no more memory than the caller's own. From a
-// group's first channel on, `width` places can be read, of which those past its channels mean nothing.
+// Factors (N, K) as the kernels read them: in the accumulator's type with `offset` added, or `fill` plus `offset` where
+// the caller gave none. Samples that share their factors in the caller's tensor share them here too, so that this takes
+// no more memory than that. From a group's first channel on, `width` elements can be read, of which those past the
+// group's channels mean nothing.
 template <class A>
 class Factors {
  public:

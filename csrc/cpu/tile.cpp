@@ -4,7 +4,8 @@
 namespace film::FILM_ISA {
 namespace {
 
-// One chain: sum[m] = the sum over `count` products r of rows[m * PITCH + r] * weights[r], whose next chain follows.
+// One chain: sum[m] = the sum over `count` products r of rows[m * PITCH + r] * weights[r]. Leaves `weights` at the next
+// chain's.
 template <int64_t PITCH, class A, int M, int V>
 [[gnu::always_inline]] inline void sum_chain(Vector<A> (&sum)[M][V], const A* __restrict rows,
                                              const A* __restrict& weights, int64_t count) {
@@ -25,7 +26,7 @@ template <int64_t PITCH, class A, int M, int V>
   }
 }
 
-// A chain for each chunk.
+// Every chunk is a chain.
 template <class A, int64_t CHUNK>
 struct ChunkTile {
   using Function = MultiplyTile<A>;
@@ -42,8 +43,8 @@ struct ChunkTile {
   }
 };
 
-// Chains of 8 products, whose sums stay in registers too, for half as many rows; the sum of eight is then added to
-// those before it.
+// Chains are of 8 products. Eight of them are added up in registers, for which there are enough of those with half as
+// many rows, and only their sum is added to what is in memory.
 struct PreciseTile {
   using Function = MultiplyTile<float>;
   static constexpr int kRows = kPreciseRows;

@@ -7,10 +7,12 @@
 
 namespace film::FILM_ISA {
 
-// Patches are packed row by row in chunks of CHUNK products with a pitch known to the compiler; the 64 bytes between
-// rows longer than that keep them from falling into the same cache sets, and take what a vector copy writes past the
-// end. A chunk, or half of a short one, is also the chain of additions in the registers: chains are then added to each
-// other, since one chain of all R would lose digits that the library's blocked sums keep.
+// Patches are packed for a tile in chunks of CHUNK products: a chunk of each of the tile's rows, then the next chunk.
+// So the pitch from row to row is known to the compiler. Between rows of more than 64 bytes there are 64 bytes more,
+// which keep them from falling into the same cache sets, and take what a vector copy writes past the end.
+//
+// A chunk, or half of a short one where digits are short, is also a chain of additions in registers. Chains are then
+// added to each other, since one chain of all R products would lose digits that the library's blocked sums keep.
 constexpr int64_t kChunk = 64, kShortChunk = 16;
 template <class A, int64_t CHUNK = kChunk>
 constexpr int64_t kPitch = CHUNK * sizeof(A) <= 64 ? CHUNK : CHUNK + 64 / sizeof(A);
@@ -23,7 +25,7 @@ inline int64_t share_evenly(int64_t total, int64_t most) {
   return (total + parts - 1) / parts;
 }
 
-// out[M][V * lanes] = a tile's sums, or has them added.
+// Stores a tile's sums to out[M][V * lanes], or adds them to what is there where they are not the first.
 template <class A, int M, int V>
 [[gnu::always_inline]] inline void put_sums(A* out, const Vector<A> (&sum)[M][V], bool first) {
 #pragma GCC unroll 16
@@ -35,19 +37,19 @@ template <class A, int M, int V>
     }
 }
 
-// out[M][V * lanes] = patches[M][R] * weights[R][V * lanes], or has it added where it is not the first
+// out[M][V * lanes] = patches[M][R] * weights[R][V * lanes], which is added to what is there where it is not the first.
 template <class A>
-using MultiplyTile = void (*)(int64_t, const A*, const A*, A*, bool first);
+using MultiplyTile = void (*)(int64_t R, const A* patches, const A* weights, A* out, bool first);
 
-// The tile of so many vectors V (at most kTileVectors) and rows M (at most kTileRows), of tile.cpp.
+// The tile of V vectors (at most kTileVectors) and M rows (at most kTileRows), from tile.cpp.
 template <class A, int64_t CHUNK = kChunk>
 MultiplyTile<A> tile_multiplier(int vectors, int64_t rows);
 
-// One of fewer rows, at most kPreciseRows, which keeps more digits; chunks of kShortChunk.
+// A tile that keeps more digits, of fewer rows (at most kPreciseRows), for patches in chunks of kShortChunk.
 constexpr int64_t kPreciseRows = kTileRows / 2;
 MultiplyTile<float> precise_tile_multiplier(int vectors, int64_t rows);
 
-// Output channels of one group in panels of kTileVectors vectors, the last one narrower where that is enough.
+// The output channels of a group, cut into panels of kTileVectors vectors; the last one has fewer where that is enough.
 template <class A>
 struct Panels {
   int64_t channels;

@@ -1,4 +1,4 @@
-// A register tile in every size, and the one of so many vectors and rows.
+// Picks a register tile by its size, out of one compiled for every number of vectors and rows.
 #pragma once
 
 #include <utility>
@@ -13,7 +13,7 @@ typename Tile::Function tile_of_rows(int64_t rows, std::integer_sequence<int, M.
   return all[rows - 1];
 }
 
-// Tile::multiply<V, M> of V vectors (at most kTileVectors) and M rows (at most Tile::kRows).
+// Tile::multiply<V, M> for V = `vectors` (at most kTileVectors) and M = `rows` (at most Tile::kRows).
 template <class Tile, int V = 1>
 typename Tile::Function choose_tile(int vectors, int64_t rows) {
   if constexpr (V < kTileVectors)

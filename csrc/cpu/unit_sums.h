@@ -1,4 +1,4 @@
-// Sums over the positions of each unit of the weight gradient, and what becomes of them: db, dgamma and dbeta.
+// Sums over the positions of each unit of the weight gradient, and the gradients made of them: db, dgamma and dbeta.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,8 @@ class UnitSums {
  public:
   enum Kind { u, g };  // sum_p u, sum_p g
 
-  // Of each unit, channels by group with `width` places for one; <W, U'> and the shift in so many parts.
+  // There is room for `width` channels of each group. <W, U'> and the shift come in `parts` sums, each over some of the
+  // source channels.
   UnitSums(const Problem& p, int64_t units_of_a_sample, int64_t width, int64_t parts = 1)
       : per_sample_(units_of_a_sample),
         units_(p.batch * units_of_a_sample),
@@ -23,9 +24,11 @@ class UnitSums {
     std::fill(shifts_ + 0, shifts_ + parts * units_ * groups_ * width, 0.0L);
   }
 
-  double* at(Kind kind, int64_t unit, int64_t group) { return place(kind, unit, group); }
-  double* product(int64_t part, int64_t unit, int64_t group) { return place(2 + part, unit, group); }  // of <W, U'>
-  long double* shift(int64_t part, int64_t unit, int64_t group) {  // of <w, m>, see centre.h; 0 where it is not set
+  double* at(Kind kind, int64_t unit, int64_t group) { return of_kind(kind, unit, group); }
+  // <W, U'>
+  double* product(int64_t part, int64_t unit, int64_t group) { return of_kind(2 + part, unit, group); }
+  // <w, m> (centre.h), which is 0 until it is set
+  long double* shift(int64_t part, int64_t unit, int64_t group) {
     return shifts_ + ((part * units_ + unit) * groups_ + group) * width_;
   }
 
@@ -36,7 +39,7 @@ class UnitSums {
   }
 
  private:
-  double* place(int64_t kind, int64_t unit, int64_t group) {
+  double* of_kind(int64_t kind, int64_t unit, int64_t group) {
     return data_ + ((kind * units_ + unit) * groups_ + group) * width_;
   }
 
@@ -77,10 +80,10 @@ class UnitSums {
   Scratch<long double> shifts_;  // as many as there are of <W, U'>
 };
 
-constexpr int64_t kMostChannels = 128;  // of one task, at most
+constexpr int64_t kMostChannels = 128;  // output channels that are summed together, at most
 
-// Sums over positions, channel by channel. For float32 a double is exact enough; a double's own rounding is kept and
-// added at the end (Knuth's TwoSum).
+// Sums over positions, channel by channel. For float32 a double is exact enough. For doubles what each addition rounds
+// off (Knuth's TwoSum) is summed too, and added at the end.
 template <class A>
 class ChannelSums {
  public:

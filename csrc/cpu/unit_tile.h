@@ -13,30 +13,45 @@ inline double sum_lanes(Vector<A> v) {
   return sum;
 }
 
-// U[k][product] = sum over positions of u[k] * x[product]; then both uses of it: dW += gamma * U, dgamma += <W, U>.
+// Rows of positions that are summed over: `columns` in each of `rows`, and from a position's products to the next one's
+// `x_column` elements, from a row's to the next one's `x_row`.
+struct PositionRows {
+  int64_t rows, columns, x_row, x_column;
+};
+
+// Where a tile's part of W and dW is, [channel][product] with `row` elements from one channel to the next; dW may be
+// null. Of the tile's lanes, which are products, the first `valid` exist.
+template <class A>
+struct TileWeights {
+  const A* weight;
+  A* grad_weight;
+  int64_t row, valid;
+};
+
+// U[channel][product] = the sum over positions of u[channel] * x[product]; then both uses of it: dW += gamma * U and
+// dgamma += <W, U>.
 template <class A, int V>
 struct UnitTile {
-  const A *u, *x;  // u[position][u_pitch]; x at the run's first product
-  int64_t u_pitch;
-  int64_t rows, columns, x_row, x_column;
-  const A* weight;        // [channel][row]
-  A* grad_weight;         // the same, or null
-  int64_t row, valid;     // elements between channels; lanes of the tile that are products
+  const A* u;       // [position][channel], positions numbered through
+  const A* x;       // the first position's products
+  int64_t u_pitch;  // elements from one position of u to the next
+  PositionRows positions;
+  TileWeights<A> weights;
   const A* gamma;         // of these channels
-  Vector<A>* grad_gamma;  // lane sums of <W, U>, or null
-
-  bool fresh;     // whether dW holds nothing yet
-  int64_t chain;  // positions summed in one chain; chains are then added, to keep digits
+  Vector<A>* grad_gamma;  // of these channels, a sum of <W, U> in each lane; or null
+  bool fresh;             // whether dW holds nothing yet
+  int64_t chain;          // positions summed in one chain; chains are then added, to keep digits
 
   // Not inlined: among others' variables the compiler does not keep the sums in registers.
   [[gnu::noinline]] void operator()() const {
+    const int64_t rows = positions.rows, columns = positions.columns;
     Vector<A> sum[kGradRows][V];
     if (rows * columns <= chain) {
       const A* uu = u;
       add_chain(sum, uu, 0, 0, rows, columns);
       return finish(sum);
     }
-    // Rows of at least a chain are cut into chains, shorter ones are put together.
+    // Rows that are longer than a chain are cut into chains, and shorter ones are put together.
     Vector<A> total[kGradRows][V];
     const A* uu = u;
     bool first = true;
@@ -59,14 +74,14 @@ struct UnitTile {
   }
 
  private:
-  // sum = the products of u with x over columns [w, w + count) of some rows; u goes on.
+  // sums = the products of u and x over columns [w, w + count) of some rows. Leaves `uu` at the next position.
   inline void add_chain(Vector<A> (&sums)[kGradRows][V], const A*& uu, int64_t h0, int64_t w, int64_t some_rows,
                         int64_t count) const {
     constexpr int L = kLanes<A>;
     Vector<A> sum[kGradRows][V] = {};
     for (int64_t h = h0; h < h0 + some_rows; ++h) {
-      const A* xx = x + h * x_row + w * x_column;
-      for (int64_t i = 0; i < count; ++i, xx += x_column, uu += u_pitch) {
+      const A* xx = x + h * positions.x_row + w * positions.x_column;
+      for (int64_t i = 0; i < count; ++i, xx += positions.x_column, uu += u_pitch) {
         Vector<A> value[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) value[v] = load(xx + v * L);
@@ -85,7 +100,7 @@ struct UnitTile {
   }
 
   void finish(const Vector<A> (&total)[kGradRows][V]) const {
-    if (valid == V * kLanes<A>)
+    if (weights.valid == V * kLanes<A>)
       use<true>(total);
     else
       use<false>(total);
@@ -94,13 +109,13 @@ struct UnitTile {
   template <bool Whole>
   void use(const Vector<A> (&total)[kGradRows][V]) const {
     constexpr int L = kLanes<A>;
-    // Copies, which no store can change: the compiler need not look again.
-    const A *const w = weight, *const f = gamma;
-    A* const dw = grad_weight;
+    // These are copies because no store can change them, so that the compiler need not read them again.
+    const A *const w = weights.weight, *const f = gamma;
+    A* const dw = weights.grad_weight;
     Vector<A>* const dots = grad_gamma;
-    const int64_t pitch = row, in_last = Whole ? L : valid - (V - 1) * L;
+    const int64_t pitch = weights.row, in_last = Whole ? L : weights.valid - (V - 1) * L;
     const bool first = fresh;
-    // Lanes past the run hold products of a neighbour, or of nothing, and memory there is a neighbour's.
+    // Lanes past the last valid product hold a neighbour's, or anything, and the memory there is a neighbour's.
     const Mask<A> inside = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(in_last);
     const auto part = [&](int m, int v) {
       return Whole || v + 1 < V ? total[m][v] : (inside ? total[m][v] : Vector<A>{});

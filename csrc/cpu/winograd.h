@@ -1,12 +1,13 @@
-// The convolution of forward and grad_input by Winograd's filtering, for kernels of 3, 5 or 7 taps (winograd_tiles.h)
-// at a stride of 1: tiles of MH x MW results from NH x NW = (MH + RH - 1) x (MW + RW - 1) inputs, in which every point
-// (one of NH * NW) is a matrix product of its own, [tiles x source channels] with [source channels x channels].
+// The convolution of forward and grad_input by Winograd's filtering, for kernels of 3, 5 or 7 taps at a stride of 1
+// (winograd_tiles.h). A tile of MH x MW results is made from NH x NW = (MH + RH - 1) x (MW + RW - 1) inputs, and each
+// of the NH * NW points is a matrix product of its own, [tiles x source channels] times [source channels x channels].
 //
-// A block of tiles goes through it at a time: strip -> transformed tiles -> products, a panel of channels at a time
-// -> results, in the order of rows -> the epilogue. The transformed tiles and one panel's products stay in L2.
+// A block of tiles goes all the way at a time: its strip is loaded and its tiles are transformed; then, for one panel
+// of channels after another, they are multiplied, and the results are transformed back, put in the order of positions
+// and given to the epilogue. The transformed tiles and one panel's products stay in L2.
 //
-// Infinities and NaN would spread over their whole tile: where a result is not finite, the caller is told, and computes
-// everything directly instead, so that they reach just the results that they belong to.
+// Infinities and NaN would spread over their whole tile. Where a result is not finite the caller is told, and computes
+// everything directly instead, so that they reach only the results that they belong to.
 #pragma once
 
 #include <atomic>
@@ -16,20 +17,19 @@
 
 namespace film::FILM_ISA {
 
-// The distance between points that hold so many elements each: some more, so that the same place of every point, which
-// are read and written together, does not fall into the same cache sets.
+// The distance between points that hold so many elements each. It is a little longer than that, because one tile's
+// elements at all points are read or written together, and should not fall into the same cache sets.
 inline int64_t apart(int64_t elements) { return elements + 64 / static_cast<int64_t>(sizeof(float)); }
 
-// How points are multiplied: in a register tile of so many rows at most, made for a number of vectors and rows; and
-// whether weights, and results, are transformed in double.
+// How points are multiplied, and how exactly.
 struct PointTile {
-  int64_t most_rows;
-  MultiplyTile<float> (*multiplier)(int vectors, int64_t rows);
-  bool weights_in_double, results_in_double;
+  int64_t most_rows;                                             // of the register tile
+  MultiplyTile<float> (*multiplier)(int vectors, int64_t rows);  // the register tile of that size
+  bool weights_in_double, results_in_double;                     // what those are transformed in
 };
 
-// Of tiles T. Digits are short in float32 alone: types of 16 bits have a float's to spare. Larger tiles lose more of
-// them, so their sums are more careful; and plain PyTorch keeps more of them in the gradient than in the output.
+// Digits are short in float32 alone, since the types of 16 bits are worked on in float32. Larger tiles T lose more
+// digits, so their sums are more careful; and plain PyTorch's gradient has more of them than its output.
 template <class T>
 PointTile point_tile(DType dtype, bool of_gradient) {
   const bool exact = dtype == DType::f32;
@@ -97,17 +97,17 @@ struct TileStacks {
   int64_t band_tiles(int64_t samples) const { return samples * wide * (row_bands ? 1 : high); }
 };
 
-// The transformed weights of a pass: for each group and panel [point][piece][source channel][vectors * lanes].
+// The transformed weights of a pass, for each group and panel [point][piece][source channel][vectors * lanes].
 template <class T>
 class WinogradWeights {
  public:
-  // `transposed` as pack_weights has it
+  // `transposed` is what it is for pack_weights.
   WinogradWeights(const PointTile& tile, const Pass<float>& pass, const Problem& p, const View& weight, bool transposed)
       : sources_(transposed ? p.group_out() : p.group_in()),
         pieces_(p.h.kernel, p.w.kernel),
         panels_{transposed ? p.group_in() : p.group_out()},
         data_(p.groups * panels_.count() * panel_size()) {
-    constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels of a panel that go through it together
+    constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels that are packed and transformed together
     const auto transform = tile.weights_in_double ? transform_filter<T, double> : transform_filter<T>;
     const int64_t cuts = (sources_ + kSources - 1) / kSources;
     with_storage<float>(p.dtype, [&](auto element) {
@@ -127,15 +127,15 @@ class WinogradWeights {
           for (int64_t number = 0; number < pieces_.count(); ++number) {
             const auto piece = pieces_.at(number);
             for (int64_t at = 0; at < count * width; at += L)
-              transform(points + number * sources_ * width + at, point(), taps + piece.h * line + piece.w * tap + at,
-                        line, tap, piece.rows, piece.columns);
+              transform({points + number * sources_ * width + at, point()}, taps + piece.h * line + piece.w * tap + at,
+                        {line, tap}, {piece.rows, piece.columns});
           }
         }
       });
     });
   }
 
-  // [piece][source channel][vectors * lanes] of a panel
+  // A panel's weights at one point, [piece][source channel][vectors * lanes].
   const float* at(int64_t group, int64_t panel, int64_t point_number) const {
     return data_ + (group * panels_.count() + panel) * panel_size() + point_number * point();
   }
@@ -150,7 +150,7 @@ class WinogradWeights {
   Scratch<float> data_;
 };
 
-// Blocks whose rows and columns are whole tiles, but for the last ones.
+// Blocks of whole tiles; the last ones may reach over the edge.
 template <class T>
 Blocks plan_winograd_blocks(const Pass<float>& pass, int64_t batch, int64_t source_channels) {
   constexpr int64_t kTransformedBytes = 512 * 1024;
@@ -159,7 +159,8 @@ Blocks plan_winograd_blocks(const Pass<float>& pass, int64_t batch, int64_t sour
   const int64_t map = tiles_h * tiles_w;
   const int64_t most = kTransformedBytes / static_cast<int64_t>(T::kPoints * source_channels * sizeof(float));
   const int64_t target = std::max<int64_t>(std::min(most, batch * map / thread_count()), kTileRows);
-  // Parts that threads have as many of, where that can be.
+  // The size of a part where `total` is cut into as few parts of at most `most` as will do; or into a few more, if
+  // `times` times so many parts are then shared out evenly among the threads.
   const auto share = [](int64_t total, int64_t most, int64_t times) {
     int64_t parts = (total + most - 1) / most;
     for (int64_t more = parts; more < std::min(parts + thread_count(), total + 1); ++more)
@@ -175,7 +176,7 @@ Blocks plan_winograd_blocks(const Pass<float>& pass, int64_t batch, int64_t sour
   return blocks_of(1, MH, share_evenly(tiles_w, target) * MW, batch, pass.h, pass.w);
 }
 
-// A block's extent up to the end of its last tiles.
+// The extent of a block up to the end of its last tiles.
 template <class T>
 Extent whole_tiles(const Extent& e) {
   Extent whole = e;
@@ -183,7 +184,7 @@ Extent whole_tiles(const Extent& e) {
   return whole;
 }
 
-// The transformed tiles of a block, from its strip.
+// Transforms the tiles of a block, from its strip.
 template <class T>
 void transform_tiles(float* transformed, const TileStacks& layout, const float* strip, const Extent& e,
                      const Pieces<T>& pieces, int64_t channels) {
@@ -196,13 +197,14 @@ void transform_tiles(float* transformed, const TileStacks& layout, const float* 
         const float* corner = strip + n * map + h * MH * line + w * MW * channels;
         for (int64_t c = 0; c < channels; c += kLanes<float>)
           for (int64_t copy = std::max<int64_t>(0, w - layout.wide + 1); copy < std::min(pieces.along_w, w + 1); ++copy)
-            transform_tile<T>(transformed + copy * layout.copy() + layout.at(layout.number(n, h, w - copy), c),
-                              layout.point(), corner + c, line, channels);
+            transform_tile<T>(
+                {transformed + copy * layout.copy() + layout.at(layout.number(n, h, w - copy), c), layout.point()},
+                corner + c, {line, channels});
       }
 }
 
-// A^T m A of every tile of a block, to results[position][vectors * lanes], the positions of `e` one row after another.
-// Returns whether all are finite.
+// Transforms the products of a block back, to results[position][vectors * lanes] for the positions of `e` row after
+// row. Returns whether all results are finite.
 template <class T>
 bool gather_results(const PointTile& tile, float* results, const float* products, const TileStacks& layout,
                     const Extent& e, int64_t width) {
@@ -212,13 +214,14 @@ bool gather_results(const PointTile& tile, float* results, const float* products
   for (int64_t n = 0; n < e.samples; ++n)
     for (int64_t h = 0; h < e.rows; h += MH)
       for (int64_t w = 0; w < e.columns; w += MW)
-        finite &= transform(results + ((n * e.rows + h) * e.columns + w) * width, e.columns * width, width,
-                            products + layout.number(n, h / MH, w / MW) * width, layout.result_point(width), width,
-                            std::min<int64_t>(MH, e.rows - h), std::min<int64_t>(MW, e.columns - w));
+        finite &= transform(results + ((n * e.rows + h) * e.columns + w) * width, {e.columns * width, width},
+                            {products + layout.number(n, h / MH, w / MW) * width, layout.result_point(width)}, width,
+                            {std::min<int64_t>(MH, e.rows - h), std::min<int64_t>(MW, e.columns - w)});
   return finite;
 }
 
-// As convolve, for a pass of T's taps; returns whether all sums are finite. Where not, some epilogues did not run.
+// Does what convolve does, with tiles T. Returns whether all results are finite; where they are not, the epilogue has
+// not run for all of them.
 template <class T, class Source, class Epilogue>
 bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const WinogradWeights<T>& weights, int64_t batch,
                        int64_t groups, int64_t source_channels, int64_t channels, const Source& source,

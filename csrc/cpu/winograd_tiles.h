@@ -1,4 +1,4 @@
-// Which tiles Winograd's filtering takes for a kernel, and how kernels of more taps than a tile's filter are cut.
+// Which of Winograd's tiles serve for a problem, and how a kernel of more taps than their filter is cut into pieces.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace film::FILM_ISA {
 
-// The sizes of tiles along both dimensions, and their transforms.
+// Tiles of a height and a width, each with its transforms (winograd_transform.h).
 template <class HEIGHT, class WIDTH>
 struct Tiles {
   using H = HEIGHT;
@@ -17,14 +17,14 @@ struct Tiles {
   static constexpr int kPoints = H::N * W::N;
 };
 template <int MH, int MW>
-using Square = Tiles<Filtering<MH, 3>, Filtering<MW, 3>>;  // for 3 x 3 taps
+using Square = Tiles<Filtering<MH, 3>, Filtering<MW, 3>>;  // MH x MW results of 3 x 3 taps
 template <int MW, int R>
-using Line = Tiles<Filtering<1, 1>, Filtering<MW, R>>;    // for R taps along a row
-using Square5 = Tiles<Filtering<2, 3>, Filtering<2, 5>>;  // 48 products instead of 100
-using Square7 = Tiles<Filtering<3, 4>, Filtering<3, 4>>;  // 144 instead of 441
+using Line = Tiles<Filtering<1, 1>, Filtering<MW, R>>;    // MW results of R taps along a row
+using Square5 = Tiles<Filtering<2, 3>, Filtering<2, 5>>;  // 5 x 5 taps in two pieces: 48 products instead of 100
+using Square7 = Tiles<Filtering<3, 4>, Filtering<3, 4>>;  // 7 x 7 taps in four pieces: 144 products instead of 441
 
-// A kernel of more taps than the filter has is cut into pieces of M taps, the last one of R, in each dimension: piece
-// (i, j) reads the tiles that are i further down and j to the right, and all pieces add to the same products.
+// A kernel of more taps than the filter has is cut into pieces, in each dimension of M taps and the last one of R.
+// Piece (i, j) reads the tiles that are i further down and j further right, and all pieces add to the same products.
 template <class T>
 struct Pieces {
   Pieces(int64_t kernel_h, int64_t kernel_w)
@@ -32,7 +32,7 @@ struct Pieces {
   int64_t count() const { return along_h * along_w; }
 
   struct Piece {
-    int64_t h, w, rows, columns;  // its first tap, and how many
+    int64_t h, w, rows, columns;  // its first tap, and how many taps it has each way
   };
   Piece at(int64_t number) const {
     const int64_t i = number / along_w, j = number % along_w;
@@ -42,17 +42,21 @@ struct Pieces {
   int64_t along_h, along_w;
 };
 
-// Larger tiles save more products and lose more digits; how many, against plain PyTorch's own error (which may be
-// doubled), `python -m bench.errors` measures. In float32 that decides which tiles serve. It depends on the kernel
-// (more taps make plain PyTorch's sums longer), on how plain PyTorch adds (in groups, in small gradients and with
-// unusual padding its sums are shorter), and most of all on what is multiplied (density.h). The types of 16 bits are
-// worked on in float32, and have digits to spare.
-constexpr double kDense = 0.4;           // the least density for 2 x 4, and for 4 of 3 or 2 of 5 taps in a row
-constexpr double kHalfDense = 0.3;       // for Square5 and Square7
-constexpr double kNotSparse = 1.0 / 12;  // for 2 x 2, and for 2 of 3 taps in a row; below, all is summed directly
-constexpr double kFewChannels = 5;       // with fewer that count, no larger tile than these last ones serves,
-constexpr double kConstant = 0.5;        // nor for filters of more coherence, which transforms make larger
-constexpr double kFewTerms = 32;         // with fewer products that are not with 0 in its sums, dW is summed directly
+// Larger tiles save more products and lose more digits. In float32 the digits decide which tiles serve: the error may
+// be twice plain PyTorch's own, and `python -m bench.errors` measures it. It depends on the kernel (more taps make
+// plain PyTorch's sums longer), on how plain PyTorch adds (in groups, in small gradients and with unusual padding its
+// sums are shorter), and most of all on what is multiplied (density.h). The types of 16 bits are worked on in float32,
+// and have digits to spare.
+//
+// The least density at which tiles serve:
+constexpr double kDense = 0.4;           // Square<2, 4>, Line<4, 3> and Line<2, 5>
+constexpr double kHalfDense = 0.3;       // Square5 and Square7
+constexpr double kNotSparse = 1.0 / 12;  // Square<2, 2> and Line<2, 3>; below this, everything is summed directly
+// Where fewer channels count, or where filters have more coherence (transforms make those larger), none but the tiles
+// of kNotSparse serve.
+constexpr double kFewChannels = 5, kConstant = 0.5;
+// Where fewer terms of its sums are not 0, dW is summed directly.
+constexpr double kFewTerms = 32;
 
 inline bool suits_large_tiles(const Spread& spread, double density) {
   return spread.density >= density && spread.channels >= kFewChannels && spread.coherence <= kConstant;
@@ -62,21 +66,21 @@ inline bool has_taps(const Axis& a, int64_t taps) {
   return a.kernel == taps && a.stride == 1 && (taps == 1 || a.dilation == 1);
 }
 
-// With fewer, transforms cost more than products save.
+// With fewer channels or positions, transforms cost more than products save.
 inline bool has_enough(const Problem& p, int64_t channels, int64_t positions) {
   return std::min(p.group_in(), p.group_out()) >= channels && p.positions() >= positions;
 }
 
 inline bool pads_by_more_than_half(const Problem& p) { return p.h.pad > p.h.kernel / 2 || p.w.pad > p.w.kernel / 2; }
 
-// Of more than a row, but not 3 x 3.
+// Whether the kernel has several rows and columns, but is not 3 x 3.
 inline bool has_large_kernel(const Problem& p) {
   const auto is_odd = [](const Axis& a) { return has_taps(a, 3) || has_taps(a, 5) || has_taps(a, 7); };
   return is_odd(p.h) && is_odd(p.w) && !(p.h.kernel == 3 && p.w.kernel == 3);
 }
 
-// Calls body(tiles) with those for kernels of 3 x 3, SQUARE in float32 where the factors allow it, and returns what it
-// does; false where the problem is not one for them. spread() is asked for only where it decides.
+// For a kernel of 3 x 3, calls body(tiles) with the tiles that serve, and returns what it returns; or returns false
+// where none do. In float32 they are SQUARE where spread() allows it, which is asked for only where it decides.
 template <class SQUARE, class Factors, class Body>
 bool with_square_tiles(const Problem& p, const Factors& spread, const Body& body) {
   if (!has_taps(p.h, 3) || !has_taps(p.w, 3) || !has_enough(p, 16, 64)) return false;
@@ -86,7 +90,7 @@ bool with_square_tiles(const Problem& p, const Factors& spread, const Body& body
   return p.groups == 1 && suits_large_tiles(found, kDense) ? body(SQUARE()) : body(Square<2, 2>());
 }
 
-// The same for kernels of a single row, with LINE in float32 for 3 taps.
+// The same for a kernel of a single row. In float32 they are LINE for 3 taps, where spread() allows it.
 template <class LINE, class Factors, class Body>
 bool with_line_tiles(const Problem& p, const Factors& spread, const Body& body) {
   if (!has_taps(p.h, 1) || !has_enough(p, 64, 128) || !(has_taps(p.w, 3) || has_taps(p.w, 5))) return false;
@@ -97,11 +101,11 @@ bool with_line_tiles(const Problem& p, const Factors& spread, const Body& body) 
   return found.density >= kNotSparse && (p.w.kernel == 3 && large ? body(LINE()) : body(Line<2, 3>()));
 }
 
-// The same for kernels of several rows, but not 3 x 3. With padding that is not usual for them, plain PyTorch takes
-// another way, which loses fewer digits.
+// The same for a kernel of several rows that is not 3 x 3. With unusual padding plain PyTorch takes another way, which
+// loses fewer digits.
 template <class SQUARE, class Factors, class Body>
 bool with_large_tiles(const Problem& p, bool unusual_padding, const Factors& spread, const Body& body) {
-  const bool short_sums = p.h.kernel == 3;  // of plain PyTorch
+  const bool short_sums = p.h.kernel == 3;  // in plain PyTorch
   if (!has_large_kernel(p) || !(short_sums ? has_enough(p, 32, 1024) : has_enough(p, 12, 64))) return false;
   if (p.dtype == DType::f32) {
     const Spread found = spread();
@@ -114,7 +118,7 @@ bool with_large_tiles(const Problem& p, bool unusual_padding, const Factors& spr
   return p.h.kernel == 7 ? body(Square7()) : body(Square<2, 2>());
 }
 
-// The same for all kernels of forward and grad_input.
+// The same for every kernel of forward and grad_input.
 template <class SQUARE, class LINE, class Factors, class Body>
 bool with_tiles(const Problem& p, bool unusual_padding, const Factors& spread, const Body& body) {
   if (p.dtype == DType::f64) return false;
@@ -123,8 +127,9 @@ bool with_tiles(const Problem& p, bool unusual_padding, const Factors& spread, c
   return with_line_tiles<LINE>(p, spread, body) || with_large_tiles<SQUARE>(p, unusual_padding, spread, body);
 }
 
-// The same for grad_weight; density() is that of its products. Larger tiles lose digits in dgamma, however many
-// positions there are, and Square5 would be at 3.4 of short sums in dW.
+// The same for grad_weight, where density() is the density of its products. In float32 larger tiles than 2 x 2 lose too
+// many digits of dgamma, however many positions there are; and Square5 would have 3.4 times plain PyTorch's error in dW
+// where its sums are short.
 template <class Density, class Body>
 bool with_gradient_tiles(const Problem& p, const Density& density, const Body& body) {
   const auto is_square = [&] { return has_taps(p.h, 3) && has_taps(p.w, 3) && has_enough(p, 16, 64); };

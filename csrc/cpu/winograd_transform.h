@@ -1,8 +1,10 @@
 // Winograd's minimal filtering in one dimension, F(M, R): M results of a filter of R taps from N = M + R - 1 inputs
 // with N products instead of M * R (Lavin and Gray 2016, arXiv:1509.09308; by Toom and Cook's construction):
 //   y = A^T [(G g) * (B^T d)]         and, for the filter's own gradient,         dg = G^T [(A u) * (B^T d)]
-// The points are 0, pairs +-p and infinity. Even and odd powers of a pair are shared. Which pairs: those with the
-// smallest rounding errors (Barabasz et al. 2020, arXiv:1803.10986, look into this); {2/3, 3/2} has half of {1, 2}'s.
+// It is what the product of two polynomials from their values at N points becomes when it is transposed. The points are
+// 0, pairs +-p and infinity; sums over the even powers of p serve both of a pair, and so do those over the odd ones.
+// The pairs are those with the smallest rounding errors (Barabasz et al. 2020, arXiv:1803.10986, look into this): {2/3,
+// 3/2} has half of {1, 2}'s.
 #pragma once
 
 #include "simd.h"
@@ -104,7 +106,7 @@ struct Filtering {
   }
 
  private:
-  // out[j] = the sum over the points of scale * p^j * m; infinity adds to the last one only
+  // out[j] = the sum over the points of scale * p^j * m. Infinity adds to the last one only.
   template <int COUNT, class V, class Scale>
   static void evaluate(const V (&m)[N], V (&out)[COUNT], const Scale& scale) {
     using A = std::decay_t<decltype(m[0][0])>;
@@ -122,7 +124,7 @@ struct Filtering {
     }
   }
 
-  // out[point] = scale * the sum over j of p^j * in[j]; infinity takes the last one
+  // out[point] = scale * the sum over j of p^j * in[j]. Infinity takes the last one.
   template <int COUNT, class V, class Scale>
   static void expand(const V (&in)[COUNT], V (&out)[N], const Scale& scale) {
     using A = std::decay_t<decltype(in[0][0])>;
@@ -138,7 +140,7 @@ struct Filtering {
   }
 };
 
-// A dimension without a filter.
+// A dimension in which the kernel has a single tap: nothing is transformed.
 template <>
 struct Filtering<1, 1> {
   static constexpr int M = 1, R = 1, N = 1;
@@ -164,7 +166,7 @@ struct Filtering<1, 1> {
   }
 };
 
-// Both dimensions: rows of one, columns of the other. `apply` maps IN elements to OUT.
+// Transforms both dimensions: every column by `along_h`, and then every row by `along_w`.
 template <int HI, int HO, int WI, int WO, class V, class Rows, class Columns>
 inline void transform_2d(const V (&in)[HI][WI], V (&out)[HO][WO], const Rows& along_h, const Columns& along_w) {
   V half[HO][WI];

@@ -47,7 +47,7 @@ void convolve(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t source
                     source_channels);
       for (int64_t g = 0; g < groups; ++g) {
         if (pass.products > 0 && packed != block * groups + g) {
-          fill_strip(static_cast<A*>(strip), e, pass.h, pass.w, g * source_channels, source_channels, source);
+          fill_strip(static_cast<A*>(strip), e, pass.h, pass.w, {g * source_channels, source_channels}, source);
           if (direct)
             stretches = stretches_of(pass, pass.w.extent(e.columns) * source_channels, source_channels);
           else

@@ -39,7 +39,7 @@ Sample sample_source(const Source& source, int64_t batch, int64_t rows, int64_t 
   for (int64_t i = 0; i < snippets; ++i) {
     const int64_t row = scattered(i, batch * rows, kGolden), w = scattered(i, columns - wide + 1, kPlastic);
     const int64_t first = i % groups * channels;
-    source(static_cast<float*>(snippet), row / rows, row % rows, w, w + wide, first, channels);
+    source(static_cast<float*>(snippet), {row / rows, row % rows, w, wide}, {first, channels});
     for (int64_t at = 0; at < wide; ++at) {
       const float* x = snippet + at * channels;
       for (int64_t c = 0; c < channels; ++c) energy[first + c] += x[c] * x[c], nonzero[c] += x[c] != 0;

@@ -56,8 +56,8 @@ void in_rows(const Problem& p, const GradInputArgs& args, const std::vector<Pass
       const View here{pixels, 0, 1, pixels_of_row, p.in_channels};
       const View there{static_cast<char*>(out.data) + (n * out.n + h0 * out.h) * size_of(p.dtype), 0, out.c, out.h,
                        out.w};
-      const auto of_sample = [&](A* dst, int64_t, int64_t h, int64_t w0, int64_t w1, int64_t k0, int64_t channels) {
-        source(dst, n, h, w0, w1, k0, channels);
+      const auto of_sample = [&](A* dst, const ColumnRun& run, const ChannelRange& channels) {
+        source(dst, {n, run.h, run.first, run.count}, channels);
       };
       for (const Pass<A>& pass : passes)
         convolve(rows_of(pass, i0, i0 + rows), 1, p.groups, p.group_out(), p.group_in(), of_sample,

@@ -170,7 +170,7 @@ class GradWeight {
     }
     if (!args_.products_wanted()) return;
     fill_strip(space.strips + unit.place * plan_.strip, unit.extent, pass_.h, pass_.w,
-               task.group * p_.group_in() + task.first_source, task.sources, Plain<A>{args_.input, load_});
+               {task.group * p_.group_in() + task.first_source, task.sources}, Plain<A>{args_.input, load_});
     if (gamma_wanted()) take_mean_out(unit, task, space);
   }
 
@@ -220,22 +220,21 @@ class GradWeight {
     Vector<A>* grad_gamma = space.grad_gamma + unit.place * task.channels;
     const A* gamma = gamma_.at(e.n0, task.group) + task.first;
     const auto tiles = [&](auto vectors) {
-      for (int64_t k = 0; k < task.channels; k += kGradRows)
-        UnitTile<A, decltype(vectors)::value>{u + k * e.positions(),
-                                              x,
-                                              kGradRows,
-                                              e.rows,
-                                              e.columns,
-                                              h.step * line,
-                                              w.step * task.sources,
-                                              weight + k * plan_.weight_row,
-                                              grad_weight == nullptr ? nullptr : grad_weight + k * plan_.weight_row,
-                                              plan_.weight_row,
-                                              range.count,
-                                              gamma + k,
-                                              gamma_wanted() ? grad_gamma + k : nullptr,
-                                              fresh,
-                                              plan_.chain}();
+      UnitTile<A, decltype(vectors)::value> tile;
+      tile.x = x;
+      tile.u_pitch = kGradRows;
+      tile.positions = {e.rows, e.columns, h.step * line, w.step * task.sources};
+      tile.fresh = fresh;
+      tile.chain = plan_.chain;
+      for (int64_t k = 0; k < task.channels; k += kGradRows) {
+        const int64_t row = k * plan_.weight_row;
+        tile.u = u + k * e.positions();
+        tile.weights = {weight + row, grad_weight == nullptr ? nullptr : grad_weight + row, plan_.weight_row,
+                        range.count};
+        tile.gamma = gamma + k;
+        tile.grad_gamma = gamma_wanted() ? grad_gamma + k : nullptr;
+        tile();
+      }
     };
     with_constant<kGradVectors>((range.count + L - 1) / L, tiles);
   }

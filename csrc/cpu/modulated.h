@@ -5,7 +5,7 @@
 
 namespace film::FILM_ISA {
 
-// The rows of gamma * u, u = g * slope(bits); of u where gamma is null.
+// A source of strips: gamma * u with u = g * slope(bits), or u where gamma is null.
 template <class A>
 struct Modulated {
   const Problem& p;
@@ -14,12 +14,14 @@ struct Modulated {
   const Factors<A>* gamma;
   LoadRow<A> load;
 
-  void operator()(A* dst, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t k0, int64_t channels) const {
-    load(dst, channels, grad, n, h, w0, w1, k0, channels);
+  // The channels are all those of a group.
+  void operator()(A* dst, const ColumnRun& run, const ChannelRange& channels) const {
+    load(dst, channels.count, grad, run, channels);
     const uint8_t* bits = all_bits;
-    if (bits != nullptr) bits += ((n * p.h.out + h) * p.w.out + w0) * p.bit_row();
-    apply_bits(dst, channels, w1 - w0, channels, bits, p.bit_row(), k0, static_cast<A>(p.lower_slope),
-               gamma == nullptr ? nullptr : gamma->at(n, k0 / channels));
+    if (bits != nullptr) bits += ((run.n * p.h.out + run.h) * p.w.out + run.first) * p.bit_row();
+    apply_bits(dst, channels.count, run.count, channels.count, bits, p.bit_row(), channels.first,
+               static_cast<A>(p.lower_slope),
+               gamma == nullptr ? nullptr : gamma->at(run.n, channels.first / channels.count));
   }
 };
 

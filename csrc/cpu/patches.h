@@ -8,9 +8,9 @@ namespace film::FILM_ISA {
 
 // Fills the strip of a block, [sample][row][column][channel], with zeros outside of the source.
 template <class A, class Source>
-void fill_strip(A* strip, const Extent& e, const Taps& h, const Taps& w, int64_t c0, int64_t channels,
+void fill_strip(A* strip, const Extent& e, const Taps& h, const Taps& w, const ChannelRange& range,
                 const Source& source) {
-  const int64_t rows = h.extent(e.rows), columns = w.extent(e.columns);
+  const int64_t rows = h.extent(e.rows), columns = w.extent(e.columns), channels = range.count;
   const int64_t first_h = e.h0 * h.step + h.low(), first_w = e.w0 * w.step + w.low();
   const int64_t begin = std::clamp<int64_t>(-first_w, 0, columns);
   const int64_t end = std::clamp<int64_t>(w.source - first_w, begin, columns);
@@ -22,7 +22,7 @@ void fill_strip(A* strip, const Extent& e, const Taps& h, const Taps& w, int64_t
         continue;
       }
       std::memset(strip, 0, begin * channels * sizeof(A));
-      source(strip + begin * channels, e.n0 + n, row, first_w + begin, first_w + end, c0, channels);
+      source(strip + begin * channels, {e.n0 + n, row, first_w + begin, end - begin}, range);
       std::memset(strip + end * channels, 0, (columns - end) * channels * sizeof(A));
     }
 }

@@ -4,17 +4,18 @@
 #pragma once
 
 #include "kernels.h"
+#include "ranges.h"
 #include "scratch.h"
 #include "transpose.h"
 
 namespace film::FILM_ISA {
 
-// Loads columns [w0, w1) and channels [c0, c0 + channels) of row (n, h), to dst[column][pitch].
+// Loads some channels of a run, to dst[column][pitch].
 template <class A, class T>
-void load_row(A* dst, int64_t pitch, const View& view, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t c0,
-              int64_t channels) {
-  const T* src = static_cast<const T*>(view.data) + n * view.n + h * view.h + w0 * view.w + c0 * view.c;
-  const int64_t columns = w1 - w0;
+void load_row(A* dst, int64_t pitch, const View& view, const ColumnRun& run, const ChannelRange& range) {
+  const T* src =
+      static_cast<const T*>(view.data) + run.n * view.n + run.h * view.h + run.first * view.w + range.first * view.c;
+  const int64_t columns = run.count, channels = range.count;
   if (view.c == 1 && view.w == channels && pitch == channels) {
     widen_copy(dst, src, columns * channels);
   } else if (view.c == 1) {
@@ -45,7 +46,7 @@ auto with_storage(DType dtype, const F& body) {
 }
 
 template <class A>
-using LoadRow = void (*)(A*, int64_t, const View&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+using LoadRow = void (*)(A* dst, int64_t pitch, const View&, const ColumnRun&, const ChannelRange&);
 
 template <class A>
 LoadRow<A> row_loader(DType dtype) {
@@ -84,14 +85,14 @@ inline void put_bits(uint8_t* row, int64_t first, int64_t count, uint32_t bits) 
   for (int i = 0; i < bytes; ++i) p[i] = static_cast<uint8_t>((i == 0 && shift ? p[0] : 0) | (word >> (8 * i)));
 }
 
-// A source of rows for strips: the input itself.
+// A source of strips, which writes the channels of a run's columns side by side: the input itself.
 template <class A>
 struct Plain {
   View view;
   LoadRow<A> load;
 
-  void operator()(A* dst, int64_t n, int64_t h, int64_t w0, int64_t w1, int64_t c0, int64_t channels) const {
-    load(dst, channels, view, n, h, w0, w1, c0, channels);
+  void operator()(A* dst, const ColumnRun& run, const ChannelRange& channels) const {
+    load(dst, channels.count, view, run, channels);
   }
 };
 

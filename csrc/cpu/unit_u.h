@@ -32,7 +32,7 @@ struct LoadUnitU {
       for (int64_t w = e.w0; w < e.w0 + e.columns; w += kPixels) {
         const int64_t columns = std::min(kPixels, e.w0 + e.columns - w);
         if (channels.count < padded) std::memset(pixels, 0, columns * padded * sizeof(A));
-        load(pixels, padded, args.grad, e.n0, h, w, w + columns, channels.first, channels.count);
+        load(pixels, padded, args.grad, {e.n0, h, w, columns}, channels);
         sums.g.add(pixels, padded, columns, channels.count);
         if (!sums.linear) {
           const uint8_t* bits = args.bits + ((e.n0 * p.h.out + h) * p.w.out + w) * p.bit_row();

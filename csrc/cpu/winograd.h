@@ -244,7 +244,7 @@ bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const Win
       const TileStacks layout(tile, whole, pieces, source_channels);
       const int64_t count = list_places(places, e, pass);
       for (int64_t g = 0; g < groups; ++g) {
-        fill_strip(static_cast<float*>(strip), whole, pass.h, pass.w, g * source_channels, source_channels, source);
+        fill_strip(static_cast<float*>(strip), whole, pass.h, pass.w, {g * source_channels, source_channels}, source);
         transform_tiles<T>(transformed, layout, strip, whole, pieces, source_channels);
         for (int64_t panel = 0; panel < panels.count(); ++panel) {
           const int vectors = panels.vectors(panel);

@@ -167,7 +167,7 @@ class TransformedUnits {
   void load_input(float* strip, int64_t g, const Extent& e, int64_t unit) {
     const int64_t pixel = p_.group_in();
     const Extent whole = whole_tiles<T>(e);
-    fill_strip(strip, whole, pass_.h, pass_.w, g * pixel, pixel, Plain<float>{args_.input, load_});
+    fill_strip(strip, whole, pass_.h, pass_.w, {g * pixel, pixel}, Plain<float>{args_.input, load_});
     float* means = means_ + unit * layout.inputs;
     centred_[unit] = centre_ && centre_strip(strip, means, whole, pass_.h, pass_.w, pixel);
   }
@@ -192,7 +192,7 @@ class TransformedUnits {
     ChannelSums<float> sum_u, sum_g;
     for (int64_t h = e.h0; h < e.h0 + e.rows; ++h, u += e.columns * channels.count) {
       if (used < channels.count) std::memset(u, 0, e.columns * channels.count * sizeof(float));
-      load_(u, channels.count, args_.grad, e.n0, h, e.w0, e.w0 + e.columns, k, used);
+      load_(u, channels.count, args_.grad, {e.n0, h, e.w0, e.columns}, {k, used});
       sum_g.add(u, channels.count, e.columns, used);
       if (linear) continue;
       const uint8_t* bits = args_.bits + ((e.n0 * p_.h.out + h) * p_.w.out + e.w0) * p_.bit_row();

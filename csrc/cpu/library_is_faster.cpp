@@ -1,5 +1,7 @@
 // Where PyTorch's own convolution with passes after it was measured to be faster than the kernels here: the one place
-// that says so. bench/NOTES.md has the figures.
+// that says so. bench/NOTES.md has the figures ("Where the library is faster").
+#include <limits>
+
 #include "winograd_tiles.h"
 
 namespace film::FILM_ISA {
@@ -10,34 +12,55 @@ namespace {
 constexpr int64_t kLeastGroup = 4;
 // In channels_last their planes have to be turned besides, which pays from so many channels on.
 constexpr int64_t kLeastGroupTurned = 8;
-// The kernels here widen bfloat16 to float32. On a machine that multiplies it in pairs the library has twice the
-// arithmetic, which shows from so many products for each output element on.
+
+// The kernels here widen bfloat16 to float32. Where the library multiplies it faster than that, it is ahead from so
+// many products for each output element on,
 constexpr int64_t kManyProducts = 256;
+// but for kernels of which Winograd's filtering leaves no more than a third of the products: 3 x 3 taps in 4 x 4 tiles,
+// a quarter. Half of them, as in 5 x 5 and in rows, is what a library of twice the speed has too, without transforms.
+constexpr double kLargeSaving = 3;
+// A library with tiles of AMX is ahead of those too from so many products on, and in channels_last always: there it
+// need not turn what it reads.
+constexpr int64_t kManyProductsOfTiles = 512;
 
 bool has_narrow_groups(const Problem& p, bool channels_last) {
   return p.groups > 1 && p.group_out() < (channels_last ? kLeastGroupTurned : kLeastGroup);
 }
 
-// Whether this machine adds products of bfloat16 pairs in one instruction (AVX512_BF16), and so the library does.
-bool multiplies_bfloat16_pairs() {
+// How fast the library multiplies bfloat16 on this machine, against float32. AVX512_BF16 does it in pairs, which takes
+// AMD's cores half as long, but those of Intel, which have fewer units for it, no less time.
+enum class Bfloat16 { no_faster, twice_as_fast, in_tiles };
+
+Bfloat16 bfloat16_of_library() {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
+  if (__builtin_cpu_supports("amx-bf16")) return Bfloat16::in_tiles;
+  if (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel")) return Bfloat16::twice_as_fast;
 #endif
+  return Bfloat16::no_faster;
 }
 
-// Whether forward and both gradients go by Winograd's filtering where the data has no zeros to speak of. For types of
-// 16 bits, which have digits to spare, nothing but the sizes decides, and which tiles are named here does not matter.
-bool goes_by_winograd(const Problem& p) {
+// How many products of a direct sum there are for each that tiles T take.
+template <class T>
+double saving_of(const Problem& p) {
+  const double direct = p.h.kernel * p.w.kernel * T::H::M * T::W::M;
+  return direct / (T::kPoints * Pieces<T>(p.h.kernel, p.w.kernel).count());
+}
+
+// The least of it in forward and the gradients, 1 where one of them is summed directly. The tiles are those for data
+// without zeros; for types of 16 bits, which have digits to spare, the sizes alone decide.
+double saving_by_winograd(const Problem& p) {
+  double least = std::numeric_limits<double>::max();
+  const auto consider = [&](auto tiles) {
+    least = std::min(least, saving_of<decltype(tiles)>(p));
+    return true;
+  };
   const auto spread = [&] {
     const Sample dense{1, 0, std::vector<float>(p.in_channels, 1)};
     return Spread(dense, dense);
   };
-  const auto density = [] { return 1.0; };
-  const auto serves = [](auto) { return true; };
-  return with_tiles<Square<2, 2>, Line<2, 3>>(p, pads_by_more_than_half(p), spread, serves) &&
-         with_gradient_tiles(p, density, serves);
+  const bool serves = with_tiles<Square<2, 4>, Line<4, 3>>(p, pads_by_more_than_half(p), spread, consider) &&
+                      with_gradient_tiles(p, [] { return 1.0; }, consider);
+  return serves ? least : 1;
 }
 
 }  // namespace
@@ -45,8 +68,16 @@ bool goes_by_winograd(const Problem& p) {
 // From the sizes alone, without the data.
 bool library_is_faster(const Problem& p, bool channels_last) {
   if (has_narrow_groups(p, channels_last)) return true;
-  const bool many_products = p.group_in() * p.h.kernel * p.w.kernel >= kManyProducts;
-  return p.dtype == DType::bf16 && many_products && !goes_by_winograd(p) && multiplies_bfloat16_pairs();
+  const int64_t products = p.group_in() * p.h.kernel * p.w.kernel;
+  if (p.dtype != DType::bf16 || products < kManyProducts) return false;
+  switch (bfloat16_of_library()) {
+    case Bfloat16::in_tiles:
+      return channels_last || products >= kManyProductsOfTiles || saving_by_winograd(p) < kLargeSaving;
+    case Bfloat16::twice_as_fast:
+      return saving_by_winograd(p) < kLargeSaving;
+    default:
+      return false;
+  }
 }
 
 }  // namespace film::FILM_ISA

@@ -39,7 +39,7 @@ def build_part(dry: bool) -> Part:
 
 def tests_part(dry: bool) -> Part:
     """The test suite but for the test of this very command; in a dry run a single file of it."""
-    which = ["tests/test_modules.py"] if dry else ["tests", "--ignore=tests/test_bench.py"]
+    which = ["tests/test_modules.py"] if dry else ["tests", "--ignore=tests/bench"]
     return Part("tests", lambda seconds: [sys.executable, "-m", "pytest", "-q", "--tb=short", *which], 0.5)
 
 

@@ -17,8 +17,9 @@ except ImportError:  # a machine without a network has what it has
     tqdm = None
 
 from bench import limits, machine, memory
+from bench.outcomes import Failed, Outcome, Timed
 from bench.recorded import play
-from bench.runner import Budget, Outcome, Runner
+from bench.runner import Budget, Runner
 from bench.shapes import ROWS, TINY, Row
 from bench.timing import ROUNDS, Rounds
 
@@ -78,7 +79,7 @@ class Suite:
                 found = self._measure(kind, row, names)
             except Exception as error:
                 traceback.print_exc()
-                found = dict.fromkeys(names, Outcome([], f"plain PyTorch failed on this row: {error!r}", failed=True))
+                found = dict.fromkeys(names, Failed(f"the row could not be measured: {error!r}", fatal=True))
             self._measured[kind, row] = found
             self.advance(row)
         return self._measured[kind, row][peer]
@@ -121,16 +122,20 @@ def suite(request):
 def measured(request, suite):
     """`measured(kind, row, peer, names)`: the row is measured, and the peer's rounds are played to pytest-benchmark.
 
-    A peer that does not serve is skipped, with its reason, and one that is wrong fails; the report has both."""
+    A peer that refuses is skipped. One that fails makes the run fail, or, where it is other people's software, is
+    marked as such (x). The report has both, with their reasons."""
 
     def play_outcome(kind: str, row: str, peer: str, names: tuple[str, ...]) -> None:
         outcome = suite.outcome(kind, row, peer, names)
-        if not outcome.times:
-            suite.unserved.append({"kind": kind, "row": row, "peer": peer, **outcome._asdict()})
-            (pytest.fail if outcome.failed else pytest.skip)(outcome.reason)
+        if not isinstance(outcome, Timed):
+            failed = isinstance(outcome, Failed)
+            suite.unserved.append({"kind": kind, "row": row, "peer": peer, "reason": outcome.reason, "failed": failed})
+            if not isinstance(outcome, Failed):
+                pytest.skip(outcome.reason)
+            (pytest.fail if outcome.fatal else pytest.xfail)(outcome.reason)
         benchmark = request.getfixturevalue("benchmark")
         benchmark.group = f"{kind}, {row}"
-        benchmark.extra_info.update(kind=kind, row=row, peer=peer, **(outcome.about or {}))
+        benchmark.extra_info.update(kind=kind, row=row, peer=peer, **outcome.about)
         play(benchmark, outcome.times)
 
     return play_outcome

@@ -1,7 +1,8 @@
 """`python -m bench.drawn`: layers drawn by lot, which nothing was tuned for, against plain PyTorch on the CPU.
 
 The layers are those of a seed: as many as asked for, of 1 to 12 samples, 3 to 224 input channels and square kernels of
-1 to 7 taps at a stride of 1 or 2, in either memory format. Writes drawn.md into the folder of results.
+1 to 7 taps at a stride of 1 or 2, in either memory format. Writes drawn.md into the folder of results; it ends with the
+layers where the automatic choice of a backend lost, and what would have been faster.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import argparse
 import random
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from examples.arguments import at_least
+from film_kernels.backends import BACKENDS, choose
 
 from . import machine
+from .losses import Comparison, losses
+from .outcomes import Failed, Timed
 from .peers import AUTOMATIC, PLAIN
 from .report import table
 from .runner import Budget, Runner
@@ -25,6 +29,7 @@ from .shapes import Case, Row
 from .timing import Rounds
 
 FILE = "drawn.md"
+_CPU = torch.device("cpu")
 _KINDS = ("forward", "training")
 _MOST_PRODUCTS = 1.5e9  # of a layer's forward; larger maps are made smaller
 _ROUNDS = Rounds(least=11, most=200)
@@ -50,30 +55,31 @@ def _draw_one(lot: random.Random) -> Row:
     return Row(Case(name, shape, weight, small=shape, padding=kernel // 2, stride=stride), channels_last)
 
 
-def measure(rows: Sequence[Row], seconds: float, rounds: Rounds = _ROUNDS) -> dict[str, dict[str, float]]:
-    """For each row and kind, plain PyTorch's median time divided by the automatic choice's. Rows that come too late are
-    left out.
+def measure(rows: Sequence[Row], seconds: float, rounds: Rounds = _ROUNDS) -> dict[str, dict[str, Comparison]]:
+    """For each row and kind, the times of plain PyTorch, of the automatic choice and of the other backends that serve
+    it. Rows that come too late are left out.
 
-    Raises RuntimeError for a result that is wrong."""
-    runner = Runner(torch.device("cpu"), Budget(seconds, len(rows) * len(_KINDS)), rounds)
-    found: dict[str, dict[str, float]] = {}
+    Raises RuntimeError where anything fails or is wrong."""
+    runner = Runner(_CPU, Budget(seconds, len(rows) * len(_KINDS)), rounds)
+    found: dict[str, dict[str, Comparison]] = {}
     for row in rows:
-        ratios = {kind: ratio for kind in _KINDS if (ratio := _ratio(runner, row, kind)) is not None}
-        if len(ratios) < len(_KINDS):
+        compared = {kind: one for kind in _KINDS if (one := _compare(runner, row, kind)) is not None}
+        if len(compared) < len(_KINDS):
             break
-        found[row.name] = ratios
+        found[row.name] = compared
     return found
 
 
-def _ratio(runner: Runner, row: Row, kind: str) -> float | None:
-    outcomes = runner.measure(row, kind, (PLAIN.name, AUTOMATIC.name))
+def _compare(runner: Runner, row: Row, kind: str) -> Comparison | None:
+    chosen = choose(row.problem(_CPU), None).name
+    # The choice is not timed twice, and `reference` is plain PyTorch.
+    others = [name for name in BACKENDS if name not in (chosen, "reference")]
+    outcomes = runner.measure(row, kind, (PLAIN.name, AUTOMATIC.name, *others))
     for name, outcome in outcomes.items():
-        if outcome.failed:
+        if isinstance(outcome, Failed):
             raise RuntimeError(f"{row.name}, {kind}, {name}: {outcome.reason}")
-        if not outcome.times:
-            return None
-    plain, ours = (statistics.median(outcomes[peer.name].times) for peer in (PLAIN, AUTOMATIC))
-    return plain / ours
+    medians = {name: statistics.median(one.times) for name, one in outcomes.items() if isinstance(one, Timed)}
+    return Comparison(medians, chosen) if {PLAIN.name, AUTOMATIC.name} <= set(medians) else None
 
 
 def summary(ratios: Sequence[float]) -> str:
@@ -82,14 +88,17 @@ def summary(ratios: Sequence[float]) -> str:
     return f"geometric mean {mean:.2f}, median {statistics.median(ratios):.2f}, least {min(ratios):.2f}"
 
 
-def report(found: dict[str, dict[str, float]], seed: int) -> str:
+def report(found: Mapping[str, Mapping[str, Comparison]], seed: int) -> str:
     """In Markdown."""
-    about = ", ".join(f"{name} {value}" for name, value in machine.describe(torch.device("cpu")).items())
+    about = ", ".join(f"{name} {value}" for name, value in machine.describe(_CPU).items())
     parts = [f"# {len(found)} layers drawn by lot (seed {seed}), plain PyTorch's time / ours", f"{about}."]
     if found:
-        parts += ["\n".join(f"- {kind}: {summary([ratios[kind] for ratios in found.values()])}" for kind in _KINDS)]
-    body = [[name, *(f"{ratio:.2f}" for ratio in ratios.values())] for name, ratios in found.items()]
-    return "\n\n".join([*parts, table(["layer", *_KINDS], body)]) + "\n"
+        parts += ["\n".join(f"- {kind}: {summary([of[kind].ratio for of in found.values()])}" for kind in _KINDS)]
+    body = [[name, *(f"{compared[kind].ratio:.2f}" for kind in _KINDS)] for name, compared in found.items()]
+    parts += [table(["layer", *_KINDS], body)]
+    if found:
+        parts += [losses((name, kind, of[kind]) for name, of in found.items() for kind in _KINDS)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=at_least(0), default=150, help="for everything (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="a folder (default: bench/results/<device>)")
     options = parser.parse_args(argv)
-    out = options.out or Path("bench/results") / machine.folder_name(torch.device("cpu"))
+    out = options.out or Path("bench/results") / machine.folder_name(_CPU)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

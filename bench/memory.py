@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .check import expect
+from .outcomes import Outcome, Timed, Untimed
 from .peers import PEERS, Peer, call_of
-from .runner import Outcome, checked
+from .runner import checked
 from .shapes import Case, Row
 from .timing import Rounds, interleaved
 from .work import Work, make
@@ -79,11 +80,8 @@ def measure_networks(
     works = [make(row, device, seed) for seed in range(LAYERS)]
     expected = expect(works[0], "training")
     found = {name: checked(PEERS[name], works[0], "training", expected) for name in names}
-    networks = {name: Network(PEERS[name], works) for name, one in found.items() if not isinstance(one, Outcome)}
+    networks = {name: Network(PEERS[name], works) for name, one in found.items() if not isinstance(one, Untimed)}
     about = {name: {"kept_bytes": n.kept_bytes(), "peak_bytes": n.peak_bytes()} for name, n in networks.items()}
     steps: dict[str, Callable[[], object]] = {name: network.step for name, network in networks.items()}
     times = interleaved(steps, device, seconds, rounds._replace(least=2))  # long steps: the memory matters more here
-    return {
-        name: one if isinstance(one, Outcome) else Outcome(times[name], about=about[name])
-        for name, one in found.items()
-    }
+    return {name: one if isinstance(one, Untimed) else Timed(times[name], about[name]) for name, one in found.items()}

@@ -63,12 +63,11 @@ def _compiled(mode: str | None) -> Callable[[Work], Call]:
 def _ours(backend: str | None) -> Callable[[Work], Call]:
     def build(work: Work) -> Call:
         case = work.row.case
-        if backend is not None and (reason := BACKENDS[backend].unavailable()) is not None:
+        problem = work.row.problem(work.input.device)
+        if backend is None:
+            choose(problem, None)  # which raises where a setting is wrong: no refusal but a failure
+        elif (reason := BACKENDS[backend].unavailable() or BACKENDS[backend].why_not(problem)) is not None:
             raise Unserved(reason)
-        try:
-            choose(work.row.problem(work.input.device), backend)
-        except ValueError as error:
-            raise Unserved(str(error)) from error
 
         def call(input: Tensor) -> Tensor:
             return conv_film(

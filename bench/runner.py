@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 
 from .check import Expected, complaint, expect
 from .limits import cost, peaks, share
+from .outcomes import Failed, Outcome, Refused, Timed, Untimed
 from .peers import AUTOMATIC, PEERS, PLAIN, Peer, Unserved, call_of, chosen_backend
 from .shapes import TINY, Row
 from .timing import ROUNDS, Rounds, call_overhead, interleaved, synchronize
@@ -23,16 +23,7 @@ _FIRST_GUESS = {
 }
 
 
-class Outcome(NamedTuple):
-    """The seconds of each round, or why there are none."""
-
-    times: list[float]
-    reason: str = ""
-    failed: bool = False  # a wrong result, or an error where none was announced
-    about: Mapping[str, object] | None = None  # what the report says besides
-
-
-def checked(peer: Peer, work: Work, kind: str, expected: Expected) -> Step | Outcome:
+def checked(peer: Peer, work: Work, kind: str, expected: Expected) -> Step | Untimed:
     """The step to be timed, after one run of it whose results were right; or why there is none.
 
     Raises what plain PyTorch raises."""
@@ -41,15 +32,14 @@ def checked(peer: Peer, work: Work, kind: str, expected: Expected) -> Step | Out
         step = STEPS[kind](call, own)
         wrong = complaint(step(), expected)
     except Unserved as reason:
-        return Outcome([], str(reason))
+        return Refused(str(reason))
     except Exception as error:
         if peer is PLAIN:
             raise
         lines = str(error).strip().splitlines() or [""]
-        # An error of other people's software is a reason; of this package's it is a failure.
-        return Outcome([], f"{type(error).__name__}: {lines[0]}", failed=peer.ours)
-    # Wrong results of other people's software too: Inductor's sums have been further off than that.
-    return step if wrong is None else Outcome([], wrong, failed=peer.ours)
+        return Failed(f"{type(error).__name__}: {lines[0]}", fatal=peer.ours)
+    # Inductor's sums have been further off than what is allowed: no reason for this package's run to fail.
+    return step if wrong is None else Failed(wrong, fatal=peer.ours)
 
 
 class Budget:
@@ -96,7 +86,7 @@ class Runner:
         Raises what plain PyTorch raises; what any other peer raises is its Outcome.
         """
         if self.budget.left() <= 0:
-            return {name: Outcome([], _DROPPED) for name in names}
+            return dict.fromkeys(names, Refused(_DROPPED))
         until = self.budget.next_row_until()
         torch.compiler.reset()  # every row is a new shape of the same code
         if self.device.type == "cuda":
@@ -107,27 +97,27 @@ class Runner:
         steps: dict[str, Callable[[], object]] = {}
         for name in names:
             prepared = self._prepare(PEERS[name], work, kind, expected, until)
-            if isinstance(prepared, Outcome):
+            if isinstance(prepared, Untimed):
                 outcomes[name] = prepared
             else:
                 steps[name] = prepared
         timed = call_overhead if row.case is TINY.case else interleaved
         for name, times in timed(steps, self.device, until - time.monotonic(), self.rounds).items():
-            outcomes[name] = Outcome(times, about=self._about(work, kind, name, times))
+            outcomes[name] = Timed(times, self._about(work, kind, name, times))
         return {name: outcomes[name] for name in names}
 
-    def _prepare(self, peer: Peer, work: Work, kind: str, expected: Expected, until: float) -> Step | Outcome:
+    def _prepare(self, peer: Peer, work: Work, kind: str, expected: Expected, until: float) -> Step | Untimed:
         """`checked`, unless there is no time to compile."""
         begin = time.monotonic()
         if peer.compiled:
             if not self.compiles:
-                return Outcome([], "this run does not compile")
+                return Refused("this run does not compile")
             if until - begin < self._compiling[peer.name]:
                 guess = self._compiling[peer.name]
-                return Outcome([], f"compiling takes about {guess:.0f} s, more than was left of this row's time")
+                return Refused(f"compiling takes about {guess:.0f} s, more than was left of this row's time")
             begin = self._warm_the_compiler()
         prepared = checked(peer, work, kind, expected)
-        if peer.compiled and not isinstance(prepared, Outcome):
+        if peer.compiled and not isinstance(prepared, Untimed):
             self._compiling[peer.name] = time.monotonic() - begin
         return prepared
 

@@ -1,0 +1,80 @@
+"""Every result is checked before it is timed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import check
+from bench.outcomes import Failed, Timed
+from bench.peers import PEERS, PLAIN, Peer
+from bench.runner import Budget, Runner, checked
+from bench.shapes import CASES, ROWS, Row
+from bench.work import make, plain
+from tests.helpers.performance_suite import CPU, SHORT, TINY_ROW
+
+
+class WrongGradient(torch.autograd.Function):
+    """The identity, with a gradient twice as large."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+def altered(change):
+    """A peer that changes plain PyTorch's output, and the number of its calls so far."""
+    calls = []
+
+    def build(work):
+        def call(input):
+            calls.append(1)
+            return change(plain(work.row.case, input, *work.leaves[1:]))
+
+        return call
+
+    return Peer("altered", build, ours=True), calls
+
+
+def one_corner(y):
+    corner = torch.zeros_like(y)
+    corner[..., -1] = 0.01
+    return y + corner
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("forward", one_corner, "output is wrong"),
+        ("forward", lambda y: y * float("nan"), "output is wrong"),
+        ("forward", lambda y: y[:, 1:], "output has shape"),
+        ("training", WrongGradient.apply, "grad_input is wrong"),
+    ],
+)
+@pytest.mark.parametrize("row", [TINY_ROW, Row(CASES[-1], tiny=True)], ids=lambda row: row.name)
+def test_a_wrong_peer_is_caught_and_never_timed(monkeypatch, known_peaks, row, kind, change, said):
+    peer, calls = altered(change)
+    monkeypatch.setitem(PEERS, "altered", peer)
+    outcomes = Runner(CPU, Budget(5, 1), SHORT).measure(row, kind, ("plain", "altered"))
+    assert isinstance(outcomes["plain"], Timed)
+    assert isinstance(outcomes["altered"], Failed) and outcomes["altered"].fatal
+    assert said in outcomes["altered"].reason
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_plain_pytorch_passes_its_own_check(name):
+    row = Row(ROWS[name].case, ROWS[name].channels_last, tiny=True)
+    work = make(row, CPU)
+    assert callable(checked(PLAIN, work, "training", check.expect(work, "training")))
+
+
+def test_compiled_peers_are_right_and_timed(known_peaks):
+    runner = Runner(CPU, Budget(600, 1), SHORT)
+    outcomes = runner.measure(TINY_ROW, "forward", ("plain", "torch.compile", "max-autotune"))
+    assert all(isinstance(outcome, Timed) for outcome in outcomes.values()), outcomes
+    assert len({len(outcome.times) for outcome in outcomes.values()}) == 1

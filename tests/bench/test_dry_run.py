@@ -9,7 +9,6 @@ import time
 
 import pytest
 import torch
-from PIL import Image
 
 from bench import memory, report, results
 from bench.peers import PEERS
@@ -78,6 +77,8 @@ def test_the_table_has_a_row_for_each_layer_and_says_where_we_lose(dry):
 
 
 def test_the_chart_is_a_picture(dry):
+    pytest.importorskip("matplotlib")
+    Image = pytest.importorskip("PIL.Image")
     with Image.open(dry[0] / "chart.png") as picture:
         picture.load()
         assert picture.format == "PNG" and min(picture.size) > 500

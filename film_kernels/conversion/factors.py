@@ -40,7 +40,48 @@ class Factor:
         return self.kind in ("learnt", "fixed", "constant")
 
 
-def without_expansion(value: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+class Factors:
+    """What stands beside the tensors of one graph. Each value is freed from its expansion once."""
+
+    def __init__(self) -> None:
+        self._unexpanded: dict[fx.Node, tuple[fx.Node, tuple[fx.Node, ...]]] = {}
+
+    def of(self, value: Any, result: Tensor | None, spatial_rank: int) -> Factor:
+        """What `value` is beside a convolution's result of the shape of `result`, if that is known."""
+        if isinstance(value, _NUMBERS) or (isinstance(value, fx.Node) and isinstance(known_value(value), _NUMBERS)):
+            return Factor("constant", value)
+        if not isinstance(value, fx.Node):
+            return Factor("other", value)
+        if value not in self._unexpanded:
+            self._unexpanded[value] = _without_expansion(value)
+        return _factor(*self._unexpanded[value], result, spatial_rank)
+
+
+def _factor(value: fx.Node, copied_by: tuple[fx.Node, ...], result: Tensor | None, spatial_rank: int) -> Factor:
+    """`value`, without its expansion, beside a convolution's result."""
+    tensor = tensor_of(value)
+    if tensor is None or result is None:
+        known = trailing_ones(value) >= spatial_rank
+        if tensor is not None:  # a parameter
+            known = known or tensor.dim() == 0 or tuple(tensor.shape[-spatial_rank:]) == (1,) * spatial_rank
+        return Factor(_origin(value) if known else "unknown", value, copied_by)
+    if result.dim() < 3:
+        return Factor("other", value, copied_by)  # nothing of a convolution's shape
+    shape = (1,) * (result.dim() - tensor.dim()) + tuple(tensor.shape)
+    batch, channels, *positions = shape
+    if len(shape) != result.dim() or not any(same(batch, size) for size in (1, result.shape[0])):
+        return Factor("other", value, copied_by)
+    if not all(same(size, 1) for size in positions):
+        return Factor("map", value, copied_by)
+    if not same(channels, result.shape[1]):
+        return Factor("constant" if same(batch, 1) and same(channels, 1) else "other", value, copied_by)
+    origin = _origin(value) if same(batch, 1) else "channel"
+    if origin == "channel" and all(same(size, 1) for size in result.shape[2:]) and trailing_ones(value) < spatial_rank:
+        return Factor("point", value, copied_by)
+    return Factor(origin, value, copied_by)
+
+
+def _without_expansion(value: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     """What `value` expands to the shape of another tensor: broadcasting does that anyway; and the nodes on the way that
     copied it. It is looked for behind sums and products with numbers too, `1 + gamma.expand_as(x)`, which are then
     written anew."""
@@ -51,7 +92,7 @@ def without_expansion(value: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     operands = [arg for arg in value.args if isinstance(arg, fx.Node)]
     if value.target not in _WITH_NUMBERS or len(operands) != 1 or len(value.args) != 2 or value.kwargs:
         return value, copied
-    inner, copied_before = without_expansion(operands[0])
+    inner, copied_before = _without_expansion(operands[0])
     if inner is operands[0]:
         return value, copied
     args = tuple(inner if arg is operands[0] else arg for arg in value.args)
@@ -62,7 +103,7 @@ def without_expansion(value: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
 
 
 def is_of_a_factor(node: fx.Node) -> bool:
-    """Whether `node` is one of the operations that `without_expansion` looks behind, which change nothing in place."""
+    """Whether `node` is one of the operations that `_without_expansion` looks behind, which change nothing in place."""
     return any(_calls(node, targets) for targets in (_EXPANSIONS, _WITH_NUMBERS, _REPETITIONS, CONVERSIONS))
 
 
@@ -99,33 +140,6 @@ def _repeats_ones(node: fx.Node) -> bool:
         return False
     pairs = zip(reversed(counts), reversed(sizes), strict=False)
     return all(same(count, 1) or same(size, 1) for count, size in pairs)
-
-
-def factor_of(value: Any, result: Tensor | None, spatial_rank: int) -> Factor:
-    """What `value` is beside a convolution's result of the shape of `result`, if that is known."""
-    if isinstance(value, _NUMBERS) or (isinstance(value, fx.Node) and isinstance(known_value(value), _NUMBERS)):
-        return Factor("constant", value)
-    if not isinstance(value, fx.Node):
-        return Factor("other", value)
-    value, copied_by = without_expansion(value)
-    tensor = tensor_of(value)
-    if tensor is None or result is None:
-        known = trailing_ones(value) >= spatial_rank
-        if tensor is not None:  # a parameter
-            known = known or tensor.dim() == 0 or tuple(tensor.shape[-spatial_rank:]) == (1,) * spatial_rank
-        return Factor(_origin(value) if known else "unknown", value, copied_by)
-    shape = (1,) * (result.dim() - tensor.dim()) + tuple(tensor.shape)
-    batch, channels, *positions = shape
-    if len(shape) != result.dim() or not any(same(batch, size) for size in (1, result.shape[0])):
-        return Factor("other", value, copied_by)
-    if not all(same(size, 1) for size in positions):
-        return Factor("map", value, copied_by)
-    if not same(channels, result.shape[1]):
-        return Factor("constant" if same(batch, 1) and same(channels, 1) else "other", value, copied_by)
-    origin = _origin(value) if same(batch, 1) else "channel"
-    if origin == "channel" and all(same(size, 1) for size in result.shape[2:]) and trailing_ones(value) < spatial_rank:
-        return Factor("point", value, copied_by)
-    return Factor(origin, value, copied_by)
 
 
 def _origin(value: fx.Node) -> str:

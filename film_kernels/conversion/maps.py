@@ -7,25 +7,24 @@ from typing import Any
 
 from torch import fx
 
-from .factors import Factor
+from .match import Link
 from .nodes import word_of
 from .norms import is_norm
 from .operations import convolution_of
-from .records import Affine, Operation
+from .records import Affine
 
 _GATES = ("sigmoid", "hardsigmoid", "softmax")
 _FAR = 8  # operations upwards
 
 
-def is_made_by_chain(
-    convolution: fx.Node, steps: Sequence[tuple[Operation, tuple[Factor, ...]]], scale: Any, shift: Any
-) -> bool:
-    """Whether `convolution`, with `steps` behind it and no norm, makes gamma in `gamma * scale + shift`, and is not
+def is_made_by_chain(convolution: fx.Node, links: Sequence[Link], scale: Any, shift: Any) -> bool:
+    """Whether `convolution`, with `links` behind it and no norm, makes gamma in `gamma * scale + shift`, and is not
     what is modulated. It makes gamma where it is brought around 1, `1 + conv(c)`, or to a gate; where beta comes from a
     convolution of the same tensor; and where what it multiplies has been normalised."""
-    if steps:
-        last, factors = steps[-1]
-        if last.name in _GATES or (isinstance(last, Affine) and last.name == "shift" and factors[0].kind == "constant"):
+    if links:
+        last = links[-1].operation
+        around_a_number = isinstance(last, Affine) and last.name == "shift" and links[-1].factors[0].kind == "constant"
+        if last.name in _GATES or around_a_number:
             return True
     source = _above(shift, lambda node: convolution_of(node) is not None)
     if source is not None and source.all_input_nodes[:1] == convolution.all_input_nodes[:1]:

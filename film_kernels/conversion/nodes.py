@@ -104,8 +104,8 @@ def same_shape(a: Tensor, b: Tensor) -> bool:
 
 def users_of_values(node: fx.Node) -> list[fx.Node]:
     """Who needs the values of `node`: not those who ask for its shape alone, as `gamma.expand_as(x)` and `x.data.shape`
-    do."""
-    return [user for user in node.users if not asks_for_the_shape(user, node)]
+    do, nor what a matcher has written anew."""
+    return [user for user in node.users if "written_anew" not in user.meta and not asks_for_the_shape(user, node)]
 
 
 def asks_for_the_shape(user: fx.Node, node: fx.Node) -> bool:

@@ -69,6 +69,7 @@ _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _DIVIDE = {operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"}
 _SUBTRACT = {operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"}
 _MULTIPLY_ADD = {torch.addcmul, "addcmul", "addcmul_"}
+_ARITHMETIC = _MULTIPLY | _ADD | _DIVIDE | _SUBTRACT | _MULTIPLY_ADD
 
 
 def convolution_of(node: fx.Node) -> Convolution | None:
@@ -77,6 +78,11 @@ def convolution_of(node: fx.Node) -> Convolution | None:
     if not is_one_of(target, CONVOLUTIONS):
         return None
     return Convolution(node, *CONVOLUTIONS[target], arguments_of(node, _CONVOLUTION))
+
+
+def is_arithmetic(node: fx.Node) -> bool:
+    """Whether `node` is a sum, a product or the like, of which either operand may be what passes."""
+    return is_one_of(target_of(node), _ARITHMETIC)
 
 
 def operation_of(node: fx.Node, passing: fx.Node) -> Operation | None:

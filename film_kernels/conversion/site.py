@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from .matching import Match
+from .match import Match
 from .reasons import in_words
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # as Python prints tracebacks

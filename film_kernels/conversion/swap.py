@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from .factors import Factor, is_of_a_factor
+from .factors import is_of_a_factor
 from .folding import Step, conv_steps_film
-from .matching import Match, matches
+from .match import Link, Match
+from .matching import matches
 from .nodes import asks_for_the_shape, tensor_of
-from .records import Affine, Norm, Operation
+from .records import Affine, Norm
 
 _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
 
@@ -69,9 +70,9 @@ def _swap_one(graph: fx.Graph, match: Match) -> None:
     unused = [*reversed(match.nodes)]
     unused += [
         value
-        for operation, _ in (*match.before, *match.after)
-        if isinstance(operation, Affine)
-        for value in operation.values
+        for link in (*match.before, *match.after)
+        if isinstance(link.operation, Affine)
+        for value in link.operation.values
     ]
     erased = _erase_unused(node for node in unused if isinstance(node, fx.Node))
     left = [node for node in reversed(match.nodes) if node not in erased]
@@ -111,13 +112,14 @@ def _erase_unused(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return erased
 
 
-def _steps(steps: Sequence[tuple[Operation, tuple[Factor, ...]]]) -> tuple[Step, ...]:
+def _steps(links: Sequence[Link]) -> tuple[Step, ...]:
     found: list[Step] = []
-    for operation, factors in steps:
+    for link in links:
+        operation = link.operation
         if isinstance(operation, Norm):
             norm = operation
             found.append(("batch_norm", norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps))
         elif isinstance(operation, Affine):
             names = ("scale", "shift") if operation.name == "film" else (_NAMES[operation.name, operation.inverse],)
-            found += [(name, factor.value) for name, factor in zip(names, factors, strict=True)]
+            found += [(name, factor.value) for name, factor in zip(names, link.factors, strict=True)]
     return tuple(found)

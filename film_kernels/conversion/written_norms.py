@@ -4,6 +4,7 @@ between a permutation and its way back."""
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import fx
 
 from .nodes import same, same_shape, tensor_of, users_of_values, word_of
 from .norms import is_norm, norm_of, why_no_norm
+from .operations import operation_of
 from .records import Norm
 
 _MOST_NODES = 40
@@ -33,14 +35,30 @@ _RESHAPES = {"view", "reshape", "flatten", "unflatten", "rearrange"}
 _WORDS = _PERMUTATIONS | _STATISTICS | _ROOTS | _OTHERS
 
 
-def written_norm(start: fx.Node) -> Norm | None:
+def written_norms(graph: fx.Graph) -> Iterator[Norm]:
+    """Every norm that is written out in `graph`: of results that no single operation of a chain reads."""
+    for node in graph.nodes:
+        readers = users_of_values(node)
+        if not readers or not all(map(_may_be_inside, readers)):
+            continue
+        if len(readers) > 1 or operation_of(readers[0], node) is None:
+            norm = _written_norm(node)
+            if norm is not None:
+                yield norm
+
+
+def _may_be_inside(node: fx.Node) -> bool:
+    return word_of(node) in _WORDS or is_norm(node)
+
+
+def _written_norm(start: fx.Node) -> Norm | None:
     """The norm of the result of `start` that is written out behind it: all that is made of that result comes together
     in one node of its shape, by way of statistics and a root, or of one of PyTorch's norms in another layout."""
     shape = tensor_of(start)
     inside: list[fx.Node] = []
     waiting = set(users_of_values(start))
     while waiting and len(inside) < _MOST_NODES:
-        if not all(word_of(one) in _WORDS or is_norm(one) for one in waiting):
+        if not all(map(_may_be_inside, waiting)):
             return None
         node = min(waiting)  # in the graph's order
         inside.append(node)

@@ -1,0 +1,122 @@
+"""`Match`: one place in a graph where FiLM stands, from what the site begins with to its last operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from .factors import Factor
+from .reasons import Reason
+from .records import Activation, Affine, Convolution, Norm, Operation
+
+
+@dataclass(frozen=True)
+class Link:
+    """An operation of a chain, with what it scales by and shifts by."""
+
+    operation: Operation
+    factors: tuple[Factor, ...] = ()
+
+    def is_film(self, by_parameters: bool) -> bool:
+        """Whether it is FiLM, or a part of one; a scale by parameters counts only where `by_parameters` says so."""
+        kinds = {factor.kind for factor in self.factors}
+        if (
+            by_parameters
+            and "learnt" in kinds
+            and isinstance(self.operation, Affine)
+            and self.operation.scale is not None
+        ):
+            return True
+        return not kinds.isdisjoint(("channel", "map", "unknown"))
+
+    @property
+    def folds(self) -> bool:
+        """Whether it is a scale and a shift that go into the fused call: its own, or a BatchNorm's."""
+        return bool(self.factors) or (isinstance(self.operation, Norm) and self.operation.reason is None)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A convolution and what follows it up to its FiLM, or up to the activation after that.
+
+    FiLM is a scale or shift that comes with the call of the model. Where there is none, a scale by parameters counts:
+    gamma may have been chosen by the name of a task, which the graph does not tell. Behind a norm such a scale is the
+    norm's own, and a shift by parameters alone is a bias.
+
+    `links` are everything in order behind the root; `film` is the last scale or shift of the FiLM; `reason` says why the
+    site cannot be fused, None where it can."""
+
+    root: Convolution
+    links: tuple[Link, ...]
+    film: fx.Node
+    reason: Reason | None
+    by_parameters: bool = False  # whether a scale by parameters counts
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The operations as found; a scale and a shift together, one of them FiLM's, are "film"."""
+        names, pairs = [self.root.name], [(False, False)]
+        for link in self.links:
+            name, film = link.operation.name, link.is_film(self.by_parameters)
+            own = not self.by_parameters and any(factor.kind in ("learnt", "fixed") for factor in link.factors)
+            together = {names[-1], name} == {"scale", "shift"} and not pairs[-1][1]
+            if together and (film or pairs[-1][0]):
+                names[-1] = "film"
+            elif name:
+                names.append(name)
+                pairs.append((film, own))
+        return tuple(names)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """From the root to the last one."""
+        return [self.root.node, *(link.operation.node for link in self.links)]
+
+    @property
+    def norm(self) -> Norm | None:
+        """The first norm that needs statistics, if there is one."""
+        norms = (link.operation for link in self.links if isinstance(link.operation, Norm))
+        return next((norm for norm in norms if norm.reason is not None), None)
+
+    @property
+    def activation(self) -> Activation | None:
+        """The first activation that the kernels have, if there is one."""
+        return activation_in(self.links)
+
+    @property
+    def film_position(self) -> str:
+        """Where FiLM stands; where there is no activation, everything is before it."""
+        return film_position(self.links, self.by_parameters)
+
+    @property
+    def before(self) -> list[Link]:
+        """Scales, shifts and BatchNorms in front of the activation."""
+        return [link for link in self.links[: index_of_activation(self.links)] if link.folds]
+
+    @property
+    def after(self) -> list[Link]:
+        """Scales, shifts and BatchNorms behind the activation."""
+        return [link for link in self.links[index_of_activation(self.links) :] if link.folds]
+
+
+def index_of_activation(links: Sequence[Link]) -> int:
+    """Where in `links` the first activation stands that the kernels have; behind all of them without one."""
+    for index, link in enumerate(links):
+        if isinstance(link.operation, Activation) and link.operation.reason is None:
+            return index
+    return len(links)
+
+
+def activation_in(links: Sequence[Link]) -> Activation | None:
+    """The first activation in `links` that the kernels have."""
+    index = index_of_activation(links)
+    found = links[index].operation if index < len(links) else None
+    return found if isinstance(found, Activation) else None
+
+
+def film_position(links: Sequence[Link], by_parameters: bool) -> str:
+    """ "pre" where FiLM stands before the activation in `links`, otherwise "post"."""
+    before = links[: index_of_activation(links)]
+    return "pre" if any(link.is_film(by_parameters) for link in before) else "post"

@@ -1,0 +1,103 @@
+"""From a scale or shift up the graph, through what a chain may hold, to what the site begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from .crossings import crossing_of
+from .factors import Factors
+from .films import factors_beside, keeps_shape
+from .nodes import arguments_of, users_of_values
+from .operations import convolution_of, is_arithmetic, operation_of
+from .records import Affine, Convolution, Norm, Operation
+from .written_norms import written_norms
+
+
+@dataclass(frozen=True)
+class Way:
+    """`operations` in their order, the first of them of the result of `top`, which is a `convolution`, or nothing that
+    a chain may hold. `earlier` are operations in another graph, between the convolution and `top`."""
+
+    top: fx.Node
+    operations: tuple[Operation, ...]
+    convolution: Convolution | None = None
+    earlier: Sequence[Operation] = ()
+
+    @property
+    def place(self) -> list[int]:
+        """What orders ways from one top: at each node, which of its readers the way goes to."""
+        nodes = [self.top, *(operation.node for operation in self.operations)]
+        pairs = zip(nodes, self.operations, strict=False)
+        return [0 if _is_written(to) else users_of_values(node).index(to.node) for node, to in pairs]
+
+
+class Upward:
+    """The ways up in one graph, each step of which is looked at once."""
+
+    def __init__(self, graph: fx.Graph, factors: Factors) -> None:
+        self._factors = factors
+        self._norms: dict[fx.Node, list[Norm]] = {}  # written out, by where they end
+        for norm in written_norms(graph):
+            self._norms.setdefault(norm.node, []).append(norm)
+        self._begins_norm = {norm.source for norms in self._norms.values() for norm in norms}
+        self._above: dict[fx.Node, list[tuple[fx.Node, Operation]] | None] = {}
+
+    def ways(self, source: fx.Node, operation: Operation) -> list[Way]:
+        """All ways up from `operation` of the result of `source`; none from behind another FiLM."""
+        found, seen = [], {source}
+        todo: list[tuple[fx.Node, tuple[Operation, ...]]] = []
+        if source not in self._begins_norm:
+            todo.append((source, (operation,)))
+        while todo:
+            node, below = todo.pop()
+            convolution, earlier = crossing_of(node) or (convolution_of(node), [])
+            if convolution is not None:
+                found.append(Way(node, below, convolution, earlier))
+                continue
+            steps = self._steps(node)
+            if not steps and steps is not None:
+                found.append(Way(node, below))
+            for above, step in steps or []:
+                if above not in seen:
+                    seen.add(above)
+                    todo.append((above, (step, *below)))
+        return found
+
+    def _steps(self, node: fx.Node) -> list[tuple[fx.Node, Operation]] | None:
+        """What `node` may be the end of in a chain, each with the node above; None where it is a FiLM itself: whatever
+        stands behind that is found from there."""
+        if node not in self._above:
+            self._above[node] = self._look_above(node)
+        return self._above[node]
+
+    def _look_above(self, node: fx.Node) -> list[tuple[fx.Node, Operation]] | None:
+        found: list[tuple[fx.Node, Operation]] = [(norm.source, norm) for norm in self._norms.get(node, [])]
+        if is_arithmetic(node):
+            sources = node.all_input_nodes
+        else:
+            first = arguments_of(node, ("input",)).get("input")
+            sources = [first] if isinstance(first, fx.Node) else []
+        is_film = False
+        for source in sources:
+            operation = operation_of(node, source) if source not in self._begins_norm else None
+            if operation is None or not keeps_shape(node, source):
+                continue
+            if isinstance(operation, Affine):
+                kinds = {factor.kind for factor in factors_beside(source, operation, self._factors)}
+                is_film = is_film or not kinds.isdisjoint(("channel", "point"))
+                if not kinds <= {"learnt", "fixed", "constant"}:
+                    continue
+            found.append((source, operation))
+        return None if is_film and not found else found
+
+
+def _is_written(operation: Operation) -> bool:
+    return isinstance(operation, Norm) and operation.spelling == "written"
+
+
+def is_one_reader_of_many(node: fx.Node, operation: Operation) -> bool:
+    """Whether others than `operation` read the result of `node` too. All of a norm that is written out is one."""
+    return not _is_written(operation) and len(users_of_values(node)) > 1

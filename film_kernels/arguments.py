@@ -16,10 +16,11 @@ from torch import Tensor
 
 from .checks import INTEGERS, Kind, check_film_shape, check_types, in_words
 from .layouts import writes_channels_last
-from .problems.conv_film import TENSORS, ConvFilm, Tensors, problem_of
+from .problems.conv_film import OPTIONS, TENSORS, ConvFilm, Tensors, problem_of
 
 _AS_THEY_ARE = frozenset((int, float, str))
 _REQUIRED = 2  # input and weight
+_OFFSET = OPTIONS.index("gamma_offset")
 
 
 def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tensors, bool]:
@@ -35,8 +36,9 @@ def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tenso
     input, weight, bias, gamma, beta = tensors
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         check_types(TENSORS, tensors, _REQUIRED)
-    if isinstance(options[-1], Tensor):  # gamma_offset
-        gamma, options = _with_offset(weight, gamma, options[-1]), (*options[:-1], 0.0)
+    if isinstance(options[_OFFSET], Tensor):
+        gamma = _with_offset(weight, gamma, options[_OFFSET])
+        options = (*options[:_OFFSET], 0.0, *options[_OFFSET + 1 :])
     try:
         unbatched = input.dim() == weight.dim() - 1
         if unbatched:

@@ -11,11 +11,20 @@ from typing import Any
 from torch import Tensor
 
 from . import reference
+from .layouts import writes_channels_last
 from .problems import Problem
 from .problems import conv_film as conv
 
 Some = Sequence[Tensor | None]
 _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+def _picker(names: Sequence[str], picked: Sequence[str]) -> _Pick:
+    """Of a sequence with something for each of `names`, those for `picked`."""
+    places = [names.index(name) for name in picked]
+    if len(places) > 1:
+        return operator.itemgetter(*places)
+    return lambda found: tuple(found[place] for place in places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +38,7 @@ class Operator:
     parameter: str  # the one whose gradient has its own strides: optimisers and those who reduce gradients compare them
     options_schema: str  # the options as the registered operators take them
     options_of: Callable[[Sequence[Any]], Sequence[Any]]  # options as problem_of takes them, from those
+    writes_channels_last: Callable[[Some], bool]  # whether its output is channels_last, from the tensors' strides
     problem_of: Callable[..., Any]  # (kinds, channels_last, *options) -> the record
     plain: Callable[..., Tensor]  # (problem, *tensors) -> y, differentiable to any order
 
@@ -45,9 +55,9 @@ class Operator:
         others = tuple(name for name in self.tensors if name not in self.saved)
         order = (*self.saved, *others)
         made = {
-            "pick_saved": operator.itemgetter(*map(self.tensors.index, self.saved)),
-            "pick_others": operator.itemgetter(*map(self.tensors.index, others)),
-            "in_order": operator.itemgetter(*map(order.index, self.tensors)),
+            "pick_saved": _picker(self.tensors, self.saved),
+            "pick_others": _picker(self.tensors, others),
+            "in_order": _picker(order, self.tensors),
             "others": others,
             "parameter_at": self.tensors.index(self.parameter),
             "option_names": tuple(option.split()[-1] for option in self.options_schema.split(", ")),
@@ -68,6 +78,7 @@ CONV_FILM = Operator(
     parameter="weight",
     options_schema=conv.OPTIONS_SCHEMA,
     options_of=conv.options_of,
+    writes_channels_last=lambda tensors: writes_channels_last(*tensors[:2]),  # type: ignore[arg-type]
     problem_of=conv.problem_of,
     plain=lambda problem, *tensors: reference.forward(problem, *tensors),
 )

@@ -18,7 +18,7 @@ from .arguments import kind_of, remembered
 from .backends import check_backend, choose, remembered_choice
 from .backends.base import Kernels
 from .derivatives import Wanted, differentiable_gradients, gradients, with_strides
-from .layouts import gradient_strides, strides_of, writes_channels_last
+from .layouts import gradient_strides, strides_of
 from .operators import OPERATORS, Operator, Some, operator_of
 from .problems import Problem
 from .saved import checked_kept
@@ -119,7 +119,7 @@ class _Registered:
         """The record of `call` and who serves it. Nothing has been checked before."""
         operator, channels_last = self.operator, call.channels_last
         if channels_last is None:
-            channels_last = writes_channels_last(*call.tensors[:2])  # type: ignore[arg-type]
+            channels_last = operator.writes_channels_last(call.tensors)
         kinds, options = tuple(map(kind_of, call.tensors)), operator.options_of(call.options)
         problem = remembered(operator.problem_of, kinds, channels_last, *options)
         n_k = problem.tensor_shapes[-1]
@@ -163,7 +163,8 @@ def _existing(tensors: Some, wanted: Sequence[bool]) -> Wanted:
     return tuple(asked and tensor is not None for tensor, asked in zip(tensors, wanted, strict=True))
 
 
-def _register(operator: Operator) -> None:
+def register(operator: Operator) -> None:
+    """Make the two operators of `operator` known to the dispatcher."""
     name, registered = f"film_kernels::{operator.name}", _Registered(operator)
     tensors = (f"Tensor{'?' if at >= operator.required else ''} {t}" for at, t in enumerate(operator.tensors))
     given = f"{', '.join(tensors)}, {operator.options_schema}, str backend"
@@ -189,4 +190,4 @@ def _register(operator: Operator) -> None:
 
 
 for _operator in OPERATORS.values():
-    _register(_operator)
+    register(_operator)

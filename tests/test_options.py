@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import fractions
+import inspect
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from film_kernels import conv_film
+from film_kernels import conv_film, reference
+from film_kernels.problems import conv_film as problem
 
 X, W = torch.randn(2, 4, 9, 9), torch.randn(6, 4, 3, 3)
 OPTIONS = ("stride", "padding", "dilation", "groups")
+
+
+@pytest.mark.parametrize("function", [conv_film, reference.conv_film])
+def test_the_record_has_the_options_in_the_order_of_the_arguments(function):
+    names = list(inspect.signature(function).parameters)
+    assert tuple(names) == (*problem.TENSORS, *problem.OPTIONS, "backend")
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -45,8 +45,8 @@ class Match:
     gamma may have been chosen by the name of a task, which the graph does not tell. Behind a norm such a scale is the
     norm's own, and a shift by parameters alone is a bias.
 
-    `links` are everything in order behind the root; `film` is the last scale or shift of the FiLM; `reason` says why the
-    site cannot be fused, None where it can."""
+    `links` are everything in order behind the root; `film` is the last scale or shift of the FiLM; `reason` says why
+    the site cannot be fused, None where it can."""
 
     root: Convolution
     links: tuple[Link, ...]

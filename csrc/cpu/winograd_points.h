@@ -57,18 +57,18 @@ struct Size {
 template <class T, class A = float>
 inline void transform_filter(AtPoints<float> points, const float* taps, Pitches pitches, Size size) {
   constexpr int RH = T::H::R, RW = T::W::R, NH = T::H::N, NW = T::W::N, L = kLanes<A>;
+  // Copies, which no store can change.
+  const int64_t line = pitches.row, tap = pitches.column, step = points.step, rows = size.rows, columns = size.columns;
   for (int lane = 0; lane < kLanes<float>; lane += L) {
     Vector<A> filter[RH][RW], out[NH][NW];
     for (int h = 0; h < RH; ++h)
       for (int w = 0; w < RW; ++w)
-        filter[h][w] = h < size.rows && w < size.columns
-                           ? load_floats<A>(taps + h * pitches.row + w * pitches.column + lane)
-                           : Vector<A>{};
+        filter[h][w] = h < rows && w < columns ? load_floats<A>(taps + h * line + w * tap + lane) : Vector<A>{};
     transform_2d(
         filter, out, [](const auto& in, auto& out) { T::H::filter(in, out); },
         [](const auto& in, auto& out) { T::W::filter(in, out); });
     for (int h = 0; h < NH; ++h)
-      for (int w = 0; w < NW; ++w) store_floats<A>(points.first + (h * NW + w) * points.step + lane, out[h][w]);
+      for (int w = 0; w < NW; ++w) store_floats<A>(points.first + (h * NW + w) * step + lane, out[h][w]);
   }
 }
 
@@ -95,13 +95,15 @@ template <class T, class A>
 inline bool transform_results(float* results, Pitches pitches, AtPoints<const float> products, int64_t width,
                               Size size) {
   constexpr int NH = T::H::N, NW = T::W::N, MH = T::H::M, MW = T::W::M;
+  // Copies, which no store can change.
+  const int64_t line = pitches.row, pixel = pitches.column, step = products.step, high = size.rows, wide = size.columns;
   Vector<A> zero_or_nan{};
   for (int64_t v = 0; v < width; v += kLanes<A>) {
     Vector<A> m[NH][NW], y[MH][MW];
 #pragma GCC unroll 8
     for (int i = 0; i < NH; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < NW; ++j) m[i][j] = load_floats<A>(products.first + (i * NW + j) * products.step + v);
+      for (int j = 0; j < NW; ++j) m[i][j] = load_floats<A>(products.first + (i * NW + j) * step + v);
     transform_2d(
         m, y, [](const auto& in, auto& out) { T::H::results(in, out); },
         [](const auto& in, auto& out) { T::W::results(in, out); });
@@ -109,36 +111,15 @@ inline bool transform_results(float* results, Pitches pitches, AtPoints<const fl
     for (int i = 0; i < MH; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < MW; ++j) {
-        if (i < size.rows && j < size.columns)
-          zero_or_nan += 0 * store_floats<A>(results + i * pitches.row + j * pitches.column + v, y[i][j]);
+        if (i < high && j < wide) zero_or_nan += 0 * store_floats<A>(results + i * line + j * pixel + v, y[i][j]);
       }
   }
   return is_zero<A>(zero_or_nan);
 }
 
-// A u A^T of a gradient's tile.
-template <class T>
-inline void transform_gradient(AtPoints<float> points, const float* pixels, Pitches pitches, Size size) {
-  constexpr int NH = T::H::N, NW = T::W::N, MH = T::H::M, MW = T::W::M;
-  Vector<float> u[MH][MW], out[NH][NW];
-#pragma GCC unroll 4
-  for (int i = 0; i < MH; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < MW; ++j)
-      u[i][j] =
-          i < size.rows && j < size.columns ? load(pixels + i * pitches.row + j * pitches.column) : Vector<float>{};
-  transform_2d(
-      u, out, [](const auto& in, auto& out) { T::H::gradient(in, out); },
-      [](const auto& in, auto& out) { T::W::gradient(in, out); });
-#pragma GCC unroll 8
-  for (int i = 0; i < NH; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < NW; ++j) store(points.first + (i * NW + j) * points.step, out[i][j]);
-}
-
 // G^T m G of the sums over all tiles of a gradient's and an input's products: the gradient of the filter's taps.
 template <class T>
-inline void transform_sums(Vector<float> (&taps)[T::H::R][T::W::R], AtPoints<const float> sums) {
+[[gnu::always_inline]] inline void transform_sums(Vector<float> (&taps)[T::H::R][T::W::R], AtPoints<const float> sums) {
   constexpr int NH = T::H::N, NW = T::W::N;
   Vector<float> m[NH][NW];
   for (int i = 0; i < NH; ++i)

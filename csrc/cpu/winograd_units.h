@@ -136,7 +136,7 @@ class TransformedUnits {
         for (int64_t k = 0; k < layout.outputs; k += kLoadedOutputs) {
           const ChannelRange channels{k, std::min(kLoadedOutputs, layout.outputs - k)};
           load_gradient(u, g, e, unit, channels, sums);
-          transform_gradients(u, e, i, channels);
+          transform_gradient(u, e, i, channels);
         }
       }
     });
@@ -158,7 +158,7 @@ class TransformedUnits {
   const Layout layout;
 
  private:
-  static constexpr int64_t L = kLanes<float>, MH = T::H::M, MW = T::W::M;
+  static constexpr int L = kLanes<float>, MH = T::H::M, MW = T::W::M;
   static constexpr int64_t kLoadedOutputs = 64 / Layout::kOutputs * Layout::kOutputs;  // loaded together
 
   static Pass<float> pass(const Problem& p) { return {forward_taps(p.h), forward_taps(p.w), 0, {}}; }
@@ -172,6 +172,7 @@ class TransformedUnits {
     centred_[unit] = centre_ && centre_strip(strip, means, whole, pass_.h, pass_.w, pixel);
   }
 
+  // X = B^T x B of a unit's tiles.
   void transform_input(const float* strip, const Extent& e, int64_t i) {
     const int64_t pixel = p_.group_in(), line = pass_.w.extent(whole_tiles<T>(e).columns) * pixel;
     const int64_t high = tiles_[i].high + pieces_.along_h - 1, wide = tiles_[i].wide + pieces_.along_w - 1;
@@ -208,18 +209,36 @@ class TransformedUnits {
     }
   }
 
-  void transform_gradients(const float* u, const Extent& e, int64_t i, const ChannelRange& channels) {
-    const int64_t pixel = channels.count, line = e.columns * pixel;
-    int64_t tile = 0;
+  // Q = A u A^T of a unit's tiles. Where a tile reaches over the edge, the gradient's elements there are zeros.
+  void transform_gradient(const float* u, const Extent& e, int64_t i, const ChannelRange& range) {
+    constexpr int NH = T::H::N, NW = T::W::N;
+    const int64_t k0 = range.first, channels = range.count;
+    int64_t tile = i * layout.gradient_tiles;
     for (int64_t h = 0; h < e.rows; h += MH)
-      for (int64_t w = 0; w < e.columns; w += MW, ++tile)
-        for (int64_t k = channels.first; k < channels.first + channels.count; k += L) {
-          const int64_t range = k / Layout::kOutputs * Layout::kOutputs;
-          float* q = q_ + layout.q_at(range, i, tile) + k - range;
-          const float* corner = u + h * line + w * pixel + k - channels.first;
-          transform_gradient<T>({q, layout.q_point()}, corner, {line, pixel},
-                                {std::min(MH, e.rows - h), std::min(MW, e.columns - w)});
+      for (int64_t w = 0; w < e.columns; w += MW, ++tile) {
+        const int64_t high = std::min<int64_t>(MH, e.rows - h), wide = std::min<int64_t>(MW, e.columns - w);
+        const float* corner = u + (h * e.columns + w) * channels;
+        for (int64_t k = 0; k < channels; k += L) {
+          Vector<float> gradient[MH][MW], points[NH][NW];
+#pragma GCC unroll 4
+          for (int row = 0; row < MH; ++row)
+#pragma GCC unroll 4
+            for (int column = 0; column < MW; ++column)
+              gradient[row][column] = row < high && column < wide
+                                          ? load(corner + (row * e.columns + column) * channels + k)
+                                          : Vector<float>{};
+          transform_2d(
+              gradient, points, [](const auto& in, auto& out) { T::H::gradient(in, out); },
+              [](const auto& in, auto& out) { T::W::gradient(in, out); });
+          const int64_t first = (k0 + k) / Layout::kOutputs * Layout::kOutputs;
+          float* out = q_ + layout.q_at(first, 0, tile) + (k0 + k) % Layout::kOutputs;
+#pragma GCC unroll 8
+          for (int row = 0; row < NH; ++row)
+#pragma GCC unroll 8
+            for (int column = 0; column < NW; ++column)
+              store(out + (row * NW + column) * layout.q_point(), points[row][column]);
         }
+      }
   }
 
   const Problem& p_;

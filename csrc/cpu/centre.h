@@ -2,8 +2,9 @@
 // channel, and tap sums w = sum over taps of W,
 //   dgamma = sum_p u * z = <W, U'> + (b + <w, m>) * sum_p u,     U' = the weight gradient of u from x - m,
 // and U = U' + m * sum_p u at every tap. Without it <W, U> and b * sum_p u can both be far larger than their sum, and
-// leave it their rounding errors. m is the mean over a unit (a block of positions of one sample), and zeros of padding
-// become -m, so that nothing but x is changed. Means that are small beside the elements are left where they are.
+// leave it their rounding errors. m is the mean over a unit (a block of positions of one sample). It is taken out of
+// the zeros of padding too, which become -m: the formula holds for every element that a tap meets. Means that are small
+// beside the elements are left where they are.
 #pragma once
 
 #include <cmath>
@@ -14,11 +15,13 @@
 
 namespace film::FILM_ISA {
 
-// What tap sums and <w, m> are worked out in: both are as large as what cancels.
+// The type of tap sums and of <w, m>, which are as large as what cancels and need more digits than the rest.
 template <class A>
 using Wide = std::conditional_t<std::is_same_v<A, float>, double, long double>;
 
-// Whether the means of some samples are more than chance and a small part of the elements make them. NaN says no.
+// Whether channels have means that are more than chance and not small beside their elements. `squared_means` is the sum
+// of the means' squares, `squares` that of the mean squares, and `samples` how many elements of each channel they are
+// from. NaN says no.
 inline bool has_mean(double squared_means, double squares, int64_t samples) {
   return squared_means > (1.0 / 16 + 2.0 / samples) * squares;
 }
@@ -29,7 +32,8 @@ inline A finite_mean(A sum, int64_t count) {
   return std::isfinite(mean) ? mean : A(0);  // x - m would spread what is not finite over its whole channel
 }
 
-// Takes the mean of each channel out of the strip of a unit. Returns false, and does nothing, where it is small.
+// Takes the mean of each channel out of the strip of a unit, and sets `mean` to them. Returns false, and leaves the
+// strip as it is, where the means are small.
 template <class A>
 bool centre_strip(A* strip, A* mean, const Extent& unit, const Taps& h, const Taps& w, int64_t channels) {
   constexpr int64_t kSamples = 32, L = kLanes<A>;
@@ -67,7 +71,7 @@ bool centre_strip(A* strip, A* mean, const Extent& unit, const Taps& h, const Ta
   return true;
 }
 
-// Adds the sum of a run, and of its squares, lane by lane.
+// Adds the elements of a run and their squares, lane by lane.
 template <class A>
 inline void add_run(const A* x, int64_t count, Vector<A>& sum, Vector<A>& squares) {
   for (int64_t i = 0; i < count; i += kLanes<A>) {
@@ -114,13 +118,13 @@ bool centre_planes(const Planes<A>& planes, A* mean, const RowRange& rows, const
   return true;
 }
 
-// w = the sum of each filter's taps, and <w, m>.
+// w, the sum of each filter's taps, and its dot product with means.
 template <class A>
 class TapSums {
  public:
   TapSums(int64_t channels, int64_t sources) : sources_(sources), sums_(channels * sources) {}
 
-  // Filters of output channel k: tap t of source channel c is at t * tap + c * source.
+  // Sets w of output channel k from its filters, where tap t of source channel c is at t * tap + c * source.
   void set(int64_t k, const A* filters, int64_t taps, int64_t tap, int64_t source) {
     Wide<A>* sums = sums_.data() + k * sources_;
     for (int64_t t = 0; t < taps; ++t) {
@@ -131,9 +135,9 @@ class TapSums {
     }
   }
 
-  // shift[k] = <w[k], m> for output channels first .. last
+  // shift[k - first] = <w[k], m> for output channels [first, last).
   void dot(const A* mean, int64_t first, int64_t last, long double* shift) const {
-    constexpr int64_t kChains = 8;  // that need not wait for one another
+    constexpr int64_t kChains = 8;  // additions that need not wait for one another
     for (int64_t k = first; k < last; ++k) {
       const Wide<A>* sums = sums_.data() + k * sources_;
       Wide<A> chains[kChains] = {};

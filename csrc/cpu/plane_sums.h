@@ -39,7 +39,11 @@ struct RowSteps {
 template <class A, int K, int R>
 void sum_products(const A* const* u, const A* const* x, const RowSteps& steps, int64_t columns, A* out) {
   constexpr int L = kLanes<A>;
-  Vector<A> sum[K][R] = {};
+  Vector<A> sum[K][R];
+#pragma GCC unroll 8
+  for (int k = 0; k < K; ++k)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sum[k][r] = Vector<A>{};  // not = {}, for which the compiler calls the slow "rep stos"
   const Mask<A> inside = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(columns % L);
   const auto add = [&](int64_t at_u, int64_t at_x, auto last) {
     Vector<A> value[R];

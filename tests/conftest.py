@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from film_kernels.backends import vendor
 from tests.helpers import emulation
 from tests.helpers.cases import EMULATED, EXPECTED, INTERPRETED, float32_products, has_one_pass
 
+OPTIONAL = ("triton", "PIL", "matplotlib", "tqdm", "wordllama")  # tests that need them are skipped without
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: its kernels run on the CPU, slowly
 
@@ -22,6 +25,9 @@ if not torch.cuda.is_available():
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes or many gigabytes; run with --slow")
     torch.manual_seed(0)
+    missing = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get("CI"):
+        raise pytest.UsageError(f"tests would be skipped, which in CI nobody sees, for want of {', '.join(missing)}")
     wanted, package = config.getoption("--package-in"), Path(film_kernels.__file__).parents[1]
     if wanted is not None and Path(wanted).resolve() != package.resolve():
         raise pytest.UsageError(f"film_kernels was imported from {package}, not from {wanted}")

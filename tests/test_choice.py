@@ -203,6 +203,8 @@ def test_every_backend_says_none_or_why():
     for name, backend in backends.BACKENDS.items():
         if state[name] is None:
             assert backend.why_not(problem) is None
+        else:
+            assert isinstance(state[name], str) and state[name]
 
 
 def test_command_prints_versions_and_backends():

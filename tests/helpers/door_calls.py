@@ -184,7 +184,8 @@ def hostile_calls(namespace: str, seed: int, count: int) -> tuple[int, int]:
         else:
             answered += 1
             for t in results if isinstance(results, tuple) else (results,):
-                assert t.is_meta or t.sum().item() is not None
+                if not t.is_meta:
+                    t.sum().item()  # reads all of it
     return answered, raised
 
 

@@ -21,12 +21,13 @@ Inputs = Tensor | Sequence[Any] | Mapping[str, Any] | None
 
 
 def find_film(model: nn.Module, example_inputs: Inputs = None) -> list[Site]:
-    """Every place in `model` where a convolution's output meets a scale and shift per sample and channel.
+    """Every place in `model` where a convolution's output, or a norm's, meets a scale and shift per sample and channel.
 
     That is a scale or shift, with one value a channel, that depends on what the model is called with; or a scale by
     parameters, whose gamma may be a task's own, unless a norm stands before it: then it is the norm's. A shift by
     parameters alone is a bias. Where the values vary over positions, a site is listed only where a scale and a shift
-    come together, and not for the convolution that makes them.
+    come together, and not for the convolution that makes them. Where neither a convolution nor a norm stands in front,
+    a site is listed only where a scale and a shift of each sample are made of the same conditioning.
 
     Args:
         model: any module. Sites depend on its mode: a BatchNorm in training cannot be taken into a kernel.

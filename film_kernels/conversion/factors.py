@@ -45,40 +45,51 @@ class Factors:
 
     def __init__(self) -> None:
         self._unexpanded: dict[fx.Node, tuple[fx.Node, tuple[fx.Node, ...]]] = {}
+        self._origins: dict[fx.Node, str] = {}
 
-    def of(self, value: Any, result: Tensor | None, spatial_rank: int) -> Factor:
-        """What `value` is beside a convolution's result of the shape of `result`, if that is known."""
+    def of(self, value: Any, result: Tensor | None, spatial_rank: int, channels: int = 1) -> Factor:
+        """What `value` is beside a tensor of the shape of `result`, if that is known; `channels` is the dimension of
+        the channels, 1 or -1."""
         if isinstance(value, _NUMBERS) or (isinstance(value, fx.Node) and isinstance(known_value(value), _NUMBERS)):
             return Factor("constant", value)
         if not isinstance(value, fx.Node):
             return Factor("other", value)
         if value not in self._unexpanded:
             self._unexpanded[value] = _without_expansion(value)
-        return _factor(*self._unexpanded[value], result, spatial_rank)
+        value, copied_by = self._unexpanded[value]
+        return Factor(self._kind(value, result, spatial_rank, channels), value, copied_by)
+
+    def _kind(self, value: fx.Node, result: Tensor | None, spatial_rank: int, channels: int) -> str:
+        tensor = tensor_of(value)
+        if tensor is None or result is None:
+            known = trailing_ones(value) >= spatial_rank
+            if tensor is not None:  # a parameter
+                known = known or tensor.dim() == 0 or tuple(tensor.shape[-spatial_rank:]) == (1,) * spatial_rank
+            return self._origin(value) if known and channels == 1 else "unknown"
+        if result.dim() < 3 or tensor.dim() > result.dim():
+            return "other"
+        batch, number, *positions = _channels_first(
+            (1,) * (result.dim() - tensor.dim()) + tuple(tensor.shape), channels
+        )
+        samples, all_channels, *all_positions = _channels_first(tuple(result.shape), channels)
+        if not any(same(batch, size) for size in (1, samples)):
+            return "other"
+        if not all(same(size, 1) for size in positions):
+            return "map"
+        if not same(number, all_channels):
+            return "constant" if same(batch, 1) and same(number, 1) else "other"
+        origin = self._origin(value) if same(batch, 1) else "channel"
+        is_one_position = all(same(size, 1) for size in all_positions)
+        return "point" if origin == "channel" and is_one_position and trailing_ones(value) < spatial_rank else origin
+
+    def _origin(self, value: fx.Node) -> str:
+        if value not in self._origins:
+            self._origins[value] = _origin(value)
+        return self._origins[value]
 
 
-def _factor(value: fx.Node, copied_by: tuple[fx.Node, ...], result: Tensor | None, spatial_rank: int) -> Factor:
-    """`value`, without its expansion, beside a convolution's result."""
-    tensor = tensor_of(value)
-    if tensor is None or result is None:
-        known = trailing_ones(value) >= spatial_rank
-        if tensor is not None:  # a parameter
-            known = known or tensor.dim() == 0 or tuple(tensor.shape[-spatial_rank:]) == (1,) * spatial_rank
-        return Factor(_origin(value) if known else "unknown", value, copied_by)
-    if result.dim() < 3:
-        return Factor("other", value, copied_by)  # nothing of a convolution's shape
-    shape = (1,) * (result.dim() - tensor.dim()) + tuple(tensor.shape)
-    batch, channels, *positions = shape
-    if len(shape) != result.dim() or not any(same(batch, size) for size in (1, result.shape[0])):
-        return Factor("other", value, copied_by)
-    if not all(same(size, 1) for size in positions):
-        return Factor("map", value, copied_by)
-    if not same(channels, result.shape[1]):
-        return Factor("constant" if same(batch, 1) and same(channels, 1) else "other", value, copied_by)
-    origin = _origin(value) if same(batch, 1) else "channel"
-    if origin == "channel" and all(same(size, 1) for size in result.shape[2:]) and trailing_ones(value) < spatial_rank:
-        return Factor("point", value, copied_by)
-    return Factor(origin, value, copied_by)
+def _channels_first(shape: tuple[Any, ...], channels: int) -> tuple[Any, ...]:
+    return shape if channels == 1 else (shape[0], shape[-1], *shape[1:-1])
 
 
 def _without_expansion(value: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .factors import Factor, Factors
+from .factors import Factors
 from .nodes import same_shape, tensor_of, users_of_values
 from .operations import is_arithmetic, operation_of
 from .records import Affine
@@ -15,42 +15,46 @@ from .records import Affine
 
 @dataclass(frozen=True)
 class Candidate:
-    """`operation` scales or shifts the result of `source` by `factors`; `by_parameters`, where only parameters do."""
+    """`operation` scales or shifts the result of `source`, whose channels are the dimension `channels`; it is one
+    `by_parameters` where only those do."""
 
     source: fx.Node
     operation: Affine
-    by_parameters: bool
+    by_parameters: bool = False
+    channels: int = 1
 
 
 def candidates(graph: fx.Graph, factors: Factors) -> Iterator[Candidate]:
     """Every scale and shift in `graph` that may be the first of a FiLM, in the graph's order; one whose operands could
-    both be what passes is there twice."""
+    both be what passes is there twice, as is one whose channels could be either dimension."""
     for node in list(graph.nodes):
-        if not is_arithmetic(node):
-            continue
-        for source in node.all_input_nodes:
+        for source in node.all_input_nodes if is_arithmetic(node) else ():
             operation = operation_of(node, source)
-            if not isinstance(operation, Affine) or not keeps_shape(node, source):
-                continue
-            kinds = {factor.kind for factor in factors_beside(source, operation, factors)}
-            if "other" in kinds:
-                continue
-            shapes_are_known = tensor_of(source) is not None
-            if kinds & {"channel", "point"} or (kinds & {"map", "unknown"} and has_scale_and_shift(operation)):
-                yield Candidate(source, operation, False)
-            elif "learnt" in kinds:
-                if not shapes_are_known and has_scale_and_shift(operation):
-                    yield Candidate(source, operation, False)
-                if operation.scale is not None:
-                    yield Candidate(source, operation, True)
+            if isinstance(operation, Affine) and keeps_shape(node, source):
+                yield from _candidates(source, operation, factors)
 
 
-def factors_beside(source: fx.Node, operation: Affine, factors: Factors) -> tuple[Factor, ...]:
+def _candidates(source: fx.Node, operation: Affine, factors: Factors) -> Iterator[Candidate]:
+    kinds = kinds_beside(source, operation, factors)
+    if kinds & {"map", "other"} and "channel" in kinds_beside(source, operation, factors, -1):
+        yield Candidate(source, operation, channels=-1)
+    if "other" in kinds:
+        return
+    if kinds & {"channel", "point"} or (kinds & {"map", "unknown"} and has_scale_and_shift(operation)):
+        yield Candidate(source, operation)
+    elif "learnt" in kinds:
+        if tensor_of(source) is None and has_scale_and_shift(operation):
+            yield Candidate(source, operation)
+        if operation.scale is not None:
+            yield Candidate(source, operation, by_parameters=True)
+
+
+def kinds_beside(source: fx.Node, operation: Affine, factors: Factors, channels: int = 1) -> set[str]:
     """What `operation` scales and shifts the result of `source` by. Where shapes are not known, that of a sequence is
     assumed, the least that there is."""
     result = tensor_of(source)
     rank = 1 if result is None else result.dim() - 2
-    return tuple(factors.of(value, result, rank) for value in operation.values)
+    return {factors.of(value, result, rank, channels).kind for value in operation.values}
 
 
 def has_scale_and_shift(operation: Affine) -> bool:

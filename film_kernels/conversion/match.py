@@ -9,7 +9,7 @@ from torch import fx
 
 from .factors import Factor
 from .reasons import Reason
-from .records import Activation, Affine, Convolution, Norm, Operation
+from .records import Activation, Affine, Norm, Operation, Root
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,17 @@ class Link:
 
 @dataclass(frozen=True)
 class Match:
-    """A convolution and what follows it up to its FiLM, or up to the activation after that.
+    """What a site begins with, a convolution where there is one, and what follows it up to its FiLM, or up to the
+    activation after that.
 
     FiLM is a scale or shift that comes with the call of the model. Where there is none, a scale by parameters counts:
     gamma may have been chosen by the name of a task, which the graph does not tell. Behind a norm such a scale is the
     norm's own, and a shift by parameters alone is a bias.
 
-    `links` are everything in order behind the root; `film` is the last scale or shift of the FiLM; `reason` says why
-    the site cannot be fused, None where it can."""
+    `links` are what stands behind the root, in order; `film` is the last scale or shift of the FiLM; `reason` says why
+    the site cannot be fused, and is None where it can."""
 
-    root: Convolution
+    root: Root
     links: tuple[Link, ...]
     film: fx.Node
     reason: Reason | None
@@ -57,11 +58,11 @@ class Match:
     @property
     def order(self) -> tuple[str, ...]:
         """The operations as found; a scale and a shift together, one of them FiLM's, are "film"."""
-        names, pairs = [self.root.name], [(False, False)]
+        names, pairs = ([self.root.name], [(False, False)]) if self.root.name else ([], [])
         for link in self.links:
             name, film = link.operation.name, link.is_film(self.by_parameters)
             own = not self.by_parameters and any(factor.kind in ("learnt", "fixed") for factor in link.factors)
-            together = {names[-1], name} == {"scale", "shift"} and not pairs[-1][1]
+            together = bool(names) and {names[-1], name} == {"scale", "shift"} and not pairs[-1][1]
             if together and (film or pairs[-1][0]):
                 names[-1] = "film"
             elif name:
@@ -77,7 +78,8 @@ class Match:
     @property
     def norm(self) -> Norm | None:
         """The first norm that needs statistics, if there is one."""
-        norms = (link.operation for link in self.links if isinstance(link.operation, Norm))
+        operations = (self.root, *(link.operation for link in self.links))
+        norms = (operation for operation in operations if isinstance(operation, Norm))
         return next((norm for norm in norms if norm.reason is not None), None)
 
     @property

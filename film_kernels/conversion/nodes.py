@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous",
                   "is_floating_point", "is_complex", "get_device", "element_size", "sym_size", "sym_numel"}  # fmt: skip
@@ -55,6 +55,12 @@ def known_value(node: fx.Node) -> Any:
             value = getattr(value, name)
         return value
     return node.meta.get("example_value")
+
+
+def is_parameter(node: fx.Node) -> bool:
+    """Whether `node` is a parameter or a buffer of the model."""
+    is_input = node.op == "placeholder" and (isinstance(known_value(node), nn.Parameter) or "is_buffer" in node.meta)
+    return is_input or node.op == "get_attr"
 
 
 def note_buffers(graph: fx.Graph) -> None:

@@ -131,6 +131,15 @@ class Passing:
         return []
 
 
+@dataclass(frozen=True)
+class Other:
+    """What a site begins with that is neither a convolution nor a norm."""
+
+    node: fx.Node
+    name: str = ""
+
+
+Root = Convolution | Norm | Other
 Operation = Norm | Activation | Affine | Passing
 
 

@@ -1,4 +1,4 @@
-"""`Site`: one place in a model where a convolution's output meets FiLM."""
+"""`Site`: one place in a model where FiLM stands."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import fx
 
 from .match import Match
 from .reasons import in_words
+from .records import Other
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # as Python prints tracebacks
 _TORCH = str(Path(torch.__file__).parent)
@@ -19,9 +20,10 @@ _TORCH = str(Path(torch.__file__).parent)
 
 @dataclass(frozen=True)
 class Site:
-    """One place where a convolution's output meets a scale and shift per sample and channel.
+    """One place where a convolution's output, or a norm's, meets a scale and shift per sample and channel.
 
-    path: of the convolution's module in the model, or of the module whose forward calls the function.
+    path: of the convolution's module in the model, or of the module whose forward calls the function; of the norm's
+        where there is no convolution.
     source: "file:line" of the FiLM.
     order: the operations as found: ("conv2d", "batch_norm", "film", "relu").
     fusable: whether `film_kernels.fuse` makes one call of it.
@@ -38,9 +40,9 @@ class Site:
 def site_of(match: Match, names: Mapping[int, str], training: bool) -> Site:
     """`match` as a user sees it; `names` has the path of each module by its id, and `training` says whether any of
     them is in that mode."""
-    film = match.film or match.nodes[-1]
-    path = _path(match.root.node, names)
-    return Site(path, _source(film), match.order, match.reason is None, in_words(match.reason, training))
+    is_input = isinstance(match.root, Other) and match.root.node.op == "placeholder"
+    path = _path(match.film if is_input else match.root.node, names)
+    return Site(path, _source(match.film), match.order, match.reason is None, in_words(match.reason, training))
 
 
 def _path(node: fx.Node, names: Mapping[int, str]) -> str:

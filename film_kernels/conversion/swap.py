@@ -12,7 +12,7 @@ from .folding import Step, conv_steps_film
 from .match import Link, Match
 from .matching import matches
 from .nodes import asks_for_the_shape, tensor_of
-from .records import Affine, Norm
+from .records import Affine, Convolution, Norm
 
 _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
 
@@ -48,9 +48,9 @@ def checkpointed(module: fx.GraphModule) -> list[fx.GraphModule]:
 
 
 def _swap_one(graph: fx.Graph, match: Match) -> None:
-    arguments = {
-        "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, **match.root.arguments
-    }  # fmt: skip
+    assert isinstance(match.root, Convolution)  # whatever else a site begins with has a reason not to be fused
+    defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    arguments = {**defaults, **match.root.arguments}
     activation = match.activation
     last = match.nodes[-1]
     with graph.inserting_after(last):

@@ -9,11 +9,13 @@ from torch import fx
 
 from .crossings import crossing_of
 from .factors import Factors
-from .films import factors_beside, keeps_shape
-from .nodes import arguments_of, users_of_values
+from .films import keeps_shape, kinds_beside
+from .nodes import arguments_of, asks_for_the_shape, users_of_values
 from .operations import convolution_of, is_arithmetic, operation_of
 from .records import Affine, Convolution, Norm, Operation
 from .written_norms import written_norms
+
+_OF_ALL_SAMPLES = {"learnt", "fixed", "constant"}
 
 
 @dataclass(frozen=True)
@@ -45,25 +47,25 @@ class Upward:
         self._begins_norm = {norm.source for norms in self._norms.values() for norm in norms}
         self._above: dict[fx.Node, list[tuple[fx.Node, Operation]] | None] = {}
 
-    def ways(self, source: fx.Node, operation: Operation) -> list[Way]:
-        """All ways up from `operation` of the result of `source`; none from behind another FiLM."""
-        found, seen = [], {source}
+    def ways(self, node: fx.Node, *below: Operation) -> list[Way]:
+        """All ways up from `node`, with what is `below` it; none from behind another FiLM."""
+        found, seen = [], {node}
         todo: list[tuple[fx.Node, tuple[Operation, ...]]] = []
-        if source not in self._begins_norm:
-            todo.append((source, (operation,)))
+        if not below or node not in self._begins_norm:
+            todo.append((node, below))
         while todo:
-            node, below = todo.pop()
-            convolution, earlier = crossing_of(node) or (convolution_of(node), [])
+            top, operations = todo.pop()
+            convolution, earlier = crossing_of(top) or (convolution_of(top), [])
             if convolution is not None:
-                found.append(Way(node, below, convolution, earlier))
+                found.append(Way(top, operations, convolution, earlier))
                 continue
-            steps = self._steps(node)
+            steps = self._steps(top)
             if not steps and steps is not None:
-                found.append(Way(node, below))
+                found.append(Way(top, operations))
             for above, step in steps or []:
                 if above not in seen:
                     seen.add(above)
-                    todo.append((above, (step, *below)))
+                    todo.append((above, (step, *operations)))
         return found
 
     def _steps(self, node: fx.Node) -> list[tuple[fx.Node, Operation]] | None:
@@ -82,13 +84,15 @@ class Upward:
             sources = [first] if isinstance(first, fx.Node) else []
         is_film = False
         for source in sources:
-            operation = operation_of(node, source) if source not in self._begins_norm else None
+            if source in self._begins_norm or asks_for_the_shape(node, source):
+                continue
+            operation = operation_of(node, source)
             if operation is None or not keeps_shape(node, source):
                 continue
             if isinstance(operation, Affine):
-                kinds = {factor.kind for factor in factors_beside(source, operation, self._factors)}
-                is_film = is_film or not kinds.isdisjoint(("channel", "point"))
-                if not kinds <= {"learnt", "fixed", "constant"}:
+                kinds = [kinds_beside(source, operation, self._factors, channels) for channels in (1, -1)]
+                is_film = is_film or any(not one.isdisjoint(("channel", "point")) for one in kinds)
+                if not any(one <= _OF_ALL_SAMPLES for one in kinds):
                     continue
             found.append((source, operation))
         return None if is_film and not found else found

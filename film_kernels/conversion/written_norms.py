@@ -36,39 +36,43 @@ _WORDS = _PERMUTATIONS | _STATISTICS | _ROOTS | _OTHERS
 
 
 def written_norms(graph: fx.Graph) -> Iterator[Norm]:
-    """Every norm that is written out in `graph`: of results that no single operation of a chain reads."""
+    """Every norm that is written out in `graph`, of results that no single operation of a chain reads; without those
+    that are a part of another."""
+    inside: set[fx.Node] = set()
     for node in graph.nodes:
         readers = users_of_values(node)
-        if not readers or not all(map(_may_be_inside, readers)):
+        if node in inside or not readers or not all(map(_may_be_inside, readers)):
             continue
         if len(readers) > 1 or operation_of(readers[0], node) is None:
-            norm = _written_norm(node)
-            if norm is not None:
-                yield norm
+            nodes = _written_norm(node)
+            if nodes:
+                inside.update(nodes[:-1])
+                yield _record(node, nodes)
 
 
 def _may_be_inside(node: fx.Node) -> bool:
     return word_of(node) in _WORDS or is_norm(node)
 
 
-def _written_norm(start: fx.Node) -> Norm | None:
-    """The norm of the result of `start` that is written out behind it: all that is made of that result comes together
-    in one node of its shape, by way of statistics and a root, or of one of PyTorch's norms in another layout."""
+def _written_norm(start: fx.Node) -> list[fx.Node]:
+    """The nodes of the norm of the result of `start` that is written out behind it, or none: all that is made of that
+    result comes together in one node of its shape, by way of statistics and a root, or of one of PyTorch's norms in
+    another layout."""
     shape = tensor_of(start)
     inside: list[fx.Node] = []
     waiting = set(users_of_values(start))
     while waiting and len(inside) < _MOST_NODES:
         if not all(map(_may_be_inside, waiting)):
-            return None
+            return []
         node = min(waiting)  # in the graph's order
         inside.append(node)
         waiting.remove(node)
         result = tensor_of(node)
         back = result is None or shape is None or same_shape(result, shape)
         if not waiting and back and _is_a_norm(inside) and _permutations(inside) % 2 == 0:
-            return _record(start, inside)
+            return inside
         waiting.update(users_of_values(node))
-    return None
+    return []
 
 
 def _is_a_norm(nodes: list[fx.Node]) -> bool:

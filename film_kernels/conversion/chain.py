@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor, fx
+from torch import fx
 
-from .crossings import CUT
 from .effects import Touched
 from .factors import Factor, Factors
 from .films import shift_behind
@@ -17,8 +16,8 @@ from .match import Link, Match, activation_in, film_position
 from .nodes import module_of, same_shape, tensor_of, users_of_values
 from .operations import operation_of
 from .reasons import Reason, joined
-from .records import Activation, Affine, Convolution, Norm, Operation
-from .upward import Way, is_one_reader_of_many
+from .records import Activation, Affine, Convolution, Norm, Operation, Root
+from .upward import is_one_reader_of_many
 
 _USED_ELSEWHERE = Reason(
     "the convolution's output is used elsewhere too, before FiLM: it would have to be computed twice"
@@ -28,47 +27,46 @@ _UNKNOWN = Reason("the shapes of FiLM's factors are not known: give example_inpu
 _TWO_ACTIVATIONS = Reason("two activations stand between convolution and FiLM")
 
 
-def match_along(way: Way, convolution: Convolution, factors: Factors, by_parameters: bool) -> Match | None:
-    """What `way` leads to from `convolution`, and what follows; None where that is no FiLM."""
-    result = tensor_of(convolution.node)
-    if result is not None and result.dim() != convolution.rank + 2:
-        return None  # an input without a batch: there are no samples to modulate
-    chain = _Chain(convolution, factors, by_parameters)
-    for operation in way.earlier:
-        chain.take(operation)
-    chain.follow(way.operations)
-    return chain.match()
+class Chain:
+    """What follows the root of a site, whose result has `spatial_rank` dimensions beside those of samples and channels.
+    It ends before the first step that cannot be taken in once FiLM has been met; before that, such a step becomes a
+    reason, beside the `reasons` that the root has, and the walk goes on to see whether a FiLM follows at all."""
 
-
-class _Chain:
-    """One convolution's chain. It ends before the first step that cannot be taken in once FiLM has been met; before
-    that, such a step becomes a reason, and the walk goes on to see whether a FiLM follows at all."""
-
-    def __init__(self, convolution: Convolution, factors: Factors, by_parameters: bool) -> None:
-        self.convolution, self.factors, self.by_parameters = convolution, factors, by_parameters
-        self.result = tensor_of(convolution.node)
+    def __init__(
+        self,
+        root: Root,
+        spatial_rank: int,
+        factors: Factors,
+        reasons: Sequence[Reason] = (),
+        *,
+        by_parameters: bool = False,
+        channels: int = 1,
+    ) -> None:
+        self.root, self.rank, self.channels = root, spatial_rank, channels
+        self.factors, self.by_parameters = factors, by_parameters
+        self.result = tensor_of(root.node)
         self.links: list[Link] = []
         self.film: fx.Node | None = None
-        self.normed = False
-        self.reasons = _why_not(convolution, self.result)
+        self.normed = isinstance(root, Norm)
+        self.reasons = [*reasons]
 
     def match(self) -> Match | None:
         """The chain as it stands; None where there is no FiLM in it."""
         if self.film is None:
             return None
-        match = Match(self.convolution, tuple(self.links), self.film, None, self.by_parameters)
-        if not self.convolution.cut:  # all of it is in this graph
-            change = what_changes_between(match.nodes, _read_by(match))
+        match = Match(self.root, tuple(self.links), self.film, None, self.by_parameters)
+        if isinstance(self.root, Convolution) and not self.root.cut:  # all of it is in this graph
+            change = what_changes_between(match.nodes, _read_by(self.root, match))
             self.reasons += [] if change is None else [Reason(change)]
         return replace(match, reason=joined(self.reasons))
 
     def follow(self, operations: Sequence[Operation]) -> None:
         """Take the `operations` on the way to FiLM, and what comes behind it."""
-        node = self.convolution.node
+        node = self.root.node
         for operation in operations:
             if self.film is not None:
                 break
-            if is_one_reader_of_many(node, operation):
+            if isinstance(self.root, Convolution) and is_one_reader_of_many(node, operation):
                 self.reasons.append(_USED_ELSEWHERE)
             if not self.take(operation):
                 return
@@ -93,11 +91,11 @@ class _Chain:
         if "other" in kinds:
             return False
         if kinds & {"map", "unknown"}:
-            if not met:
+            if not met and isinstance(self.root, Convolution):
                 self._take_map(link)
             return False
         if "point" in kinds:
-            if not met and self._scale_and_shift(link) is None:
+            if not isinstance(self.root, Convolution) or (not met and self._scale_and_shift(link) is None):
                 return False
             link = Link(operation, tuple(replace(f, kind="channel") if f.kind == "point" else f for f in link.factors))
         reasons = [] if operation.reason is None else [operation.reason]
@@ -106,7 +104,7 @@ class _Chain:
         reasons += self._why_not_that_dtype(operation)
         if reasons and met:
             return False
-        self.reasons += reasons
+        self.reasons += reasons if isinstance(self.root, Convolution) else []
         self.links.append(link)
         self.normed = self.normed or (isinstance(operation, Norm) and not operation.is_batch_norm)
         if link.is_film(self.by_parameters) and not (self.by_parameters and self.normed):
@@ -116,7 +114,7 @@ class _Chain:
     def _factors_of(self, operation: Operation) -> tuple[Factor, ...]:
         if not isinstance(operation, Affine):
             return ()
-        return tuple(self.factors.of(value, self.result, self.convolution.rank) for value in operation.values)
+        return tuple(self.factors.of(value, self.result, self.rank, self.channels) for value in operation.values)
 
     def _take_map(self, link: Link) -> None:
         """A factor that varies over positions, or of a shape that is not known. The chain ends here."""
@@ -140,7 +138,7 @@ class _Chain:
                 return None
             pair.append(Link(follower, self._factors_of(follower)))
             shift = follower.shift
-        made_by_chain = not self.normed and is_made_by_chain(self.convolution.node, self.links, operation.scale, shift)
+        made_by_chain = not self.normed and is_made_by_chain(self.root.node, self.links, operation.scale, shift)
         return None if is_gate(operation.scale) or made_by_chain else pair
 
     def _why_not_that_dtype(self, operation: Operation) -> list[Reason]:
@@ -151,20 +149,9 @@ class _Chain:
         return [Reason(f"{why}: bring gamma and beta to the convolution's dtype")]
 
 
-def _why_not(convolution: Convolution, result: Tensor | None) -> list[Reason]:
-    reasons = [CUT] if convolution.cut else []
-    if convolution.transposed:
-        reasons.append(Reason("transposed convolutions have no kernel"))
-    elif convolution.rank == 3:
-        reasons.append(Reason("3d convolutions have no fused kernel, so nothing would be gained"))
-    elif result is not None and not result.dtype.is_floating_point:
-        reasons.append(Reason(f"{result.dtype} has no fused kernel"))
-    return reasons
-
-
-def _read_by(match: Match) -> list[tuple[Touched, fx.Node]]:
+def _read_by(convolution: Convolution, match: Match) -> list[tuple[Touched, fx.Node]]:
     """What the fused call reads at the end of the chain, with the node that has read it on the way."""
-    found: list[tuple[Touched, fx.Node]] = [(value, match.root.node) for value in match.root.reads]
+    found: list[tuple[Touched, fx.Node]] = [(value, convolution.node) for value in convolution.reads]
     nodes = match.nodes
     for link in match.links:
         reader = link.operation.node

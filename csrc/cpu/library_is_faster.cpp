@@ -21,7 +21,7 @@ constexpr int64_t kManyProducts = 256;
 constexpr double kLargeSaving = 3;
 // A library with tiles of AMX is ahead of those too from so many products on, and in channels_last always: there it
 // need not turn what it reads.
-constexpr int64_t kManyProductsOfTiles = 512;
+constexpr int64_t kManyProductsOfTiles = 384;
 
 bool has_narrow_groups(const Problem& p, bool channels_last) {
   return p.groups > 1 && p.group_out() < (channels_last ? kLeastGroupTurned : kLeastGroup);

@@ -123,7 +123,7 @@ def _changed_by_function(node: fx.Node, target: Any) -> list[Touched] | None:
 
 def _changed_by_functional(node: fx.Node, target: Any) -> list[Touched] | None:
     try:
-        given = inspect.signature(target).bind(*node.args, **node.kwargs).arguments
+        given = _signature(target).bind(*node.args, **node.kwargs).arguments
     except (TypeError, ValueError):
         return None
     found = nodes_in(next(iter(given.values()))) if given.get("inplace") else []
@@ -132,6 +132,11 @@ def _changed_by_functional(node: fx.Node, target: Any) -> list[Touched] | None:
     if given.get("training") or given.get("use_input_stats"):
         found += [one for name in _STATISTICS for one in nodes_in(given.get(name))]
     return found
+
+
+@functools.cache
+def _signature(function: Any) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 @functools.cache

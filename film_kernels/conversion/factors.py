@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,15 +173,17 @@ def _origin(value: fx.Node) -> str:
     return "learnt" if learnt else "fixed"
 
 
-def trailing_ones(node: Any) -> int:
-    """How many dimensions of size 1 the shape of `node`'s result ends in, as far as the code alone tells it."""
+def trailing_ones(node: Any, of_operands: Callable[[Iterable[int]], int] = max) -> int:
+    """How many dimensions of size 1 the shape of `node`'s result ends in, as far as the code alone tells it. Of a sum
+    or product it is what `of_operands` says: `max` where those of which nothing is told are taken for numbers, `min`
+    where they may be anything."""
     if not isinstance(node, fx.Node) or not node.args:
         return 0
     source, *rest = node.args
     if node.target in (operator.getitem, torch.chunk, torch.split, "chunk", "split"):
         index = rest[0] if rest else None
         if node.target is not operator.getitem or isinstance(index, int):
-            return trailing_ones(source)  # one of the parts of what was split by channel
+            return trailing_ones(source, of_operands)  # one of the parts of what was split by channel
         count = 0
         for item in reversed(index if isinstance(index, tuple) else (index,)):
             if item is not None:
@@ -189,7 +192,7 @@ def trailing_ones(node: Any) -> int:
         return count
     if node.target in ("unsqueeze", "unsqueeze_", torch.unsqueeze):
         dim = rest[0] if rest else node.kwargs.get("dim")
-        return trailing_ones(source) + 1 if dim == -1 or (isinstance(dim, int) and dim >= 2) else 0
+        return trailing_ones(source, of_operands) + 1 if dim == -1 or (isinstance(dim, int) and dim >= 2) else 0
     if node.target in ("view", "reshape", torch.reshape):
         sizes = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
         count = 0
@@ -202,5 +205,6 @@ def trailing_ones(node: Any) -> int:
         axes = str(rest[0]).partition("->")[2].split()
         return len(axes) - max((i + 1 for i, axis in enumerate(axes) if axis not in ("1", "()")), default=0)
     if str(getattr(node.target, "__name__", node.target)).rstrip("_") in _OF_EACH_ELEMENT:
-        return max(trailing_ones(arg) for arg in node.args)  # 1 + gamma
+        operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        return of_operands([trailing_ones(operand, of_operands) for operand in operands] or [0])  # 1 + gamma
     return 0

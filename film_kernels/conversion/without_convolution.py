@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import Tensor, fx, nn
 
 from .chain import Chain
-from .factors import Factor, Factors
+from .factors import Factor, Factors, trailing_ones
 from .maps import is_gate
 from .match import Link, Match
 from .nodes import asks_for_the_shape, is_parameter, same, same_shape, target_of, tensor_of, word_of
@@ -104,7 +104,7 @@ def _is_conditioned(match: Match, result: Tensor | None) -> bool:
     if any(isinstance(link.operation, Affine) and is_gate(link.operation.scale) for link in links):
         return False
     found = _channel_factors(links)
-    if result is not None and not all(_is_of_each_sample(factor, result) for factor in found):
+    if not all(_is_of_each_sample(factor, result) for factor in found):
         return False
     own = {*match.nodes, match.root.source if isinstance(match.root, Norm) else match.root.node}
     return own.isdisjoint(_made_of([factor.value for factor in found], min(own)))
@@ -130,9 +130,12 @@ def _channel_factors(links: Iterable[Link]) -> list[Factor]:
     return [factor for link in links for factor in link.factors if factor.kind == "channel"]
 
 
-def _is_of_each_sample(factor: Factor, result: Tensor) -> bool:
+def _is_of_each_sample(factor: Factor, result: Tensor | None) -> bool:
+    """Without shapes, whether the code tells that it does not vary over positions: a sum with another map may."""
     tensor = tensor_of(factor.value)
-    return tensor is None or (tensor.dim() == result.dim() and same(tensor.shape[0], result.shape[0]))
+    if tensor is None or result is None:
+        return trailing_ones(factor.value, min) > 0
+    return tensor.dim() == result.dim() and same(tensor.shape[0], result.shape[0])
 
 
 def _is_map(node: fx.Node, result: Tensor) -> bool:

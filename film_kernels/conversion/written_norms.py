@@ -27,6 +27,7 @@ _OTHERS = {
     "add", "sub", "rsub", "mul", "multiply", "subtract", "neg", "pow", "square", "abs", "clamp", "clamp_min",
     "maximum", "addcmul", "iadd", "isub", "imul", "itruediv",
 }  # fmt: skip
+_OF_STATISTICS = _STATISTICS | {"rsqrt", "sqrt", "reciprocal"}
 _DIFFERENCES = {"sub", "rsub", "subtract", "isub"}
 _ADDITIONS = {"add", "iadd"}
 _LEAST = {"clamp", "clamp_min", "maximum"}
@@ -68,7 +69,8 @@ def _written_norm(start: fx.Node) -> list[fx.Node]:
         inside.append(node)
         waiting.remove(node)
         result = tensor_of(node)
-        back = result is None or shape is None or same_shape(result, shape)
+        back = word_of(node) not in _OF_STATISTICS  # whatever its shape is, if that is not known
+        back = back and (result is None or shape is None or same_shape(result, shape))
         if not waiting and back and _is_a_norm(inside) and _permutations(inside) % 2 == 0:
             return inside
         waiting.update(users_of_values(node))

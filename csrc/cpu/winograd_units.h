@@ -97,6 +97,7 @@ struct UnitLayout {
   }
 };
 
+// X and Q of one round of units after another, and the means of their inputs.
 template <class T>
 class TransformedUnits {
  public:

@@ -11,8 +11,8 @@ namespace film {
 constexpr int64_t kOneRow = std::numeric_limits<int64_t>::max();
 
 // Rewrites a 1x1 convolution without padding so that its positions are rows of at least so many columns, or one row
-// where that cannot be, and the tensors' memory allows it: rows shorter than a tile, a transposed block or a run would
-// leave places idle. The bits lie the same either way.
+// where that cannot be. Rows shorter than a tile or a transposed block would leave places idle. Nothing happens where
+// the tensors' memory does not allow it. The bits lie the same either way.
 template <class... Views>
 void flatten(Problem& p, int64_t columns, Views&... views) {
   const auto single = [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.pad == 0 && a.in == a.out; };

@@ -9,7 +9,8 @@ namespace film::FILM_ISA {
 template <class A>
 class Interleave {
  public:
-  // Whether it is faster than a transpose, which works on as many taps as a vector has lanes.
+  // Whether it is faster than a transpose, which works on as many taps as a vector has lanes and leaves most of them
+  // empty here: measured up to five taps.
   static bool suits(int64_t taps) {
 #if defined(__AVX2__) || defined(__aarch64__)
     return taps >= 2 && taps <= kMostTaps;
@@ -29,13 +30,13 @@ class Interleave {
       }
   }
 
-  // out(tap, vector of channels) for L channels of src[channel][tap]
+  // Calls out(tap, vector of channels) for L channels of src[channel][tap].
   template <class T, class F>
   void apart(const T* src, const F& out) const {
     run(apart_, [&](int64_t i) { return load_as<A>(src + i * L, L); }, out);
   }
 
-  // dst[channel][tap] of L channels from src[tap * pitch + channel]
+  // Writes dst[channel][tap] of L channels from src[tap * pitch + channel].
   template <class T>
   void together(T* dst, const A* src, int64_t pitch) const {
     run(

@@ -9,9 +9,9 @@
 
 namespace film::FILM_ISA {
 
-// Packs one vector of lanes of a panel, for a range of source channels. Forward multiplies source channel c into
-// destination channel k; grad_input (`transposed`) the other way round: lanes are destination channels, and the
-// products are numbered (tap, source channel).
+// Packs one vector of lanes of a panel, for a range of source channels. Lanes are destination channels, and products
+// are numbered (tap, source channel). Forward's destination channels are the weight's output channels; grad_input's
+// (`transposed`) are its input channels.
 template <class A, class T>
 class LanePacker {
  public:
@@ -33,7 +33,8 @@ class LanePacker {
       }
   }
 
-  // dst[product * width + lane], `lanes` of them used and zeros in the others; from lane `first`, source `s0` on.
+  // Writes dst[product * width + lane] for the sources begin .. end of those from `s0` on. `first` is the weight's
+  // channel of lane 0; the first `lanes` lanes are channels, and the others get zeros.
   void operator()(A* dst, int64_t width, int64_t first, int64_t lanes, int64_t s0, int64_t begin, int64_t end) const {
     const T* src = data_ + first * lane_ + s0 * source_;
     if (lane_ == 1) {
@@ -85,7 +86,7 @@ class LanePacker {
       for (int64_t s = begin; s < end; ++s) body(t, s);
   }
 
-  // body(i, vector of src[lane * lane_ + i]) for each i of a range
+  // Calls body(i, vector of src[lane * lane_ + i]) for each i of a range.
   template <class F>
   void turn(const T* src, int64_t lanes, int64_t begin, int64_t end, const F& body) const {
     constexpr int L = kLanes<A>;
@@ -107,7 +108,7 @@ class LanePacker {
   Interleave<A> interleave_;
   bool taps_in_lane_, taps_in_source_;
   std::vector<int64_t> places_;  // of each kernel tap, its first product or -1
-  std::vector<int64_t> taps_;    // offsets of the taps that there are
+  std::vector<int64_t> taps_;    // offsets in the weight of the taps that the pass has
 };
 
 template <class A>
@@ -119,7 +120,7 @@ void pack_weights(A* packed, Pass<A>& pass, const Problem& p, const View& weight
   const int64_t group_size = pass.products * panels.padded(), lanes = kLanes<A>, vectors = panels.padded() / lanes;
   for (int64_t g = 0; g < p.groups; ++g) pass.weights.push_back(packed + g * group_size);
   if (pass.products == 0) return;
-  // Cut along the sources too, where there are more threads than vectors of lanes.
+  // The work is cut along the sources too where there are more threads than vectors of lanes.
   const int64_t most =
       std::max<int64_t>(1, std::min(4 * thread_count() / (p.groups * vectors), sources / kLeastSources));
   const int64_t cuts = std::min(most, 1 + p.groups * group_size / kElementsOfTask);

@@ -7,7 +7,7 @@
 
 namespace film::FILM_ISA {
 
-// The first `count` lanes from memory, which need not go further; the others are anything.
+// Loads the first `count` lanes; memory need not go further, and the other lanes are anything.
 template <class A>
 inline Vector<A> load_part(const A* p, int64_t count) {
   if (count >= kLanes<A>) return load(p);
@@ -38,7 +38,8 @@ inline void store_part(A* p, Vector<A> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
 
-// Of rows i and i + STEP: the lanes whose number lacks the bit STEP from one, the others from the other.
+// One step of a transpose, of rows a and b that are STEP apart and consist of blocks of STEP lanes: a keeps its even
+// blocks and gets those of b beside them, b keeps its odd blocks and gets those of a.
 template <class A, int STEP>
 inline void swap_blocks(Vector<A>& a, Vector<A>& b) {
   Mask<A> low, high;
@@ -74,7 +75,8 @@ inline void add_pairs(Vector<A> (&rows)[kLanes<A>]) {
   }
 }
 
-// The first `count` elements as a vector of the accumulator's type; and the first `count` lanes back into storage.
+// Loads the first `count` elements as a vector of the accumulator's type; store_as puts the first `count` lanes back
+// into storage.
 template <class A, class T>
 inline Vector<A> load_as(const T* p, int64_t count) {
   if constexpr (std::is_same_v<A, T>) {
@@ -97,8 +99,8 @@ inline void store_as(T* p, Vector<A> v, int64_t count) {
   }
 }
 
-// One block: to[j * to_pitch + i] = from[i * from_pitch + j] for i < rows, j < columns, both at most L (L where
-// `Whole`).
+// Turns one block: to[j * to_pitch + i] = from[i * from_pitch + j] for i < rows and j < columns. Both are at most L,
+// and both are L where `Whole`.
 template <class A, bool Whole, class To, class From>
 inline void turn_block(To* to, int64_t to_pitch, const From* from, int64_t from_pitch, int64_t rows, int64_t columns) {
   constexpr int L = kLanes<A>;

@@ -13,7 +13,7 @@ class WeightOrder {
   WeightOrder(int64_t kernel_h, int64_t kernel_w)
       : kernel_h_(kernel_h), kernel_w_(kernel_w), taps_(kernel_h * kernel_w), interleave_(taps_) {}
 
-  // dst[tap * pitch + c] = source channels c0 .. c0 + sources of output channel k
+  // Loads source channels c0 .. c0 + sources of output channel k to dst[tap * pitch + c].
   template <class T>
   void load(A* dst, int64_t pitch, const View& v, int64_t k, int64_t c0, int64_t sources) const {
     const T* src = static_cast<const T*>(v.data) + k * v.n + c0 * v.c;
@@ -33,7 +33,7 @@ class WeightOrder {
     });
   }
 
-  // and back
+  // Stores them back.
   template <class T>
   void store(const View& v, int64_t k, const A* src, int64_t pitch, int64_t c0, int64_t sources) const {
     T* dst = static_cast<T*>(v.data) + k * v.n + c0 * v.c;

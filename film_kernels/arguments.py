@@ -48,7 +48,9 @@ def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tenso
     except (AttributeError, RuntimeError):
         check_types(TENSORS, tensors, _REQUIRED)
         raise
-    problem = remembered(problem_of, kinds, channels_last, *map(_plain, options))
+    if not _AS_THEY_ARE.issuperset(map(type, options)):
+        options = tuple(map(_plain, options))
+    problem = remembered(problem_of, kinds, channels_last, *options)
     n_k = (problem.batch, problem.out_channels)
     return problem, (input, weight, bias, _expanded(gamma, n_k), _expanded(beta, n_k)), unbatched
 

@@ -96,10 +96,12 @@ class _Fused(torch.autograd.Function):
         operator = operator_of(problem)
         ctx.save_for_backward(kept, *operator.pick_saved(tensors))
         ctx.problem, ctx.kernels, ctx.kept_as = problem, kernels, (kept.shape, kept.dtype)
-        ctx.others = others = operator.pick_others(tensors)
-        ctx.versions = [0 if t is None else _version(t) for t in others]
+        others, versions, copies = operator.pick_others(tensors), [], []
         read = kernels.reads(problem, ctx.needs_input_grad[2:])
-        ctx.copies = [t.clone() if asked and t is not None else None for t, asked in zip(others, read, strict=True)]
+        for at, tensor in enumerate(others):
+            versions.append(0 if tensor is None else _version(tensor))
+            copies.append(tensor.clone() if read[at] and tensor is not None else None)
+        ctx.others, ctx.versions, ctx.copies = others, versions, copies
         return y
 
     @staticmethod

@@ -123,9 +123,10 @@ class _Registered:
         kinds, options = tuple(map(kind_of, call.tensors)), operator.options_of(call.options)
         problem = remembered(operator.problem_of, kinds, channels_last, *options)
         n_k = problem.tensor_shapes[-1]
-        for name, tensor in zip(operator.tensors[-2:], call.tensors[-2:], strict=True):  # gamma and beta
-            if tensor is not None and tensor.shape != n_k:  # the front door would have expanded it
-                raise ValueError(f"{name} must have shape (N, K) = {n_k}, got {tuple(tensor.shape)}")
+        for at in (-2, -1):  # gamma and beta, which the front door would have expanded
+            tensor = call.tensors[at]
+            if tensor is not None and tensor.shape != n_k:
+                raise ValueError(f"{operator.tensors[at]} must have shape (N, K) = {n_k}, got {tuple(tensor.shape)}")
         pin = call.backend or None
         if pin is not None:
             check_backend("backend", pin)

@@ -13,11 +13,11 @@ from .problems import Problem
 
 def check_saved(problem: Problem, operator: Operator, saved: Some) -> None:
     """Raise RuntimeError unless the tensors of `operator.saved` are still what `problem` says."""
-    for name, tensor, shape in zip(operator.saved, saved, operator.pick_saved(problem.tensor_shapes), strict=True):
-        if tensor is not None and not (
-            tensor.dtype is problem.dtype and tensor.shape == shape and tensor.device == problem.device
-        ):
-            raise RuntimeError(_came_back(problem, name, tensor, shape, problem.dtype))
+    dtype, device, shapes = problem.dtype, problem.device, operator.pick_saved(problem.tensor_shapes)
+    for at, tensor in enumerate(saved):
+        if tensor is None or (tensor.dtype is dtype and tensor.shape == shapes[at] and tensor.device == device):
+            continue
+        raise RuntimeError(_came_back(problem, operator.saved[at], tensor, shapes[at], dtype))
 
 
 def _came_back(problem: Problem, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str:

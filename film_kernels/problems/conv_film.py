@@ -128,7 +128,7 @@ _PADDING = OPTIONS.index("padding")
 def options_of(packed: Sequence[Any]) -> list[Any]:
     """The options as `problem_of` takes them, from what OPTIONS_SCHEMA names: they differ in padding alone, which
     comes as two."""
-    options = [tuple(value) if isinstance(value, (list, tuple)) else value for value in packed]
+    options = [tuple(value) if type(value) is list else value for value in packed]
     options[_PADDING : _PADDING + 2] = [Sides(*options[_PADDING : _PADDING + 2])]
     return options
 

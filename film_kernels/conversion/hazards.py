@@ -26,21 +26,21 @@ def what_changes_between(nodes: Sequence[fx.Node], reads: Sequence[tuple[Touched
     chain, readers = set(nodes), {reader for _, reader in reads}
     read: list[Touched] = []
     begun = False
-    for node in nodes[0].graph.nodes:
-        if node is nodes[-1]:
-            return None
-        begun = begun or node is nodes[0]
-        if getattr(node.target, "__name__", "") in _CONTEXTS:
+    node = min((nodes[0], *readers))  # the first in the graph: what is read may be copied in front of the chain
+    while node is not nodes[-1]:
+        here, node = node, node.next
+        begun = begun or here is nodes[0]
+        if getattr(here.target, "__name__", "") in _CONTEXTS:
             if begun:
                 return "convolution and FiLM stand in different autocast or gradient modes"
             continue
-        changed = changed_by(node) if read and node not in chain else []
+        changed = changed_by(here) if read and here not in chain else []
         if changed is None:
-            return f"between convolution and FiLM stands {_called(node)}, of which it is not known what it changes"
+            return f"between convolution and FiLM stands {_called(here)}, of which it is not known what it changes"
         if any(may_share_memory(one, other) for one in changed for other in read):
             return "what the convolution or FiLM reads is changed in place in between"
-        if node in readers:
-            read += [value for value, reader in reads if reader is node]
+        if here in readers:
+            read += [value for value, reader in reads if reader is here]
     return None
 
 

@@ -77,9 +77,10 @@ class Match:
 
     @property
     def norm(self) -> Norm | None:
-        """The first norm that needs statistics, if there is one."""
-        operations = (self.root, *(link.operation for link in self.links))
-        norms = (operation for operation in operations if isinstance(operation, Norm))
+        """What the site begins with, if that is a norm; otherwise the first that needs statistics, if there is one."""
+        if isinstance(self.root, Norm):
+            return self.root
+        norms = (link.operation for link in self.links if isinstance(link.operation, Norm))
         return next((norm for norm in norms if norm.reason is not None), None)
 
     @property

@@ -78,7 +78,7 @@ def _root_of(way: Way) -> tuple[Norm | Other, Sequence[Operation]]:
 def _behind_convolution(match: Match, norm: Norm) -> Match | None:
     """The same from the convolution on, where there are only views between it and the norm: the tokens of a picture."""
     node = norm.source
-    while word_of(node) in _VIEWS and isinstance(node.args[0], fx.Node):
+    while word_of(node) in _VIEWS and node.args and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     convolution = convolution_of(node)
     if convolution is None or node is norm.source or norm.reason is None:

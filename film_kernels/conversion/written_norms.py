@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .formulas import norm_written_as
 from .nodes import same, same_shape, tensor_of, users_of_values, word_of
 from .norms import is_norm, norm_of, why_no_norm
 from .operations import operation_of
@@ -29,10 +30,6 @@ _OTHERS = {
 }  # fmt: skip
 _OF_STATISTICS = _STATISTICS | {"rsqrt", "sqrt", "reciprocal"}
 _DIFFERENCES = {"sub", "rsub", "subtract", "isub"}
-_ADDITIONS = {"add", "iadd"}
-_LEAST = {"clamp", "clamp_min", "maximum"}
-_PRODUCTS = {"mul", "imul", "multiply", "truediv", "itruediv", "div", "divide"}
-_RESHAPES = {"view", "reshape", "flatten", "unflatten", "rearrange"}
 _WORDS = _PERMUTATIONS | _STATISTICS | _ROOTS | _OTHERS
 
 
@@ -44,6 +41,9 @@ def written_norms(graph: fx.Graph) -> Iterator[Norm]:
         readers = users_of_values(node)
         if node in inside or not readers or not all(map(_may_be_inside, readers)):
             continue
+        result = tensor_of(node)
+        if result is not None and result.dim() < 3:
+            continue  # nothing of a picture's or a sequence's shape
         if len(readers) > 1 or operation_of(readers[0], node) is None:
             nodes = _written_norm(node)
             if nodes:
@@ -112,35 +112,15 @@ def _in_another_layout(start: fx.Node, nodes: list[fx.Node], inner: Norm) -> Nor
 
 def _formula(start: fx.Node, nodes: list[fx.Node]) -> tuple[str, tuple[int, ...] | None, Any]:
     """What kind of norm is written, over which dimensions, and its eps. The kind is told only where the formula is that
-    of PyTorch's own norm: not of an unbiased variance, say, or of an eps that is added to the root."""
-    words = {word_of(node) for node in nodes}
-    dims = _same_dimensions(nodes)
+    of PyTorch's own norm."""
+    dims, shape = _same_dimensions(nodes), tensor_of(start)
     if dims is None:
         return "statistics", None, None
-    added, least = (
-        [value for node in nodes if word_of(node) in names for value in _numbers_of(node)]
-        for names in (_ADDITIONS, _LEAST)
-    )
-    statistics = words & _STATISTICS
-    plain = not words & _RESHAPES and not any(word_of(node) in _PRODUCTS and _numbers_of(node) for node in nodes)
-    kind = "statistics"
-    if words.isdisjoint(_DIFFERENCES):
-        if statistics == {"mean"} and len(added) <= 1 and not least and plain:
-            kind = "rms"
-        elif len(statistics) == 1 and not statistics & {"mean", "var", "var_mean", "std", "std_mean"} and not added:
-            kind = "l2" if len(least) <= 1 and plain else kind
-    elif statistics <= {"mean", "var", "var_mean"} and len(added) <= 1 and not least and plain:
-        biased = not any(_is_unbiased(node) for node in nodes)
-        shape = tensor_of(start)
-        rank = None if shape is None else shape.dim()
-        over_positions = rank is not None and sorted(dim % rank for dim in dims) == list(range(2, rank))
-        kind = "statistics" if not biased else "layer" if len(dims) == 1 else "instance" if over_positions else kind
-    numbers = least if kind == "l2" else added
-    return kind, dims, numbers[0] if numbers and kind != "statistics" else None
-
-
-def _numbers_of(node: fx.Node) -> list[Any]:
-    return [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, (int, float))]
+    kind, eps = norm_written_as(start, nodes, dims, 4 if shape is None else shape.dim())
+    if kind == "mean":
+        over_positions = shape is not None and sorted(dim % shape.dim() for dim in dims) == list(range(2, shape.dim()))
+        kind = "layer" if dims in ((1,), (-1,)) else "instance" if over_positions else None
+    return kind or "statistics", dims, eps if kind else None
 
 
 def _same_dimensions(nodes: list[fx.Node]) -> tuple[int, ...] | None:
@@ -152,13 +132,6 @@ def _same_dimensions(nodes: list[fx.Node]) -> tuple[int, ...] | None:
             return None
         found.add(dims)
     return found.pop() if len(found) == 1 else None
-
-
-def _is_unbiased(node: fx.Node) -> bool:
-    if word_of(node) not in ("var", "var_mean"):
-        return False
-    given = node.kwargs.get("unbiased", node.args[2] if len(node.args) > 2 else None)
-    return given is not False if given is not None else node.kwargs.get("correction", 1) not in (0, 0.0)
 
 
 def _dimensions(nodes: list[fx.Node]) -> list[Any]:

@@ -469,3 +469,16 @@ def test_results_are_what_they_were(row):
     fused, inputs = fuse(copy.deepcopy(model)), example_inputs()
     for one, other in zip(fused(*inputs), model(*inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_arguments_by_name_in_a_symbolic_trace():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(C, K, 3), group_norm()
+
+        def forward(self, x, g):
+            return self.norm(input=self.conv(input=x)) * tall(g)
+
+    (site,) = find_film(Named())
+    assert site.order == ("conv2d", "group_norm", "scale") and site.reason == statistics("group_norm")

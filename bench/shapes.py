@@ -86,7 +86,7 @@ class Row:
             (torch.Size(size), case.dtype(device), device, torch.strided) for size in sizes
         )
         options = (case.stride, case.padding, case.dilation, 1, case.activation, 0.01, "post", 0.0)
-        return problem_of((input, weight, bias, gamma, beta), self.channels_last, *options)
+        return problem_of((input, weight, bias, gamma, beta), self.channels_last, options)
 
 
 _TINY_SIZE = {1: 192, 2: 16}  # positions along each of one or two dimensions; dilated kernels need many

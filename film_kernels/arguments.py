@@ -50,7 +50,7 @@ def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tenso
         raise
     if not _AS_THEY_ARE.issuperset(map(type, options)):
         options = tuple(map(_plain, options))
-    problem = remembered(problem_of, kinds, channels_last, *options)
+    problem = remembered(problem_of, kinds, channels_last, options)
     n_k = (problem.batch, problem.out_channels)
     return problem, (input, weight, bias, _expanded(gamma, n_k), _expanded(beta, n_k)), unbatched
 
@@ -60,20 +60,27 @@ def kind_of(tensor: Tensor | None) -> Kind | None:
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
 
 
-# Told apart by their types too: 2.0 would be found where 2 has been.
-@functools.lru_cache(maxsize=4096, typed=True)
-def _remembered(make: Callable[..., Any], *arguments: Any) -> Any:
-    return make(*arguments)
-
-
-def remembered(make: Callable[..., Any], *arguments: Any) -> Any:
-    """`make(*arguments)`, worked out once for the same arguments."""
+def remembered(
+    problem_of: Callable[..., Any], kinds: tuple[Kind | None, ...], channels_last: bool, options: Sequence[Any]
+) -> Any:
+    """`problem_of(kinds, channels_last, options)`, worked out once for the same arguments."""
     if torch.compiler.is_compiling():
-        return make(*arguments)
+        return problem_of(kinds, channels_last, options)
     try:
-        return _remembered(make, *arguments)
+        return _remembered(problem_of, kinds, channels_last, options, tuple(map(type, options)))
     except TypeError:  # a symbolic size has no hash; and a real TypeError is raised again
-        return make(*arguments)
+        return problem_of(kinds, channels_last, options)
+
+
+@functools.lru_cache(maxsize=4096)
+def _remembered(
+    problem_of: Callable[..., Any],
+    kinds: tuple[Kind | None, ...],
+    channels_last: bool,
+    options: Sequence[Any],
+    types: tuple[type, ...],  # tell options apart too: 2.0 would be found where 2 has been
+) -> Any:
+    return problem_of(kinds, channels_last, options)
 
 
 def _plain(value: Any) -> Any:

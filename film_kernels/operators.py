@@ -37,9 +37,9 @@ class Operator:
     saved: tuple[str, ...]  # those that a backward always reads; the others it may be given as copies, or as None
     parameter: str  # the one whose gradient has its own strides: optimisers and those who reduce gradients compare them
     options_schema: str  # the options as the registered operators take them
-    options_of: Callable[[Sequence[Any]], Sequence[Any]]  # options as problem_of takes them, from those
+    options_of: Callable[[Sequence[Any]], tuple[Any, ...]]  # options as problem_of takes them, from those
     writes_channels_last: Callable[[Some], bool]  # whether its output is channels_last, from the tensors' strides
-    problem_of: Callable[..., Any]  # (kinds, channels_last, *options) -> the record
+    problem_of: Callable[..., Any]  # (kinds, channels_last, options) -> the record
     plain: Callable[..., Tensor]  # (problem, *tensors) -> y, differentiable to any order
 
     # Made from the names: which of something for each tensor belongs to those saved and to the others, and both again

@@ -121,7 +121,7 @@ class _Registered:
         if channels_last is None:
             channels_last = operator.writes_channels_last(call.tensors)
         kinds, options = tuple(map(kind_of, call.tensors)), operator.options_of(call.options)
-        problem = remembered(operator.problem_of, kinds, channels_last, *options)
+        problem = remembered(operator.problem_of, kinds, channels_last, options)
         n_k = problem.tensor_shapes[-1]
         for at in (-2, -1):  # gamma and beta, which the front door would have expanded
             tensor = call.tensors[at]

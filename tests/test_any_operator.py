@@ -35,7 +35,8 @@ class PowerFilm(NamedTuple):
         return layouts.memory_format(self.channels_last, len(self.input_shape) - 2)
 
 
-def problem_of(kinds, channels_last, power):
+def problem_of(kinds, channels_last, options):
+    (power,) = options
     if power < 1:
         raise ValueError(f"power must be at least 1, got {power}")
     shape, dtype, device, _ = kinds[0]
@@ -91,7 +92,7 @@ OPERATOR = operators.Operator(
     saved=("input", "gamma"),
     parameter="gamma",
     options_schema="int power",
-    options_of=lambda packed: packed,
+    options_of=tuple,
     writes_channels_last=lambda tensors: layouts.is_channels_last(tensors[0]),
     problem_of=problem_of,
     plain=plain,
@@ -116,7 +117,7 @@ def kernels(monkeypatch):
 def power_film(input, gamma, beta, power=2, backend=None):
     tensors = (input, gamma, beta)
     channels_last = OPERATOR.writes_channels_last(tensors)
-    return ops.call(remembered(problem_of, tuple(map(kind_of, tensors)), channels_last, power), backend, tensors)
+    return ops.call(remembered(problem_of, tuple(map(kind_of, tensors)), channels_last, (power,)), backend, tensors)
 
 
 def draw():

@@ -125,15 +125,15 @@ class Sides(NamedTuple):
 _PADDING = OPTIONS.index("padding")
 
 
-def options_of(packed: Sequence[Any]) -> list[Any]:
+def options_of(packed: Sequence[Any]) -> tuple[Any, ...]:
     """The options as `problem_of` takes them, from what OPTIONS_SCHEMA names: they differ in padding alone, which
     comes as two."""
     options = [tuple(value) if type(value) is list else value for value in packed]
     options[_PADDING : _PADDING + 2] = [Sides(*options[_PADDING : _PADDING + 2])]
-    return options
+    return tuple(options)
 
 
-def problem_of(kinds: Kinds, channels_last: bool, *options: Any) -> ConvFilm:
+def problem_of(kinds: Kinds, channels_last: bool, options: Sequence[Any]) -> ConvFilm:
     """The record of a call with tensors of these kinds and OPTIONS as a user writes them, or a TypeError or ValueError
     that names the argument."""
     check_kinds(TENSORS, kinds)

@@ -82,7 +82,8 @@ def problem_of(case: str, dtype: torch.dtype) -> conv_film.ConvFilm:
     channels = weight[0]
     shapes = (input, weight, (channels,), (input[0], channels), (input[0], channels))
     kinds = tuple((torch.Size(shape), dtype, torch.device("cuda"), torch.strided) for shape in shapes)
-    return conv_film.problem_of(kinds, channels_last, stride, padding, 1, 1, "relu", 0.01, "post", 0.0)  # type: ignore
+    options = (stride, padding, 1, 1, "relu", 0.01, "post", 0.0)
+    return conv_film.problem_of(kinds, channels_last, options)  # type: ignore
 
 
 def record(problem: conv_film.ConvFilm, kernel: str, entry: tuning.Entry, gpu: str) -> list[launch.Launch]:

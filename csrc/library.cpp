@@ -177,6 +177,10 @@ int64_t fewest_positions(const std::vector<int64_t>& weight_size, torch::headero
                     text_of(weight_size.data(), rank + 2));
   STD_TORCH_CHECK(groups >= 1 && groups <= kMostAlong && weight_size[0] % groups == 0,
                   "film_kernels: groups must divide weight_size[0], ", weight_size[0], ", got ", groups);
+  int64_t elements = groups;
+  for (int64_t size : weight_size)
+    STD_TORCH_CHECK(!__builtin_mul_overflow(elements, size, &elements),
+                    "film_kernels: weight_size is too large: ", text_of(weight_size.data(), rank + 2));
   Problem p{};
   p.groups = groups, p.out_channels = weight_size[0], p.in_channels = weight_size[1] * groups;
   p.dtype = dtype_of({"weight", 0, nullptr, nullptr, static_cast<int32_t>(dtype), 0, 0, nullptr});

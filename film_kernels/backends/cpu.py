@@ -41,9 +41,8 @@ class CpuConvFilm(ConvFilmKernels):
         return why_not_one_bit(problem.activation)
 
     def is_slow(self, problem: ConvFilm) -> bool:
-        weight_shape = tuple(
-            map(int, problem.weight_shape)
-        )  # symbolic ones become numbers, each with a graph of its own
+        # Symbolic sizes of a weight become numbers, each with a graph of its own.
+        weight_shape = tuple(map(int, problem.weight_shape))
         fewest = _fewest_positions(
             weight_shape, problem.dtype, problem.stride, problem.dilation, problem.padding_before,
             problem.groups, problem.channels_last,

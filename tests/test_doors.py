@@ -233,7 +233,7 @@ film_kernels.available_backends()
 resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
 x, w = torch.ones(1, 1, 1, 1).expand({input}), torch.ones({weight})
 try:
-    torch.ops.film_kernels_cpu.forward(x, w, None, None, None, {geometry}, 0.0, 0.0, False)
+    torch.ops.film_kernels_cpu.forward(x, w, None, None, None, {geometry}, [0.0, 0.0], False)
 except RuntimeError as error:
     print(error)
 """
@@ -271,7 +271,7 @@ for call in (
     lambda: film_kernels.conv_film(x, w),
     lambda: film_kernels.conv_film(x, w, backend="cpu"),
     lambda: torch.ops.film_kernels_cpu.forward(
-        x, w, None, None, None, [1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0], 0.0, 0.0, False
+        x, w, None, None, None, [1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0], [0.0, 0.0], False
     ),
 ):
     try:

@@ -7,13 +7,15 @@ two functions, a backend's `forward` and `derivatives.gradients`.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .backends import BACKENDS, remembered_choice
 from .derivatives import differentiable_gradients, gradients
-from .operators import Some, operator_of
+from .operators import OPERATORS, Some, operator_of
 from .problems import Problem
 from .registered import call_registered
 from .saved import check_saved, checked_kept
@@ -34,7 +36,7 @@ def call(problem: Problem, pin: str | None, tensors: Some) -> Tensor:
     if kernels.is_plain:
         return operator_of(problem).plain(problem, *tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Fused.apply(problem, kernels, *tensors)
+        return _function_of(type(problem)).apply(problem, kernels, *tensors)
     return kernels.forward(problem, tensors, False)[0]
 
 
@@ -117,6 +119,13 @@ class _Fused(torch.autograd.Function):
         tensors = operator.in_order((*saved, *ctx.copies))
         kept = checked_kept(problem, kept, *ctx.kept_as)
         return None, None, *gradients(problem, ctx.kernels, grad, kept, tensors, wanted)
+
+
+@functools.cache
+def _function_of(record: type) -> type[_Fused]:
+    """`_Fused` by the name of the operator, which is what a user sees of it in `grad_fn`: _ConvFilm for conv_film."""
+    name = "".join(word.capitalize() for word in OPERATORS[record].name.split("_"))
+    return type(f"_{name}", (_Fused,), {"__module__": __name__})
 
 
 def _check_unchanged(operator, ctx) -> None:

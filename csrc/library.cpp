@@ -172,21 +172,17 @@ int64_t fewest_positions(const std::vector<int64_t>& weight_size, torch::headero
   STD_TORCH_CHECK(
       (rank == 1 || rank == 2) && dilation.size() == rank && padding.size() == rank && weight_size.size() == rank + 2,
       "film_kernels: weight_size must have 3 or 4 sizes, and stride, dilation and padding one or two");
-  for (int64_t size : weight_size)
-    STD_TORCH_CHECK(size >= 1 && size <= kMostAlong, "film_kernels: weight_size must hold sizes of at least 1, got ",
-                    text_of(weight_size.data(), rank + 2));
-  STD_TORCH_CHECK(groups >= 1 && groups <= kMostAlong && weight_size[0] % groups == 0,
-                  "film_kernels: groups must divide weight_size[0], ", weight_size[0], ", got ", groups);
+  STD_TORCH_CHECK(groups >= 1 && weight_size[0] % groups == 0, "film_kernels: groups must divide weight_size[0], ",
+                  weight_size[0], ", got ", groups);
   int64_t elements = groups;
   for (int64_t size : weight_size)
-    STD_TORCH_CHECK(!__builtin_mul_overflow(elements, size, &elements),
-                    "film_kernels: weight_size is too large: ", text_of(weight_size.data(), rank + 2));
+    STD_TORCH_CHECK(size >= 1 && !__builtin_mul_overflow(elements, size, &elements),
+                    "film_kernels: weight_size must hold sizes of at least 1 whose product can be counted, got ",
+                    text_of(weight_size.data(), rank + 2));
   Problem p{};
   p.groups = groups, p.out_channels = weight_size[0], p.in_channels = weight_size[1] * groups;
   p.dtype = dtype_of({"weight", 0, nullptr, nullptr, static_cast<int32_t>(dtype), 0, 0, nullptr});
-  const auto axis = [&](size_t d) {
-    return Axis{1, weight_size[d + 2], stride[d], weight_size[d + 2] > 1 ? dilation[d] : 1, padding[d], 1};
-  };
+  const auto axis = [&](size_t d) { return Axis{1, weight_size[d + 2], stride[d], dilation[d], padding[d], 1}; };
   p.h = rank == 2 ? axis(0) : Axis{1, 1, 1, 1, 0, 1};
   p.w = axis(rank - 1);
   const auto faster_from = [&](int64_t positions) {

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from .checks import INTEGERS, Kind, check_film_shape, check_types, in_words
 from .layouts import writes_channels_last
-from .problems.conv_film import OPTIONS, TENSORS, ConvFilm, Tensors, problem_of
+from .problems.conv_film import OPTIONS, REQUIRED, TENSORS, ConvFilm, Tensors, problem_of
 
 _AS_THEY_ARE = frozenset((int, float, str))
-_REQUIRED = 2  # input and weight
 _OFFSET = OPTIONS.index("gamma_offset")
 
 
@@ -35,7 +34,7 @@ def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tenso
         tensors = _autocast(tensors)
     input, weight, bias, gamma, beta = tensors
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
-        check_types(TENSORS, tensors, _REQUIRED)
+        check_types(TENSORS, tensors, REQUIRED)
     if isinstance(options[_OFFSET], Tensor):
         gamma = _with_offset(weight, gamma, options[_OFFSET])
         options = (*options[:_OFFSET], 0.0, *options[_OFFSET + 1 :])
@@ -46,7 +45,7 @@ def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tenso
         kinds = (kind_of(input), kind_of(weight), kind_of(bias), kind_of(gamma), kind_of(beta))
         channels_last = writes_channels_last(input, weight)
     except (AttributeError, RuntimeError):
-        check_types(TENSORS, tensors, _REQUIRED)
+        check_types(TENSORS, tensors, REQUIRED)
         raise
     if not _AS_THEY_ARE.issuperset(map(type, options)):
         options = tuple(map(_plain, options))

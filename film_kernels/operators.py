@@ -73,7 +73,7 @@ class Operator:
 CONV_FILM = Operator(
     name="conv_film",
     tensors=conv.TENSORS,
-    required=2,
+    required=conv.REQUIRED,
     saved=("input", "weight", "gamma"),
     parameter="weight",
     options_schema=conv.OPTIONS_SCHEMA,

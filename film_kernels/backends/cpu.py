@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +19,6 @@ from .conv_film import ConvFilmKernels, bits_like
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@functools.lru_cache(maxsize=4096)
-def _fewest_positions(*sizes: Any) -> int:
-    """From how many output positions on the kernels are faster than the library's convolution; the rule is theirs
-    (csrc/cpu/library_is_faster.cpp)."""
-    with torch._C._DisableTorchDispatch():  # whoever traces may not know that a number is asked for
-        return torch.ops.film_kernels_cpu.fewest_positions(*sizes)
-
-
 class CpuConvFilm(ConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
         if problem.device.type != "cpu":
@@ -41,12 +32,13 @@ class CpuConvFilm(ConvFilmKernels):
         return why_not_one_bit(problem.activation)
 
     def is_slow(self, problem: ConvFilm) -> bool:
-        # Symbolic sizes of a weight become numbers, each with a graph of its own.
-        weight_shape = tuple(map(int, problem.weight_shape))
-        fewest = _fewest_positions(
-            weight_shape, problem.dtype, problem.stride, problem.dilation, problem.padding_before,
-            problem.groups, problem.channels_last,
-        )  # fmt: skip
+        # The rule is that of the kernels (csrc/cpu/library_is_faster.cpp).
+        weight_shape = tuple(map(int, problem.weight_shape))  # each symbolic size gets a graph of its own
+        with torch._C._DisableTorchDispatch():  # whoever traces may not know that a number is asked for
+            fewest = torch.ops.film_kernels_cpu.fewest_positions(
+                weight_shape, problem.dtype, problem.stride, problem.dilation, problem.padding_before,
+                problem.groups, problem.channels_last,
+            )  # fmt: skip
         return problem.batch * math.prod(problem.out_size) < fewest
 
     def kept_like(self, problem: ConvFilm) -> Tensor:

@@ -27,6 +27,7 @@ from ..checks import (
 from ..layouts import memory_format
 
 TENSORS = ("input", "weight", "bias", "gamma", "beta")
+REQUIRED = 2  # of them, the first ones, which are never None
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 Kinds = tuple[Kind, Kind, Kind | None, Kind | None, Kind | None]
 _ADDRESSABLE = 2**63 - 1  # bytes

@@ -18,7 +18,7 @@ from .checks import INTEGERS, Kind, check_film_shape, check_types, in_words
 from .layouts import writes_channels_last
 from .problems.conv_film import OPTIONS, REQUIRED, TENSORS, ConvFilm, Tensors, problem_of
 
-_AS_THEY_ARE = frozenset((int, float, str))
+_AS_THEY_ARE = frozenset((int, float, str, type(None)))
 _OFFSET = OPTIONS.index("gamma_offset")
 
 
@@ -47,11 +47,9 @@ def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tenso
     except (AttributeError, RuntimeError):
         check_types(TENSORS, tensors, REQUIRED)
         raise
-    if not _AS_THEY_ARE.issuperset(map(type, options)):
-        options = tuple(map(_plain, options))
-    problem = remembered(problem_of, kinds, channels_last, options)
+    problem = remembered(problem_of, kinds, channels_last, plain_options(options))
     n_k = (problem.batch, problem.out_channels)
-    return problem, (input, weight, bias, _expanded(gamma, n_k), _expanded(beta, n_k)), unbatched
+    return problem, (input, weight, bias, expanded(gamma, n_k), expanded(beta, n_k)), unbatched
 
 
 def kind_of(tensor: Tensor | None) -> Kind | None:
@@ -80,6 +78,11 @@ def _remembered(
     types: tuple[type, ...],  # tell options apart too: 2.0 would be found where 2 has been
 ) -> Any:
     return problem_of(kinds, channels_last, options)
+
+
+def plain_options(options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The options as they are looked up."""
+    return options if _AS_THEY_ARE.issuperset(map(type, options)) else tuple(map(_plain, options))
 
 
 def _plain(value: Any) -> Any:
@@ -114,20 +117,30 @@ def _as_float(value: Any) -> Any:
 
 def _with_offset(weight: Tensor, gamma: Tensor | None, offset: Tensor) -> Tensor:
     """`gamma + offset` for an offset that is a tensor: it may be learnt, and is never read on the host."""
-    if offset.numel() != 1:
-        raise ValueError(f"gamma_offset must be one number, got shape {in_words(offset.shape)}")
-    offset = offset.reshape(())
+    offset = one_number("gamma_offset", offset)
     return weight.new_ones(weight.shape[:1]) + offset if gamma is None else gamma + offset
+
+
+def one_number(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of one element, without dimensions."""
+    if tensor.numel() != 1:
+        raise ValueError(f"{name} must be one number, got shape {in_words(tensor.shape)}")
+    return tensor.reshape(())
+
+
+def is_autocast(input: Any) -> bool:
+    """Whether autocast is on for the device of `input`."""
+    if not isinstance(input, Tensor):
+        return False
+    device = input.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _autocast(tensors: Tensors) -> Tensors:
     """The tensors as autocast has them for a convolution, where it is on for their device."""
-    if not isinstance(tensors[0], Tensor):
+    if not is_autocast(tensors[0]):
         return tensors
-    device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return tensors
-    target = torch.get_autocast_dtype(device)
+    target = torch.get_autocast_dtype(tensors[0].device.type)
 
     def cast(t: Any) -> Any:
         return t.to(target) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
@@ -136,12 +149,13 @@ def _autocast(tensors: Tensors) -> Tensors:
     return cast(input), cast(weight), cast(bias), cast(gamma), cast(beta)
 
 
-def _expanded(factor: Tensor | None, n_k: tuple[int, int]) -> Tensor | None:
+def expanded(factor: Tensor | None, n_k: tuple[int, int], channel_dim: int = 1) -> Tensor | None:
     """A checked gamma or beta as (N, K), without a copy."""
     if factor is None or (factor.dim() == 2 and factor.shape == n_k):
         return factor
     if factor.dim() > 1:  # the other sizes are 1
-        factor = factor.view(factor.shape[0] if factor.shape[1] == n_k[1] else 1, n_k[1])
+        rows = factor.shape[0] if factor.shape[channel_dim] == n_k[1] else 1
+        factor = factor.view(rows, n_k[1])
     return factor if factor.shape == n_k else factor.expand(n_k)
 
 
@@ -152,4 +166,4 @@ def film_factor(name: str, factor: Any, n_k: tuple[int, int], spatial_rank: int)
     if not isinstance(factor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(factor).__name__}")
     check_film_shape(name, factor.shape, *n_k, spatial_rank)
-    return _expanded(factor, n_k)
+    return expanded(factor, n_k)

@@ -4,7 +4,8 @@ argument."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,8 +32,11 @@ def _not_dense(name: str, found: object) -> str:
     return f"{name} must be a dense (torch.strided) tensor, got {found}"
 
 
-def check_kinds(names: Sequence[str], kinds: Sequence[Kind | None]) -> None:
-    """Check that all are dense floating tensors of one dtype and device. The first is the input, and there."""
+def check_kinds(
+    names: Sequence[str], kinds: Sequence[Kind | None], dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
+) -> None:
+    """Check that all are dense floating tensors of one device, and of one dtype but for those of `dtypes`. The first is
+    the input, and there."""
     _, dtype, device, layout = kinds[0]  # type: ignore[misc]
     if layout is not torch.strided:
         raise TypeError(_not_dense(names[0], layout))
@@ -41,8 +45,9 @@ def check_kinds(names: Sequence[str], kinds: Sequence[Kind | None]) -> None:
     for name, kind in zip(names[1:], kinds[1:], strict=True):
         if kind is None:
             continue
-        if kind[1] != dtype:
-            raise TypeError(f"{name} must have the dtype of input, {dtype}, got {kind[1]}")
+        if kind[1] != dtypes.get(name, dtype):
+            like = f"be of {dtypes[name]}" if name in dtypes else f"have the dtype of input, {dtype}"
+            raise TypeError(f"{name} must {like}, got {kind[1]}")
         if kind[2] != device:
             raise ValueError(f"{name} must be on the device of input, {device}, got {kind[2]}")
         if kind[3] is not torch.strided:
@@ -68,19 +73,29 @@ def per_dimension(name: str, value: Any, rank: int, least: int) -> tuple[int, ..
     return integers
 
 
-def check_film_shape(name: str, shape: torch.Size, batch: int, channels: int, rank: int) -> None:
+def check_film_shape(name: str, shape: torch.Size, batch: int, channels: int, rank: int, channel_dim: int = 1) -> None:
     """Check that a gamma or beta has one of the shapes that stand for (N, K)."""
     sizes = tuple(shape)
     ones = (1,) * rank
     # lengths first: tuples of symbolic sizes guard on what they compare
-    if len(sizes) in (1, 1 + rank) and sizes[0] == channels and sizes[1:] in ((), ones):
+    if len(sizes) in (1, 1 + rank) and _has_channels(sizes, channels, ones, channel_dim):
         return
-    if len(sizes) in (2, 2 + rank) and sizes[1] == channels and sizes[2:] in ((), ones) and sizes[0] in (1, batch):
+    if len(sizes) in (2, 2 + rank) and _has_channels(sizes[1:], channels, ones, channel_dim) and sizes[0] in (1, batch):
         return
+    first = channel_dim == 1
+    one = (channels, *ones) if first else (*ones, channels)
     raise ValueError(
         f"{name} must have shape (N, K) = ({batch}, {channels}), (1, K) = (1, {channels}), (K,) = ({channels},), "
-        f"(K{', 1' * rank}) or (N, K{', 1' * rank}) = {in_words((batch, channels, *ones))}, got {in_words(shape)}"
+        f"{in_words(('K', *ones) if first else (*ones, 'K'))} or "
+        f"{in_words(('N', 'K', *ones) if first else ('N', *ones, 'K'))} = {in_words((batch, *one))}, "
+        f"got {in_words(shape)}"
     )
+
+
+def _has_channels(sizes: tuple[int, ...], channels: int, ones: tuple[int, ...], channel_dim: int) -> bool:
+    """Whether `sizes` are the channels alone, or with a 1 for each position."""
+    own, others = (sizes[0], sizes[1:]) if channel_dim == 1 else (sizes[-1], sizes[:-1])
+    return own == channels and others in ((), ones)
 
 
 def check_choice(name: str, value: Any, choices: Any) -> str:
@@ -105,7 +120,7 @@ def finite(name: str, value: Any) -> float:
     return number
 
 
-def in_words(shape: Sequence[int]) -> str:
+def in_words(shape: Sequence[int | str]) -> str:
     """A shape as Python writes a tuple, symbolic sizes by their values."""
     sizes = ", ".join(str(size) for size in shape)
     return f"({sizes},)" if len(shape) == 1 else f"({sizes})"

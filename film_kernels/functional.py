@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import arguments, ops, reference
+from . import arguments, norm_arguments, ops, reference, running
 from .activations import ACTIVATIONS
 from .backends import pinned
 from .problems.conv_film import ConvFilm
@@ -91,6 +91,90 @@ def _film_apart(problem: ConvFilm, pin: str | None, tensors: arguments.Tensors) 
     z = ops.call(inner, pin, (input, weight, bias, None, None))
     y = reference.film(z, gamma, beta, problem.gamma_offset)
     return y if post else ACTIVATIONS[problem.activation].apply(y, problem.negative_slope)
+
+
+def norm_film(
+    input: Tensor,
+    norm: str = "group",
+    num_groups: int | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    activation: str = "silu",
+    negative_slope: float = 0.01,
+    film_position: str = "pre",
+    gamma_offset: float | Tensor = 0.0,
+    channel_dim: int = 1,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    backend: str | None = None,
+) -> Tensor:
+    """Normalisation, FiLM and activation in one operator.
+
+    With `xhat` the normalised input::
+
+        film_position="pre":   y = act((gamma + gamma_offset) * (weight * xhat + bias) + beta)
+        film_position="post":  y = (gamma + gamma_offset) * act(weight * xhat + bias) + beta
+
+        norm="group"    xhat = (input - mean) / sqrt(var + eps) over the channels of a group and all positions of a
+                        sample, as torch.nn.functional.group_norm; instance_norm is num_groups=C
+        norm="batch"    the same over all samples and positions of a channel, as batch_norm
+        norm="channel"  the same over the channels of a position: layer_norm over the channels
+        norm="rms"      input / sqrt(mean(input^2) + eps) over the channels of a position: rms_norm
+        norm="l2"       input / max(||input||, eps) over the channels of a position: normalize(dim=1)
+
+    FiLM is feature-wise linear modulation (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
+    AAAI 2018), and group normalisation is by Wu and He (ECCV 2018). It is differentiable in all five tensors, and keeps
+    two numbers a group for that, beside its arguments.
+
+    Args:
+        input: (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W); (N, *spatial, C) with `channel_dim=-1`.
+            Floating-point. Any strides; the output is channels_last where the input is.
+        norm: what is normalised, see above.
+        num_groups: of norm="group", a divisor of C; None for the others.
+        weight: (C,) or None, which stands for 1; of the input's dtype, or float32 beside an input of 16 bits.
+        bias: the same; None stands for 0.
+        gamma: (N, C), (1, C), (C,), (N, C, 1, 1) or (C, 1, 1), with the ones in front of C where `channel_dim` is -1;
+            None stands for 1.
+        beta: as gamma; None stands for 0.
+        eps: at least 0.
+        activation: "silu", "relu", "leaky_relu", "gelu", "gelu_tanh" (its tanh approximation), "sigmoid", "tanh",
+            "mish" or "none": `torch.nn.functional`'s functions of these names.
+        negative_slope: of leaky_relu.
+        film_position: "pre" (before the activation) or "post" (after it).
+        gamma_offset: added to gamma; 1 for the `(1 + gamma) * x + beta` convention. A tensor of one element gets its
+            gradient.
+        channel_dim: 1, or -1 for tensors whose channels come last, with norm "channel", "rms" or "l2".
+        running_mean, running_var, training, momentum: of norm="batch", as `torch.nn.functional.batch_norm` takes them
+            ((C,) or None): in training they are updated in place, and otherwise used.
+        backend: one of `available_backends()`, to insist on it.
+
+    Returns:
+        The shape and dtype of `input` (under autocast, what plain PyTorch gives).
+
+    Raises:
+        TypeError: an argument of a wrong type, tensors of different or integer dtypes, or sparse or nested ones.
+        ValueError: a wrong shape, option or device, or a backend that cannot serve the call; the message names the
+            argument.
+    """
+    statistics = running.Statistics(running_mean, running_var, training, momentum)
+    problem, tensors = norm_arguments.prepare(
+        (input, weight, bias, gamma, beta),
+        (norm, num_groups, eps, activation, negative_slope, film_position, gamma_offset, channel_dim),
+        statistics,
+    )
+    pin = pinned(backend)
+    if problem.norm != "batch" or not statistics.are_kept:
+        return ops.call(problem, pin, tensors)
+    y, found = ops.call_and_tell(problem, pin, tensors)
+    with torch.no_grad():
+        statistics.update(problem, running.statistics_of(problem, tensors[0]) if found is None else found)
+    return y
 
 
 def film(input: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from . import reference
-from .layouts import writes_channels_last
+from .layouts import is_channels_last, writes_channels_last
 from .problems import Problem
 from .problems import conv_film as conv
+from .problems import norm_film as norm
 
 Some = Sequence[Tensor | None]
 _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
@@ -82,7 +83,19 @@ CONV_FILM = Operator(
     problem_of=conv.problem_of,
     plain=lambda problem, *tensors: reference.forward(problem, *tensors),
 )
-OPERATORS: dict[type, Operator] = {conv.ConvFilm: CONV_FILM}  # by the class of the record
+NORM_FILM = Operator(
+    name="norm_film",
+    tensors=norm.TENSORS,
+    required=norm.REQUIRED,
+    saved=("input", "weight", "gamma"),
+    parameter="weight",
+    options_schema=norm.OPTIONS_SCHEMA,
+    options_of=tuple,
+    writes_channels_last=lambda tensors: is_channels_last(tensors[0]),  # type: ignore[arg-type]
+    problem_of=norm.problem_of,
+    plain=lambda problem, *tensors: reference.norm.forward(problem, *tensors),
+)
+OPERATORS: dict[type, Operator] = {conv.ConvFilm: CONV_FILM, norm.NormFilm: NORM_FILM}  # by the class of the record
 
 
 def operator_of(problem: Problem) -> Operator:

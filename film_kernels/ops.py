@@ -26,18 +26,26 @@ def call(problem: Problem, pin: str | None, tensors: Some) -> Tensor:
 
     Raises ValueError where the pinned backend cannot serve, with its reason.
     """
+    return call_and_tell(problem, pin, tensors, False)[0]
+
+
+def call_and_tell(problem: Problem, pin: str | None, tensors: Some, tells: bool = True) -> tuple[Tensor, Tensor | None]:
+    """`call`'s y, and what the kernels keep for backward, without a gradient: None where the plain formula served, or
+    where not `tells`."""
     if _is_watched(tensors):
         unusual = pin is None and BACKENDS["vendor"].why_not(problem) is not None
         unusual = unusual or (pin is None and (_is_exported() or _is_counted()))
         if is_transformed() or pin == "reference" or unusual or any(map(_has_rules_of_its_own, tensors)):
-            return _plain(problem, pin, tensors)
-        return call_registered(problem, pin, tensors)
+            return _plain(problem, pin, tensors), None
+        y, kept = call_registered(problem, pin, tensors, tells)
+        return y, (kept.detach() if tells else None)
     kernels = remembered_choice(problem, pin)
     if kernels.is_plain:
-        return operator_of(problem).plain(problem, *tensors)
+        return operator_of(problem).plain(problem, *tensors), None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _function_of(type(problem)).apply(problem, kernels, *tensors)
-    return kernels.forward(problem, tensors, False)[0]
+        found = _function_of(type(problem)).apply(problem, kernels, tells, *tensors)
+        return found if tells else (found, None)
+    return kernels.forward(problem, tensors, tells)
 
 
 def _is_watched(tensors: Some) -> bool:
@@ -93,32 +101,35 @@ class _Fused(torch.autograd.Function):
     copies: plain PyTorch keeps none of them, so a user may write into them between forward and backward."""
 
     @staticmethod
-    def forward(ctx, problem, kernels, *tensors):
+    def forward(ctx, problem, kernels, tells, *tensors):
         y, kept = kernels.forward(problem, tensors, True)
         operator = operator_of(problem)
         ctx.save_for_backward(kept, *operator.pick_saved(tensors))
         ctx.problem, ctx.kernels, ctx.kept_as = problem, kernels, (kept.shape, kept.dtype)
         others, versions, copies = operator.pick_others(tensors), [], []
-        read = kernels.reads(problem, ctx.needs_input_grad[2:])
+        read = kernels.reads(problem, ctx.needs_input_grad[3:])
         for at, tensor in enumerate(others):
             versions.append(0 if tensor is None else _version(tensor))
             copies.append(tensor.clone() if read[at] and tensor is not None else None)
         ctx.others, ctx.versions, ctx.copies = others, versions, copies
+        if tells:
+            ctx.mark_non_differentiable(kept)
+            return y, kept
         return y
 
     @staticmethod
-    def backward(ctx, grad):
-        problem, wanted = ctx.problem, ctx.needs_input_grad[2:]
+    def backward(ctx, grad, *_):
+        problem, wanted = ctx.problem, ctx.needs_input_grad[3:]
         operator = operator_of(problem)
         kept, *saved = ctx.saved_tensors
         check_saved(problem, operator, saved)
         if torch.is_grad_enabled():
             _check_unchanged(operator, ctx)
             tensors = operator.in_order((*saved, *ctx.others))
-            return None, None, *differentiable_gradients(problem, grad, tensors, wanted)
+            return None, None, None, *differentiable_gradients(problem, grad, tensors, wanted)
         tensors = operator.in_order((*saved, *ctx.copies))
         kept = checked_kept(problem, kept, *ctx.kept_as)
-        return None, None, *gradients(problem, ctx.kernels, grad, kept, tensors, wanted)
+        return None, None, None, *gradients(problem, ctx.kernels, grad, kept, tensors, wanted)
 
 
 @functools.cache

@@ -34,12 +34,13 @@ class _Call(NamedTuple):
     channels_last: bool | None  # None where it is left out: then the tensors tell
 
 
-def call_registered(problem: Problem, pin: str | None, tensors: Some) -> Tensor:
-    """`y` by the registered operator."""
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def call_registered(problem: Problem, pin: str | None, tensors: Some, tells: bool) -> tuple[Tensor, Tensor]:
+    """(y, kept) by the registered operator; `kept` is empty where neither a gradient will be asked for nor the caller
+    wants to be told it."""
+    keep = tells or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     operator = operator_of(problem)
     registered = getattr(torch.ops.film_kernels, operator.name)
-    return registered(*tensors, *operator.packed(problem), pin or "", keep, problem.channels_last)[0]
+    return registered(*tensors, *operator.packed(problem), pin or "", keep, problem.channels_last)
 
 
 class _Registered:
@@ -90,7 +91,7 @@ class _Registered:
                 parameter = call.tensors[at]
                 results[at] = parameter.new_empty_strided(parameter.shape, gradient_strides(parameter))
             elif asked:
-                results[at] = _empty(grad, problem.tensor_shapes[at], at == 0 and problem.channels_last)
+                results[at] = _empty(call.tensors[at], problem.tensor_shapes[at], at == 0 and problem.channels_last)
         return tuple(results)
 
     def setup_context(self, ctx, inputs, output):
@@ -149,8 +150,9 @@ class _Registered:
 
 
 def _strided(tensor: Tensor, problem: Problem) -> Tensor:
-    """`tensor` with the strides that were promised, those of dimensions of size 1 too; kept bits as they are."""
-    if tensor.dtype is torch.uint8:
+    """`tensor` with the strides that were promised, those of dimensions of size 1 too; kept bits and statistics as they
+    are."""
+    if tensor.dim() != len(problem.out_shape) or tensor.dtype is torch.uint8:
         return tensor
     return with_strides(tensor, strides_of(tensor.shape, problem.channels_last))
 

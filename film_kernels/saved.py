@@ -13,11 +13,12 @@ from .problems import Problem
 
 def check_saved(problem: Problem, operator: Operator, saved: Some) -> None:
     """Raise RuntimeError unless the tensors of `operator.saved` are still what `problem` says."""
-    dtype, device, shapes = problem.dtype, problem.device, operator.pick_saved(problem.tensor_shapes)
+    device, shapes = problem.device, operator.pick_saved(problem.tensor_shapes)
+    dtypes = operator.pick_saved(problem.tensor_dtypes)
     for at, tensor in enumerate(saved):
-        if tensor is None or (tensor.dtype is dtype and tensor.shape == shapes[at] and tensor.device == device):
+        if tensor is None or (tensor.dtype is dtypes[at] and tensor.shape == shapes[at] and tensor.device == device):
             continue
-        raise RuntimeError(_came_back(problem, operator.saved[at], tensor, shapes[at], dtype))
+        raise RuntimeError(_came_back(problem, operator.saved[at], tensor, shapes[at], dtypes[at]))
 
 
 def _came_back(problem: Problem, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str:
@@ -37,4 +38,5 @@ def checked_kept(problem: Problem, kept: Tensor, shape: Sequence[int], dtype: to
             raise RuntimeError(f"{_came_back(problem, 'kept', kept, shape, dtype)}, with other values")
     if found.dtype is not dtype or found.shape != tuple(shape) or found.device != problem.device:
         raise RuntimeError(_came_back(problem, "kept", kept, shape, dtype))
-    return found.contiguous(memory_format=torch.contiguous_format if dtype is torch.uint8 else problem.memory_format)
+    whole = len(shape) == len(problem.out_shape) and dtype is not torch.uint8  # as large as the output, and laid out so
+    return found.contiguous(memory_format=problem.memory_format if whole else torch.contiguous_format)

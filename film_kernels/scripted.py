@@ -74,6 +74,33 @@ def activated(v: Tensor, activation: str, negative_slope: float) -> Tensor:
     raise ValueError(f"activation {activation} has no formula here")
 
 
+def channels_alone(factor: Tensor | None, channel_dim: int) -> Tensor | None:
+    """A gamma or beta with the channels last, (N, 1, ..., C), as (N, C)."""
+    if factor is None or channel_dim != -1 or factor.dim() < 3:
+        return factor
+    return factor.flatten(1)
+
+
+def running_statistics(
+    training: bool,
+    tracks: bool,
+    momentum: float | None,
+    batches: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, bool, float]:
+    """What `torch.nn.functional.batch_norm` is given by `nn.BatchNorm2d` and its like, (running_mean, running_var,
+    training, momentum), from their attributes of these names. The batches of training are counted in `batches`."""
+    factor = 0.0 if momentum is None else momentum
+    if training and tracks and batches is not None:
+        batches.add_(1)
+        if momentum is None:  # the mean of all batches so far
+            factor = 1.0 / float(batches)
+    if training and not tracks:
+        return None, None, True, factor
+    return mean, variance, training or (mean is None and variance is None), factor
+
+
 def _over_positions(name: str, factor: Tensor, input: Tensor) -> Tensor:
     """gamma or beta as (N or 1, K, 1, ...), which broadcasts over the positions of `input` (N, K, *spatial)."""
     batch, channels, rank = input.shape[0], input.shape[1], input.dim() - 2

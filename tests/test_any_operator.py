@@ -31,6 +31,10 @@ class PowerFilm(NamedTuple):
         return self.input_shape, self.input_shape[:2], self.input_shape[:2]
 
     @property
+    def tensor_dtypes(self):
+        return (self.dtype,) * 3
+
+    @property
     def memory_format(self):
         return layouts.memory_format(self.channels_last, len(self.input_shape) - 2)
 

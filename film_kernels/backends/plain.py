@@ -6,26 +6,32 @@ pins this backend there, runs it again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..problems.conv_film import ConvFilm
+from ..problems.norm_film import NormFilm
 from .base import Backend, Kernels
 
 
-class PlainConvFilm(Kernels):
-    record = ConvFilm
+class PlainKernels(Kernels):
     is_plain = True
 
-    def why_not(self, problem: ConvFilm) -> str | None:
+    def __init__(self, record: type, formula: Callable[..., Tensor]) -> None:
+        self.record, self.formula = record, formula
+
+    def why_not(self, problem: Any) -> str | None:
         return None
 
-    def kept_like(self, problem: ConvFilm) -> Tensor:
+    def kept_like(self, problem: Any) -> Tensor:
         return torch.empty(0, dtype=torch.uint8, device=problem.device)
 
     def forward(self, problem, tensors, keep):
-        return reference.forward(problem, *tensors), None
+        return self.formula(problem, *tensors), None
 
     def reads(self, problem, wanted):
         return True, True
@@ -33,7 +39,7 @@ class PlainConvFilm(Kernels):
     def backward(self, problem, grad, kept, tensors, wanted):
         with torch.enable_grad():
             leaves = [None if t is None else t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
-            y = reference.forward(problem, *leaves)
+            y = self.formula(problem, *leaves)
         chosen = [leaf for leaf, asked in zip(leaves, wanted, strict=True) if asked]
         found = iter(torch.autograd.grad(y, chosen, grad) if chosen else ())
         return tuple(next(found) if asked else None for asked in wanted)
@@ -41,7 +47,10 @@ class PlainConvFilm(Kernels):
 
 class Plain(Backend):
     name = "reference"
-    kernels = (PlainConvFilm(),)
+    kernels = (
+        PlainKernels(ConvFilm, lambda problem, *tensors: reference.forward(problem, *tensors)),
+        PlainKernels(NormFilm, lambda problem, *tensors: reference.norm.forward(problem, *tensors)),
+    )
 
     def unavailable(self) -> str | None:
         return None

@@ -19,6 +19,7 @@ from ..activations import ACTIVATIONS
 from ..problems.conv_film import ConvFilm
 from .base import Backend, Kernels
 from .triton.availability import why_not_here, why_nowhere
+from .vendor_norm import VendorNormFilm
 
 
 def _per_channel(problem: ConvFilm, factor: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ class VendorConvFilm(Kernels):
 
 class Vendor(Backend):
     name = "vendor"
-    kernels = (VendorConvFilm(),)
+    kernels = (VendorConvFilm(), VendorNormFilm())
 
     def unavailable(self) -> str | None:
         return None

@@ -32,6 +32,10 @@ class Problem(Protocol):
         """What the operator's tensors have to be like, in their order; those that are not given too."""
 
     @property
+    def tensor_dtypes(self) -> tuple[torch.dtype, ...]:
+        """What they are of."""
+
+    @property
     def memory_format(self) -> torch.memory_format:
         """What the output is allocated in."""
 

@@ -104,6 +104,11 @@ class ConvFilm(NamedTuple):
         return self.input_shape, self.weight_shape, rows[1:], rows, rows
 
     @property
+    def tensor_dtypes(self) -> tuple[torch.dtype, ...]:
+        """What TENSORS are of."""
+        return (self.dtype,) * len(TENSORS)
+
+    @property
     def memory_format(self) -> torch.memory_format:
         """What the output is allocated in."""
         return memory_format(self.channels_last, self.spatial_rank)

@@ -1,4 +1,4 @@
-"""Plain PyTorch: the formulas every backend must equal.
+"""conv_film in plain PyTorch.
 
 `conv_film` is what everybody writes by hand. `backward` is the same gradients by the one-bit formulas that the
 kernels use; it exists to hold those formulas against autograd.
@@ -9,22 +9,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from . import arguments
-from .activations import ACTIVATIONS
-from .problems.conv_film import ConvFilm
+from .. import arguments
+from ..activations import ACTIVATIONS
+from ..problems.conv_film import ConvFilm
+from .broadcast import film
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-def film(input: torch.Tensor, gamma: torch.Tensor | None, beta: torch.Tensor | None, gamma_offset: float = 0.0):
-    """`(gamma + gamma_offset) * input + beta`; gamma and beta are (N, K) or None, input is (N, K, *spatial)."""
-    trailing = (1,) * (input.dim() - 2)
-    if gamma is not None:
-        gamma = gamma + gamma_offset if gamma_offset else gamma
-        input = gamma.reshape(*gamma.shape, *trailing) * input
-    elif gamma_offset:
-        input = input * (1.0 + gamma_offset)
-    return input if beta is None else input + beta.reshape(*beta.shape, *trailing)
 
 
 def symmetric(problem: ConvFilm, input: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:

@@ -6,7 +6,8 @@
 namespace film {
 
 enum class DType { f32, f64, bf16, f16 };
-enum class Activation { none, relu, leaky_relu };
+// In the order of film_kernels/activations.py. The convolution takes the first three, which are piecewise linear.
+enum class Activation { none, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, mish };
 enum class Position { post, pre };
 
 // One spatial dimension of the convolution.

@@ -35,6 +35,12 @@ KERNELS = [
     "cpu/grad_weight_planes.cpp",
     "cpu/grad_weight_winograd.cpp",
     "cpu/library_is_faster.cpp",
+    "cpu/norm.cpp",
+    "cpu/norm_across.cpp",
+    "cpu/norm_modulate.cpp",
+    "cpu/norm_pixels.cpp",
+    "cpu/norm_planes.cpp",
+    "cpu/norm_slope.cpp",
     "cpu/row_tile.cpp",
     "cpu/table.cpp",
     "cpu/tile.cpp",
@@ -44,6 +50,7 @@ COMPILE = [
     "-O3",
     "-fvisibility=hidden",
     "-ffp-contract=fast",
+    "-fno-math-errno",  # or a square root is a call
     "-Wall",
     "-Wextra",
     "-Wno-psabi",
@@ -140,10 +147,10 @@ class BuildExtension(cpp_extension.BuildExtension):
         done_for.write_text(" ".join(flags))
 
 
-def extension(name: str, source: Path, compile_args: list[str], **options) -> Extension:
+def extension(name: str, sources: list[Path], compile_args: list[str], **options) -> Extension:
     return cpp_extension.CppExtension(
         name,
-        [str(source)],
+        list(map(str, sources)),
         depends=list(map(str, HEADERS)),
         extra_compile_args=[*COMPILE, *compile_args],
         py_limited_api=True,
@@ -153,7 +160,7 @@ def extension(name: str, source: Path, compile_args: list[str], **options) -> Ex
 
 sanitize = os.environ.get("FILM_KERNELS_SANITIZE")  # "address,undefined", for the tests
 sanitizer = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1"] if sanitize else []
-extensions = [extension("film_kernels._cpu", CSRC / "library.cpp", sanitizer, extra_link_args=sanitizer)]
+extensions = [extension("film_kernels._cpu", sorted(CSRC.glob("*.cpp")), sanitizer, extra_link_args=sanitizer)]
 print(f"film_kernels._cpu: built for {', '.join(ISA_FLAGS)} against torch {torch.__version__}")
 
 NVCC = find_nvcc()
@@ -166,7 +173,7 @@ else:
     extensions.append(
         extension(
             "film_kernels._cuda",
-            CSRC / "cuda" / "library.cpp",
+            [CSRC / "cuda" / "library.cpp"],
             ["-DUSE_CUDA"],  # or the stable ABI does not name the current stream
             include_dirs=[*nvcc_folders(NVCC, "-I"), str(CSRC / "cuda")],
             # its own copy of CUDA's runtime, so that it does not matter which one PyTorch brings

@@ -23,10 +23,11 @@ namespace film {
 
 using torch::stable::Tensor;
 
-// Of a tensor with up to four dimensions.
+constexpr int64_t kMostDimensions = 5;
+
 struct Shape {
   int64_t rank = 0;
-  int64_t sizes[4] = {};
+  int64_t sizes[kMostDimensions] = {};
 
   Shape(std::initializer_list<int64_t> of) {
     for (int64_t size : of) sizes[rank++] = size;

@@ -31,7 +31,7 @@ inline Tensor allocate(const Shape& shape, const int64_t* strides, int32_t dtype
 
 // Dense, channels_last where asked for.
 inline Tensor allocate(const Shape& shape, bool channels_last, int32_t dtype, const Argument& like) {
-  int64_t strides[4], step = channels_last ? std::max<int64_t>(shape.sizes[1], 1) : 1;
+  int64_t strides[kMostDimensions], step = channels_last ? std::max<int64_t>(shape.sizes[1], 1) : 1;
   for (int64_t d = shape.rank; d-- > 0;) {
     if (channels_last && d == 1) {
       strides[d] = 1;
@@ -52,7 +52,7 @@ inline Shape shape_of(const Argument& a) {
 
 // Whether its elements lie side by side in memory, in some order of the dimensions.
 inline bool is_dense(const Argument& a) {
-  bool passed[4] = {};
+  bool passed[kMostDimensions] = {};
   int64_t expected = 1;  // the stride of the next dimension
   const auto next = [&] {
     for (int64_t d = 0; d < a.rank; ++d)

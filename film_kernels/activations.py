@@ -28,7 +28,6 @@ class Activation:
     apply: Callable[..., Tensor]  # (v, negative_slope, inplace=False) -> act(v)
     gradient: Callable[[Tensor, Tensor, float], Tensor]  # (grad, v, negative_slope) -> grad * act'(v)
     one_bit: bool = False  # piecewise linear: one bit an element is enough for backward
-    code: int = -1  # what the compiled libraries know it by, where one bit is enough
     lower_slope: Callable[[float], float] = _no_slope  # from negative_slope, where one bit is enough
 
 
@@ -40,7 +39,6 @@ ACTIVATIONS: dict[str, Activation] = {
             lambda v, negative_slope, inplace=False: v,
             lambda grad, v, negative_slope: grad,
             one_bit=True,
-            code=0,
             lower_slope=lambda negative_slope: 1.0,
         ),
         Activation(
@@ -48,7 +46,6 @@ ACTIVATIONS: dict[str, Activation] = {
             lambda v, negative_slope, inplace=False: F.relu(v, inplace),
             lambda grad, v, negative_slope: _aten.threshold_backward(grad, v, 0),
             one_bit=True,
-            code=1,
             lower_slope=lambda negative_slope: 0.0,
         ),
         Activation(
@@ -56,7 +53,6 @@ ACTIVATIONS: dict[str, Activation] = {
             lambda v, negative_slope, inplace=False: F.leaky_relu(v, negative_slope, inplace),
             lambda grad, v, negative_slope: _aten.leaky_relu_backward(grad, v, negative_slope, False),
             one_bit=True,
-            code=2,
             lower_slope=lambda negative_slope: negative_slope,
         ),
         Activation(
@@ -91,6 +87,7 @@ ACTIVATIONS: dict[str, Activation] = {
         ),
     )
 }
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # what the compiled libraries know them by
 FILM_POSITIONS: tuple[str, ...] = ("post", "pre")
 
 

@@ -1,7 +1,7 @@
-// The three kernels, and when they are the wrong choice, once for each instruction set that the library carries.
+// The kernels, and when they are the wrong choice, once for each instruction set that the library carries.
 #pragma once
 
-#include "../problem.h"
+#include "../norm_problem.h"
 
 namespace film {
 
@@ -11,6 +11,8 @@ struct Kernels {
   void (*grad_input)(const Problem&, const GradInputArgs&);
   void (*grad_weight)(const Problem&, const GradWeightArgs&);
   bool (*library_is_faster)(const Problem&, bool channels_last);  // PyTorch's own, by measurements
+  void (*norm_forward)(const NormProblem&, const NormForwardArgs&);
+  void (*norm_backward)(const NormProblem&, const NormBackwardArgs&);
 };
 
 // Calls run(begin, end, context) over parts of [0, count), on PyTorch's threads.

@@ -10,8 +10,11 @@ void run_forward(const Problem&, const ForwardArgs&);
 void run_grad_input(const Problem&, const GradInputArgs&);
 void run_grad_weight(const Problem&, const GradWeightArgs&);
 bool library_is_faster(const Problem&, bool channels_last);
+void run_norm_forward(const NormProblem&, const NormForwardArgs&);
+void run_norm_backward(const NormProblem&, const NormBackwardArgs&);
 
 extern const Kernels kernels;
-const Kernels kernels{FILM_NAME(FILM_ISA), run_forward, run_grad_input, run_grad_weight, library_is_faster};
+const Kernels kernels{FILM_NAME(FILM_ISA), run_forward, run_grad_input, run_grad_weight, library_is_faster,
+                      run_norm_forward,    run_norm_backward};
 
 }  // namespace film::FILM_ISA

@@ -7,7 +7,7 @@
 
 namespace film::FILM_ISA {
 
-// Loads the first `count` lanes; memory need not go further, and the other lanes are anything.
+// Loads the first `count` lanes; memory need not go further, and the other lanes are 0.
 template <class A>
 inline Vector<A> load_part(const A* p, int64_t count) {
   if (count >= kLanes<A>) return load(p);

@@ -1,5 +1,5 @@
 """What the compiled libraries take beside tensors, the same for CPU and CUDA: csrc/checks.h reads what is written here,
-in the same order."""
+in the same order, and csrc/norm_tensors.h for norm_film."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..activations import ACTIVATIONS, FILM_POSITIONS
+from ..activations import ACTIVATIONS, CODES, FILM_POSITIONS
 from ..problems.conv_film import ConvFilm
+from ..problems.norm_film import NO_NORM, NORMS, NormFilm
 
 
 class Axis(NamedTuple):
@@ -47,5 +48,32 @@ def packed_options(problem: ConvFilm) -> tuple[list[int], list[float]]:
     axes = map(Axis, problem.stride, problem.dilation, problem.padding_before, problem.out_size)
     height, width = axes if problem.spatial_rank == 2 else (Axis(), *axes)
     activation = ACTIVATIONS[problem.activation]
-    geometry = Geometry(height, width, problem.groups, activation.code, FILM_POSITIONS.index(problem.film_position))
+    geometry = Geometry(
+        height, width, problem.groups, CODES[problem.activation], FILM_POSITIONS.index(problem.film_position)
+    )
     return geometry.packed(), [activation.lower_slope(problem.negative_slope), problem.gamma_offset]
+
+
+class NormGeometry(NamedTuple):
+    """The integers of a call of norm_film; `norm`, `activation` and `position` are codes."""
+
+    norm: int
+    groups: int
+    channel_dim: int
+    activation: int
+    position: int
+
+
+@functools.lru_cache(maxsize=4096)
+def packed_norm_options(problem: NormFilm) -> tuple[list[int], list[float]]:
+    """The integers, and the numbers: eps, the slope of the activation's lower branch, and gamma_offset."""
+    activation = ACTIVATIONS[problem.activation]
+    geometry = NormGeometry(
+        (*NORMS, NO_NORM).index(problem.norm),
+        problem.num_groups or 0,
+        problem.channel_dim,
+        CODES[problem.activation],
+        FILM_POSITIONS.index(problem.film_position),
+    )
+    lower_slope = activation.lower_slope(problem.negative_slope) if activation.one_bit else 0.0
+    return [*geometry], [problem.eps, lower_slope, problem.gamma_offset]

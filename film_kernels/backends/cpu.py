@@ -10,21 +10,31 @@ from torch import Tensor
 
 from .. import _library
 from ..activations import why_not_one_bit
+from ..problems import Problem
 from ..problems.conv_film import ConvFilm
+from ..problems.norm_film import NormFilm
 from . import cpu_fakes
 from .base import Backend
-from .compiled import packed_options
+from .compiled import packed_norm_options, packed_options
 from .conv_film import ConvFilmKernels, bits_like
+from .norm_film import NormFilmKernels
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def _why_not(problem: Problem) -> str | None:
+    """What is the same for all kernels here."""
+    if problem.device.type != "cpu":
+        return f"it serves tensors on the CPU, not on {problem.device.type}"
+    if problem.dtype not in _DTYPES:
+        return f"it serves float32, float64, bfloat16 and float16, not {problem.dtype}"
+    return None
+
+
 class CpuConvFilm(ConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
-        if problem.device.type != "cpu":
-            return f"it serves tensors on the CPU, not on {problem.device.type}"
-        if problem.dtype not in _DTYPES:
-            return f"it serves float32, float64, bfloat16 and float16, not {problem.dtype}"
+        if (reason := _why_not(problem)) is not None:
+            return reason
         if problem.spatial_rank == 3:
             return "it serves 1d and 2d convolutions, not 3d"
         if problem.weight_shape[1] == 0:
@@ -58,9 +68,23 @@ class CpuConvFilm(ConvFilmKernels):
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
 
 
+class CpuNormFilm(NormFilmKernels):
+    def why_not(self, problem: NormFilm) -> str | None:
+        return _why_not(problem)
+
+    def forward(self, problem, tensors, keep):
+        return torch.ops.film_kernels_cpu.norm_forward(*tensors, *packed_norm_options(problem), problem.channels_last)
+
+    def backward(self, problem, grad, kept, tensors, wanted):
+        results = torch.ops.film_kernels_cpu.norm_backward(
+            grad, kept, *tensors, *wanted, *packed_norm_options(problem), problem.channels_last
+        )
+        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+
+
 class Cpu(Backend):
     name = "cpu"
-    kernels = (CpuConvFilm(),)
+    kernels = (CpuConvFilm(), CpuNormFilm())
 
     @functools.cached_property
     def _not_loaded(self) -> str | None:

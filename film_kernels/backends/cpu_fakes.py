@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..layouts import gradient_strides, strides_of
-from .compiled import Geometry
+from ..problems.norm_film import NO_NORM, NORMS, OF_POSITIONS
+from .compiled import Geometry, NormGeometry
 
 
 def _check(name: str, tensor: Tensor | None, like: Tensor | None, shape: Sequence[int] | None = None) -> None:
@@ -89,8 +90,66 @@ def _grad_weight(
     )
 
 
+def _norm_shape(input: Tensor, geometry: Sequence[int]) -> NormGeometry:
+    if len(geometry) != 5:
+        raise RuntimeError(f"film_kernels: geometry must hold 5 integers, got {len(geometry)}")
+    read = NormGeometry(*geometry)
+    if not 2 <= input.dim() <= 5 or read.channel_dim not in (1, -1):
+        raise RuntimeError("film_kernels: input must have 2 to 5 dimensions, and channel_dim be 1 or -1")
+    return read
+
+
+def _check_norm_factors(input: Tensor, channels: int, weight, bias, gamma, beta) -> None:
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            _check(name, parameter, None, (channels,))
+    for name, factor in (("gamma", gamma), ("beta", beta)):
+        if factor is not None:
+            _check(name, factor, input, (input.shape[0], channels))
+
+
+def _statistics(input: Tensor, geometry: NormGeometry) -> Tensor:
+    norm = (*NORMS, NO_NORM)[geometry.norm]
+    channels = input.shape[geometry.channel_dim]
+    if norm == NO_NORM:
+        shape = (0, 0)
+    elif norm in OF_POSITIONS:
+        shape = (2 if norm == "channel" else 1, input.numel() // channels)
+    else:
+        shape = (2, channels if norm == "batch" else input.shape[0] * geometry.groups)
+    return input.new_empty(shape, dtype=torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def _norm_forward(input, weight, bias, gamma, beta, geometry, numbers, channels_last=False):
+    _check("input", input, None)
+    geometry = _norm_shape(input, geometry)
+    _check_norm_factors(input, input.shape[geometry.channel_dim], weight, bias, gamma, beta)
+    return _empty(input, input.shape, channels_last), _statistics(input, geometry)
+
+
+def _norm_backward(
+    grad, statistics, input, weight, bias, gamma, beta, input_wanted, weight_wanted, bias_wanted, gamma_wanted,
+    beta_wanted, geometry, numbers, channels_last=False,
+):  # fmt: skip
+    _check("input", input, None)
+    geometry = _norm_shape(input, geometry)
+    channels = input.shape[geometry.channel_dim]
+    _check("grad", grad, input, input.shape)
+    _check_norm_factors(input, channels, weight, bias, gamma, beta)
+    parameter = next((p for p in (weight, bias) if p is not None), input)
+    return (
+        _empty(input, input.shape, channels_last) if input_wanted else input.new_empty(0),
+        parameter.new_empty(channels if weight_wanted else 0),
+        parameter.new_empty(channels if bias_wanted else 0),
+        input.new_empty(input.shape[0] if gamma_wanted else 0, channels),
+        input.new_empty(input.shape[0] if beta_wanted else 0, channels),
+    )
+
+
 def register() -> None:
     """To be called once, when the library has been loaded."""
     torch.library.register_fake("film_kernels_cpu::forward", _forward)
     torch.library.register_fake("film_kernels_cpu::grad_input", _grad_input)
     torch.library.register_fake("film_kernels_cpu::grad_weight", _grad_weight)
+    torch.library.register_fake("film_kernels_cpu::norm_forward", _norm_forward)
+    torch.library.register_fake("film_kernels_cpu::norm_backward", _norm_backward)

@@ -1,0 +1,205 @@
+// Normalisation of groups of channels where these lie side by side: a row is the channels of one position, and each
+// column is summed by itself, over the positions of a sample ("group") or of all samples ("batch").
+#include "norm_factors.h"
+#include "norm_kernels.h"
+#include "norm_parts.h"
+#include "norm_schedule.h"
+#include "norm_sums.h"
+
+namespace film::FILM_ISA {
+namespace {
+
+constexpr Along kAlong{true, true};
+
+// Which samples and channels have statistics in common: a unit is the samples of which some group takes positions.
+struct Units {
+  int64_t count, samples, groups, group_channels;  // of a unit: samples, groups; of a group: channels
+
+  explicit Units(const NormProblem& p)
+      : count(p.norm == Norm::batch ? 1 : p.batch),
+        samples(p.batch / count),
+        groups(p.norm == Norm::batch ? p.channels : p.norm == Norm::group ? p.groups : 1),
+        group_channels(p.channels / groups) {}
+
+  // Calls body(n, c) for the channels of a group in all samples of its unit.
+  template <class Body>
+  void for_channels(int64_t unit, int64_t group, const Body& body) const {
+    for (int64_t n = unit * samples; n < (unit + 1) * samples; ++n)
+      for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) body(n, c);
+  }
+};
+
+// Those of the channels of a group in all samples of its unit.
+template <class A>
+void set_factors(const AffineTable<A>& factors, const NormProblem& p, const Units& units, const FactorTable<A>& table,
+                 int64_t unit, int64_t group, double mean, double rstd) {
+  const A near = static_cast<A>(mean);
+  units.for_channels(unit, group, [&](int64_t n, int64_t c) {
+    factors.set(n * p.channels + c, {p.position, table, n, c}, near, mean - near, rstd);
+  });
+}
+
+// Moments of columns, one part after another added to them.
+struct ColumnMoments {
+  double count = 0;
+  std::vector<double> mean, squares;
+
+  explicit ColumnMoments(int64_t columns) : mean(columns), squares(columns) {}
+  void add(int64_t rows, const double* other_mean, const double* other_squares) {
+    const double total = count + rows, share = rows / total, weight = count * share;
+    for (size_t c = 0; c < mean.size(); ++c) {
+      const double step = other_mean[c] - mean[c];
+      mean[c] += step * share;
+      squares[c] += other_squares[c] + step * step * weight;
+    }
+    count = total;
+  }
+};
+
+}  // namespace
+
+template <class A>
+void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
+  const Units units(p);
+  const Parts parts(p);
+  const FactorTable<A> table(p, args.by);
+  const AffineTable<A> factors(p.batch * p.channels);
+  const Modulate<A> modulate = modulate_of<A>(p.activation, kAlong, p.position);
+  const int64_t C = p.channels, of_unit = units.samples * parts.of_sample;
+  const bool normalises = p.norm != Norm::none;
+  std::vector<double> moments(normalises ? p.batch * parts.of_sample * 2 * C : 0);  // of parts: means, squares
+  A* statistics = static_cast<A*>(args.statistics);
+  const int64_t count = p.statistics();
+
+  const auto measure = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
+    if (!normalises) return;
+    const Part part = parts.part(unit * of_unit + index);
+    const Rows<const A> x = widened<A>(parts.stored(args.input, part), p.dtype, part.rows, C, worker.x);
+    std::fill_n(worker.sum(0), C, A(0));
+    add_columns<A>(part.rows, C, x, worker.sum(0));
+    double* mean = moments.data() + (unit * of_unit + index) * 2 * C;
+    column_moments<A, false>(part.rows, C, x, worker.sum(0), mean, mean + C);
+  };
+  const auto finish = [&](int64_t unit) {
+    if (!normalises) return set_factors(factors, p, units, table, unit, 0, 0, 1);
+    ColumnMoments columns(C);
+    for (int64_t i = 0; i < of_unit; ++i) {
+      const double* mean = moments.data() + (unit * of_unit + i) * 2 * C;
+      columns.add(parts.part(unit * of_unit + i).rows, mean, mean + C);
+    }
+    for (int64_t g = 0; g < units.groups; ++g) {
+      Moments all;
+      for (int64_t c = g * units.group_channels; c < (g + 1) * units.group_channels; ++c)
+        all.add({columns.count, columns.mean[c], columns.squares[c]});
+      const double variance = all.squares / all.count;
+      statistics[unit * units.groups + g] = static_cast<A>(all.mean);
+      statistics[count + unit * units.groups + g] = static_cast<A>(variance);
+      set_factors(factors, p, units, table, unit, g, all.mean, rstd_of(p, variance));
+    }
+  };
+  const auto apply = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
+    parts.part(unit * of_unit + index).in_blocks(C, [&](const Part& some) {
+      const StoredRows to = parts.stored(args.output, some);
+      const Rows<A> y = target<A>(to, p.dtype, C, worker.out);
+      const Rows<const A> x = widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x);
+      modulate({some.rows, C, x, factors.from(some.n * C)}, p.lower_slope, y);
+      narrow_rows(to, p.dtype, some.rows, C, y);
+    });
+  };
+  in_stages(units.count, of_unit, p.elements(), [&](bool) { return PartWorker<A>(parts.rows, C); }, measure, finish,
+            apply);
+}
+
+template <class A>
+void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
+  const Units units(p);
+  const Parts parts(p);
+  const FactorTable<A> table(p, args.by);
+  const int64_t C = p.channels, channels = p.batch * C, of_unit = units.samples * parts.of_sample;
+  const AffineTable<A> factors(channels);
+  Scratch<A> weight(channels), constant(channels), slope_of_xhat(channels);  // of dx
+  const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
+  const bool normalises = p.norm != Norm::none, dx_wanted = args.grad_input.data != nullptr;
+  const bool sums_wanted = args.sums_wanted() || normalises;
+  ChannelSums sums(p, parts.of_sample, sums_wanted, post);
+  const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
+  const A* statistics = static_cast<const A*>(args.statistics);
+  const int64_t count = p.statistics();
+  const double size = static_cast<double>(units.group_channels * units.samples * p.positions);
+
+  const auto rstd_in = [&](int64_t unit, int64_t group) {
+    return normalises ? rstd_of(p, statistics[count + unit * units.groups + group]) : 1;
+  };
+  share(units.count * units.groups, p.elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t unit = i / units.groups, g = i % units.groups;
+      const double rstd = rstd_in(unit, g);
+      set_factors(factors, p, units, table, unit, g, normalises ? statistics[i] : 0, rstd);
+      units.for_channels(unit, g, [&](int64_t n, int64_t c) {
+        weight[n * C + c] = static_cast<A>(double(table.gamma(n)[c]) * table.weight()[c] * rstd);
+        constant[n * C + c] = slope_of_xhat[n * C + c] = 0;
+      });
+    }
+  });
+
+  // d of some rows, and what it was made from.
+  const auto differentiate = [&](const Part& some, const PartWorker<A>& worker) {
+    const RowPass<A> pass{some.rows, C,
+                          widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
+                          factors.from(some.n * C)};
+    const Rows<const A> grad = widened<A>(parts.stored(args.grad, some), p.dtype, some.rows, C, worker.grad);
+    slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C});
+    return std::pair(pass, grad);
+  };
+  const auto sum = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
+    if (!sums_wanted) return;
+    const int64_t at = unit * of_unit + index;
+    parts.part(at).in_blocks(C, [&](const Part& some) {
+      const auto [pass, grad] = differentiate(some, worker);
+      sum_backward<A, true, true>(pass, {worker.d, C}, {worker.sum(0), worker.sum(1)});
+      if (post) {
+        add_columns<A>(some.rows, C, grad, worker.sum(2));
+        add_columns<A>(some.rows, C, {worker.product, C}, worker.sum(3));
+      }
+      for (int i = 0; i < (post ? 4 : 2); ++i) move_sums(C, worker.sum(i), sums.of_part(at, i));
+    });
+  };
+  const auto finish = [&](int64_t unit) {
+    if (!sums_wanted) return;
+    for (int64_t n = unit * units.samples; n < (unit + 1) * units.samples; ++n) sums.add_up(n);
+    for (int64_t g = 0; g < units.groups; ++g) {
+      const double rstd = rstd_in(unit, g);
+      double all = 0, along = 0;
+      units.for_channels(unit, g, [&](int64_t n, int64_t c) {
+        const int64_t i = n * C + c;
+        sums.along()[i] *= rstd;
+        all += weight[i] * sums.d()[i], along += weight[i] * sums.along()[i];
+      });
+      if (!normalises) continue;
+      const A mean = static_cast<A>(all / size), steepness = static_cast<A>(along / size * rstd);
+      units.for_channels(unit, g,
+                         [&](int64_t n, int64_t c) { constant[n * C + c] = mean, slope_of_xhat[n * C + c] = steepness; });
+    }
+  };
+  const auto apply = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
+    if (!dx_wanted) return;
+    parts.part(unit * of_unit + index).in_blocks(C, [&](const Part& some) {
+      const RowPass<A> pass = differentiate(some, worker).first;
+      const StoredRows to = parts.stored(args.grad_input, some);
+      const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
+      const int64_t first = some.n * C;
+      grad_input_rows<A, true, true>(pass, {worker.d, C}, {weight + first, constant + first, slope_of_xhat + first}, dx);
+      narrow_rows(to, p.dtype, some.rows, C, dx);
+    });
+  };
+  in_stages(units.count, of_unit, p.elements(), [&](bool) { return PartWorker<A>(block_rows(C), C); }, sum, finish,
+            apply);
+  finish_factors(p, args, table, sums.all());
+}
+
+template void forward_of_pixels<float>(const NormProblem&, const NormForwardArgs&);
+template void forward_of_pixels<double>(const NormProblem&, const NormForwardArgs&);
+template void backward_of_pixels<float>(const NormProblem&, const NormBackwardArgs&);
+template void backward_of_pixels<double>(const NormProblem&, const NormBackwardArgs&);
+
+}  // namespace film::FILM_ISA

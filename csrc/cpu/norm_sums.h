@@ -1,0 +1,200 @@
+// Passes over rows that have nothing to do with the activation: moments, the sums of backward, and dx.
+#pragma once
+
+#include "norm_rows.h"
+
+namespace film::FILM_ISA {
+
+// How many numbers there were, their mean, and the sum of the squares of their distances from it.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+
+  // Those of both together (Chan, Golub and LeVeque, 1979). Nothing cancels, whatever the mean is.
+  void add(const Moments& other) {
+    if (other.count == 0) return;
+    const double total = count + other.count, step = other.mean - mean;
+    mean += step * (other.count / total);
+    squares += other.squares + step * step * (count * (other.count / total));
+    count = total;
+  }
+};
+
+// Of all elements of some rows, which are no more than a block. The first pass finds the mean nearly, the second the
+// rest of it and the squares.
+template <class A>
+Moments moments_of(int64_t rows, int64_t columns, Rows<const A> x) {
+  constexpr int64_t L = kLanes<A>;
+  Vector<A> sums[4] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* at = x.row(r);
+    int64_t c = 0;
+    for (; c + 4 * L <= columns; c += 4 * L)
+      for (int i = 0; i < 4; ++i) sums[i] += load(at + c + i * L);
+    for (; c < columns; c += L) sums[r % 4] += load_part(at + c, columns - c);
+  }
+  const double count = static_cast<double>(rows * columns);
+  const A near = static_cast<A>((sum_of<A>(sums[0] + sums[1]) + sum_of<A>(sums[2] + sums[3])) / count);
+  const Vector<A> centre = splat(near);
+  Vector<A> rest[4] = {}, squares[4] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* at = x.row(r);
+    int64_t c = 0;
+    for (; c + 4 * L <= columns; c += 4 * L)
+      for (int i = 0; i < 4; ++i) {
+        const Vector<A> step = load(at + c + i * L) - centre;
+        rest[i] += step, squares[i] += step * step;
+      }
+    for (; c < columns; c += L) {
+      const int64_t left = columns - c;
+      Vector<A> step = load_part(at + c, left) - centre;
+      if (left < L) step = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(left) ? step : Vector<A>{};
+      rest[r % 4] += step, squares[r % 4] += step * step;
+    }
+  }
+  double off = 0, around = 0;
+  for (int i = 0; i < 4; ++i) off += sum_of<A>(rest[i]), around += sum_of<A>(squares[i]);
+  const double squared = around - off * (off / count);
+  return {count, static_cast<double>(near) + off / count, squared < 0 ? 0 : squared};  // and NaN stays NaN
+}
+
+template <class A>
+double squares_of(int64_t columns, const A* x) {
+  Vector<A> sums[2] = {};
+  int64_t c = 0;
+  for (; c + 2 * kLanes<A> <= columns; c += 2 * kLanes<A>)
+    for (int i = 0; i < 2; ++i) {
+      const Vector<A> v = load(x + c + i * kLanes<A>);
+      sums[i] += v * v;
+    }
+  for (; c < columns; c += kLanes<A>) {
+    const Vector<A> v = load_part(x + c, columns - c);
+    sums[0] += v * v;
+  }
+  return sum_of<A>(sums[0] + sums[1]);
+}
+
+// Adds the sum of each row to `sums`.
+template <class A>
+void add_rows(int64_t rows, int64_t columns, Rows<const A> x, double* sums) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t first = 0; first < columns; first += kChain * kLanes<A>) {
+      Vector<A> all{};
+      for_vectors<A>(std::min(columns - first, kChain * kLanes<A>),
+                     [&](int64_t c, const auto& memory) { all += memory.load(x.row(r) + first + c); });
+      sums[r] += sum_of<A>(all);
+    }
+}
+
+// Adds each row to `sums`.
+template <class A>
+void add_columns(int64_t rows, int64_t columns, Rows<const A> x, A* sums) {
+  for (int64_t r = 0; r < rows; ++r)
+    for_vectors<A>(columns, [&](int64_t c, const auto& memory) {
+      memory.store(sums + c, memory.load(sums + c) + memory.load(x.row(r) + c));
+    });
+}
+
+// Adds numbers to others that have more digits, and sets them to 0.
+template <class A>
+void move_sums(int64_t count, A* from, double* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += from[i], from[i] = 0;
+}
+
+// Of each column: mean[c], and around[c], the squares around it; `sums` has been made by add_columns. Or with RAW
+// around[c] alone, the squares of what is there.
+template <class A, bool RAW>
+void column_moments(int64_t rows, int64_t columns, Rows<const A> x, const A* sums, double* mean, double* around) {
+  constexpr int64_t L = kLanes<A>;
+  const A each = 1 / static_cast<A>(rows);
+  for_vectors<A>(columns, [&](int64_t c, const auto& memory) {
+    const Vector<A> near = RAW ? Vector<A>{} : memory.load(sums + c) * each;
+    double off[L] = {}, squared[L] = {};
+    for (int64_t first = 0; first < rows; first += kChain) {
+      Vector<A> rest{}, squares{};
+      for (int64_t r = first; r < std::min(first + kChain, rows); ++r) {
+        const Vector<A> step = memory.load(x.row(r) + c) - near;
+        if (!RAW) rest += step;
+        squares += step * step;
+      }
+      for (int64_t i = 0; i < L; ++i) off[i] += rest[i], squared[i] += squares[i];
+    }
+    for (int64_t i = 0; i < std::min(L, columns - c); ++i) {
+      const double in_mean = off[i] / rows, all = squared[i] - off[i] * in_mean;
+      if (!RAW) mean[c + i] = near[i] + in_mean;
+      around[c + i] = all < 0 ? 0 : all;
+    }
+  });
+}
+
+// What backward sums of d and xhat: of each channel, and, where statistics vary the other way, weighted by the channel's
+// factor, of each group. Sums along a row are added to doubles, and sums over rows to as many numbers as there are columns,
+// which are to be moved into doubles before the chain grows long.
+template <class A, bool ALONG_ROW>
+using Sum = std::conditional_t<ALONG_ROW, double, A>;
+
+template <class A, bool STATISTICS, bool FACTORS>
+struct BackwardSums {
+  Sum<A, !FACTORS>*d, *along;                            // sum d, sum d * xhat
+  const A* weight = nullptr;                             // of a channel
+  Sum<A, !STATISTICS>*group_d = nullptr, *group_along = nullptr;  // sum weight * d, sum weight * d * xhat
+};
+
+template <class A, bool STATISTICS, bool FACTORS>
+void sum_backward(const RowPass<A>& pass, Rows<const A> d, const BackwardSums<A, STATISTICS, FACTORS>& sums) {
+  constexpr bool kGroups = STATISTICS != FACTORS;
+  const auto add = [](A* to, int64_t c, const auto& memory, Vector<A> v) {
+    memory.store(to + c, memory.load(to + c) + v);
+  };
+  for (int64_t r = 0; r < pass.rows; ++r) {
+    const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
+    const Factor<A, FACTORS> weight(kGroups ? sums.weight : pass.by.scale, r);
+    const A* row = d.row(r);
+    for (int64_t first = 0; first < pass.columns; first += kChain * kLanes<A>) {
+      Vector<A> all{}, along{}, group_all{}, group_along{};
+      for_vectors<A>(std::min(pass.columns - first, kChain * kLanes<A>), [&](int64_t column, const auto& memory) {
+        const int64_t c = first + column;
+        const Vector<A> up = memory.load(row + c), product = up * xhat.get(c, memory);
+        if constexpr (FACTORS)
+          add(sums.d, c, memory, up), add(sums.along, c, memory, product);
+        else
+          all += up, along += product;
+        if constexpr (kGroups) {
+          const Vector<A> factor = weight.get(c, memory);
+          if constexpr (STATISTICS)
+            add(sums.group_d, c, memory, factor * up), add(sums.group_along, c, memory, factor * product);
+          else
+            group_all += factor * up, group_along += factor * product;
+        }
+      });
+      if constexpr (!FACTORS) sums.d[r] += sum_of<A>(all), sums.along[r] += sum_of<A>(along);
+      if constexpr (kGroups && !STATISTICS)
+        sums.group_d[r] += sum_of<A>(group_all), sums.group_along[r] += sum_of<A>(group_along);
+    }
+  }
+}
+
+// dx = weight * d - constant - xhat * slope, where weight is of channels and the others are of groups; with statistics
+// and factors that vary different ways weight is multiplied by rstd.
+template <class A>
+struct GradInput {
+  const A *weight, *constant, *slope;
+};
+
+template <class A, bool STATISTICS, bool FACTORS>
+void grad_input_rows(const RowPass<A>& pass, Rows<const A> d, const GradInput<A>& by, Rows<A> dx) {
+  for (int64_t r = 0; r < pass.rows; ++r) {
+    const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
+    const Factor<A, FACTORS> weight(by.weight, r);
+    const Factor<A, STATISTICS> constant(by.constant, r), slope(by.slope, r);
+    const A* row = d.row(r);
+    A* out = dx.row(r);
+    for_vectors<A>(pass.columns, [&](int64_t c, const auto& memory) {
+      Vector<A> factor = weight.get(c, memory);
+      if constexpr (STATISTICS != FACTORS) factor *= xhat.rstd.get(c, memory);
+      memory.store(out + c, factor * memory.load(row + c) - constant.get(c, memory) -
+                                xhat.get(c, memory) * slope.get(c, memory));
+    });
+  }
+}
+
+}  // namespace film::FILM_ISA

@@ -50,8 +50,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
   const int32_t of_parameters = dtype_of_parameters(p, x);
   const auto rows = [&](bool wanted) { return allocate({wanted ? p.batch : 0, p.channels}, false, x.dtype, x); };
   const auto row = [&](bool wanted) { return allocate({wanted ? p.channels : 0}, false, of_parameters, x); };
-  const Tensor grad_input = input_wanted ? allocate(shape_of(x), channels_last, x.dtype, x)
-                                         : allocate({0}, false, x.dtype, x);
+  const Tensor grad_input =
+      input_wanted ? allocate(shape_of(x), channels_last, x.dtype, x) : allocate({0}, false, x.dtype, x);
   const Tensor grad_weight = row(weight_wanted), grad_bias = row(bias_wanted);
   const Tensor grad_gamma = rows(gamma_wanted), grad_beta = rows(beta_wanted);
   const std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> results{grad_input, grad_weight, grad_bias, grad_gamma,

@@ -6,8 +6,8 @@
 
 namespace film {
 
-// film_kernels/backends/compiled.py writes both lists of Options: geometry has norm, groups, channel_dim, activation and
-// position; numbers has eps, lower_slope and gamma_offset.
+// film_kernels/backends/compiled.py writes both lists of Options: geometry has norm, groups, channel_dim, activation
+// and position; numbers has eps, lower_slope and gamma_offset.
 struct NormShape {
   NormProblem problem;
   int64_t channel_dim;  // 1, or that of the last dimension

@@ -93,9 +93,9 @@ class AffineTable {
 
 // The gradients of the factors, from the sums of each channel of each sample.
 struct FactorSums {
-  const double *d, *along;          // sum d, sum d * xhat
-  const double *grad, *product;     // sum grad, sum grad * act(v); of FiLM that comes after the activation
-  int64_t of_sample, of_channel;    // how far it is from one to the next
+  const double *d, *along;        // sum d, sum d * xhat
+  const double *grad, *product;   // sum grad, sum grad * act(v); of FiLM that comes after the activation
+  int64_t of_sample, of_channel;  // how far it is from one to the next
 
   int64_t at(int64_t n, int64_t c) const { return n * of_sample + c * of_channel; }
 };
@@ -133,7 +133,7 @@ void finish_factors(const NormProblem& p, const NormBackwardArgs& args, const Fa
   const auto body = [&](int64_t first, int64_t last) {
     with_storage<A>(p.dtype, [&](auto element) { of_channels(first, last, element); });
   };
-  p.batch * p.channels < 8192 ? body(0, p.channels) : parallel(p.channels, body);
+  p.batch* p.channels < 8192 ? body(0, p.channels) : parallel(p.channels, body);
 }
 
 }  // namespace film::FILM_ISA

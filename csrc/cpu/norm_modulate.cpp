@@ -10,7 +10,8 @@ void modulate(const RowPass<A>& pass, double lower_slope, Rows<A> y) {
   for (int64_t r = 0; r < pass.rows; ++r) {
     const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
     const Factor<A, FACTORS> scale(pass.by.scale, r), shift(pass.by.shift, r);
-    const Factor<A, FACTORS> after(POST ? pass.by.after : pass.by.scale, r), plus(POST ? pass.by.plus : pass.by.shift, r);
+    const Factor<A, FACTORS> after(POST ? pass.by.after : pass.by.scale, r),
+        plus(POST ? pass.by.plus : pass.by.shift, r);
     A* out = y.row(r);
     for_vectors<A>(pass.columns, [&](int64_t c, const auto& memory) {
       const Vector<A> v = scale.get(c, memory) * xhat.get(c, memory) + shift.get(c, memory);

@@ -23,8 +23,8 @@ struct Part {
   }
 };
 
-// All positions, in parts: so large that what is kept for each channel of a part is little beside the part, and so small
-// that it stays in the cache for a second look.
+// All positions, in parts: so large that what is kept for each channel of a part is little beside the part, and so
+// small that it stays in the cache for a second look.
 struct Parts {
   int64_t positions, rows, of_sample;
 

@@ -18,7 +18,9 @@ struct Units {
   explicit Units(const NormProblem& p)
       : count(p.norm == Norm::batch ? 1 : p.batch),
         samples(p.batch / count),
-        groups(p.norm == Norm::batch ? p.channels : p.norm == Norm::group ? p.groups : 1),
+        groups(p.norm == Norm::batch   ? p.channels
+               : p.norm == Norm::group ? p.groups
+                                       : 1),
         group_channels(p.channels / groups) {}
 
   // Calls body(n, c) for the channels of a group in all samples of its unit.
@@ -106,8 +108,8 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
       narrow_rows(to, p.dtype, some.rows, C, y);
     });
   };
-  in_stages(units.count, of_unit, p.elements(), [&](bool) { return PartWorker<A>(parts.rows, C); }, measure, finish,
-            apply);
+  in_stages(
+      units.count, of_unit, p.elements(), [&](bool) { return PartWorker<A>(parts.rows, C); }, measure, finish, apply);
 }
 
 template <class A>
@@ -144,8 +146,7 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
 
   // d of some rows, and what it was made from.
   const auto differentiate = [&](const Part& some, const PartWorker<A>& worker) {
-    const RowPass<A> pass{some.rows, C,
-                          widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
+    const RowPass<A> pass{some.rows, C, widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
                           factors.from(some.n * C)};
     const Rows<const A> grad = widened<A>(parts.stored(args.grad, some), p.dtype, some.rows, C, worker.grad);
     slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C});
@@ -177,8 +178,8 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
       });
       if (!normalises) continue;
       const A mean = static_cast<A>(all / size), steepness = static_cast<A>(along / size * rstd);
-      units.for_channels(unit, g,
-                         [&](int64_t n, int64_t c) { constant[n * C + c] = mean, slope_of_xhat[n * C + c] = steepness; });
+      units.for_channels(
+          unit, g, [&](int64_t n, int64_t c) { constant[n * C + c] = mean, slope_of_xhat[n * C + c] = steepness; });
     }
   };
   const auto apply = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
@@ -188,12 +189,13 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
       const StoredRows to = parts.stored(args.grad_input, some);
       const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
       const int64_t first = some.n * C;
-      grad_input_rows<A, true, true>(pass, {worker.d, C}, {weight + first, constant + first, slope_of_xhat + first}, dx);
+      grad_input_rows<A, true, true>(pass, {worker.d, C}, {weight + first, constant + first, slope_of_xhat + first},
+                                     dx);
       narrow_rows(to, p.dtype, some.rows, C, dx);
     });
   };
-  in_stages(units.count, of_unit, p.elements(), [&](bool) { return PartWorker<A>(block_rows(C), C); }, sum, finish,
-            apply);
+  in_stages(
+      units.count, of_unit, p.elements(), [&](bool) { return PartWorker<A>(block_rows(C), C); }, sum, finish, apply);
   finish_factors(p, args, table, sums.all());
 }
 

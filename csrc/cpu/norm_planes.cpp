@@ -21,7 +21,9 @@ struct Groups {
   explicit Groups(const NormProblem& p)
       : batch(p.batch),
         channels(p.channels),
-        count(p.norm == Norm::batch ? p.channels : p.norm == Norm::group ? p.batch * p.groups : p.batch),
+        count(p.norm == Norm::batch   ? p.channels
+              : p.norm == Norm::group ? p.batch * p.groups
+                                      : p.batch),
         rows(p.batch * p.channels / count),
         columns(p.positions),
         block_rows(std::max<int64_t>(kBlock / p.positions, 1)),
@@ -163,8 +165,7 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     const RowPass<A> pass{b.rows, b.columns,
                           widened<A>(groups.stored(args.input, group, b), p.dtype, b.rows, b.columns, worker.x),
                           factors.from(groups.number(group, b.row))};
-    const Rows<const A> grad =
-        widened<A>(groups.stored(args.grad, group, b), p.dtype, b.rows, b.columns, worker.grad);
+    const Rows<const A> grad = widened<A>(groups.stored(args.grad, group, b), p.dtype, b.rows, b.columns, worker.grad);
     slope(pass, p.lower_slope, grad, {d, b.columns}, {worker.product, b.columns});
     return std::pair(pass, grad);
   };
@@ -217,8 +218,9 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     grad_input_rows<A, false, false>(pass, {d, b.columns}, {weight + at, constant + at, slope_of_xhat + at}, dx);
     narrow_rows(to, p.dtype, b.rows, b.columns, dx);
   };
-  in_stages(groups.count, blocks, groups.elements(),
-            [&](bool) { return BackwardWorker<A>(keeps ? size : 0); }, sum, finish, apply);
+  in_stages(
+      groups.count, blocks, groups.elements(), [&](bool) { return BackwardWorker<A>(keeps ? size : 0); }, sum, finish,
+      apply);
   const double* of_rows = sums.of_rows.data();
   finish_factors(p, args, table,
                  {of_rows, of_rows + rows, of_rows + 2 * rows, of_rows + 3 * rows, groups.of_batch ? 1 : p.channels,

@@ -1,8 +1,8 @@
 // Passes over rows of a tensor: to normalise and modulate them, and to differentiate that.
 //
-// A row is a run of memory: of the positions of one channel, or of the channels of one position. Statistics are of a row
-// or of a column, and so are the factors of channels; so there are four kinds of passes, which are told apart by where
-// the two vary. Everything here is in the type of sums, A.
+// A row is a run of memory: of the positions of one channel, or of the channels of one position. Statistics are of a
+// row or of a column, and so are the factors of channels; so there are four kinds of passes, which are told apart by
+// where the two vary. Everything here is in the type of sums, A.
 #pragma once
 
 #include "activate.h"
@@ -137,6 +137,6 @@ inline double sum_of(Vector<A> v) {
 }
 
 // Vectors, or rows, that are added one to another before the sum goes into a double.
-constexpr int64_t kChain = 32;
+constexpr int64_t kChain = 16;
 
 }  // namespace film::FILM_ISA

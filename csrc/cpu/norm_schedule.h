@@ -26,9 +26,8 @@ void share(int64_t count, int64_t elements, const Body& body) {
 
 // Both stages go over all blocks of all units; between them comes what a unit's second stage needs of its whole first.
 // Where there are units enough, a thread takes one after another through both stages, so that the second finds the
-// unit's data in the cache; else it is blocks that are shared out. Sums are of blocks, and then of these in order: so the
-// bits of results do not depend on it.
-// first and second take (unit, block, worker).
+// unit's data in the cache; else it is blocks that are shared out. Sums are of blocks, and then of these in order: so
+// the bits of results do not depend on it. first and second take (unit, block, worker).
 template <class MakeWorker, class First, class Between, class Second>
 void in_stages(int64_t units, int64_t blocks, int64_t elements, const MakeWorker& make_worker, const First& first,
                const Between& between, const Second& second) {

@@ -126,16 +126,16 @@ void column_moments(int64_t rows, int64_t columns, Rows<const A> x, const A* sum
   });
 }
 
-// What backward sums of d and xhat: of each channel, and, where statistics vary the other way, weighted by the channel's
-// factor, of each group. Sums along a row are added to doubles, and sums over rows to as many numbers as there are columns,
-// which are to be moved into doubles before the chain grows long.
+// What backward sums of d and xhat: of each channel, and, where statistics vary the other way, weighted by the
+// channel's factor, of each group. Sums along a row are added to doubles, and sums over rows to as many numbers as
+// there are columns, which are to be moved into doubles before the chain grows long.
 template <class A, bool ALONG_ROW>
 using Sum = std::conditional_t<ALONG_ROW, double, A>;
 
 template <class A, bool STATISTICS, bool FACTORS>
 struct BackwardSums {
-  Sum<A, !FACTORS>*d, *along;                            // sum d, sum d * xhat
-  const A* weight = nullptr;                             // of a channel
+  Sum<A, !FACTORS>*d, *along;                                     // sum d, sum d * xhat
+  const A* weight = nullptr;                                      // of a channel
   Sum<A, !STATISTICS>*group_d = nullptr, *group_along = nullptr;  // sum weight * d, sum weight * d * xhat
 };
 

@@ -14,7 +14,7 @@ void run_norm_forward(const NormProblem&, const NormForwardArgs&);
 void run_norm_backward(const NormProblem&, const NormBackwardArgs&);
 
 extern const Kernels kernels;
-const Kernels kernels{FILM_NAME(FILM_ISA), run_forward, run_grad_input, run_grad_weight, library_is_faster,
-                      run_norm_forward,    run_norm_backward};
+const Kernels kernels{FILM_NAME(FILM_ISA), run_forward,      run_grad_input,   run_grad_weight,
+                      library_is_faster,   run_norm_forward, run_norm_backward};
 
 }  // namespace film::FILM_ISA

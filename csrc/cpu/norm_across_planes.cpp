@@ -1,5 +1,6 @@
-// Normalisation of the channels of each position ("channel", "rms", "l2"): all that a position needs is at hand at once,
-// so that there is one pass over memory each way.
+// Normalisation of the channels of each position, where it is positions that lie side by side: a row is those of one
+// channel, and each column has its statistics.
+#include "norm_across.h"
 #include "norm_kernels.h"
 #include "norm_parts.h"
 #include "norm_sums.h"
@@ -7,148 +8,7 @@
 namespace film::FILM_ISA {
 namespace {
 
-// Where channels lie side by side, statistics are of rows; else of columns.
-constexpr Along kOfRows{false, true}, kOfColumns{true, false};
-
-// scale and shift of v, without rstd; and what dx multiplies d with.
-template <class A>
-class Affine {
- public:
-  Affine(const NormProblem& p, const FactorTable<A>& table)
-      : channels_(p.channels), factors_(p.batch * p.channels), weight_(p.batch * p.channels) {
-    for (int64_t n = 0; n < p.batch; ++n)
-      for (int64_t c = 0; c < p.channels; ++c) {
-        factors_.set(n * p.channels + c, {p.position, table, n, c}, 0, 0, 1);
-        weight_[n * p.channels + c] = table.gamma(n)[c] * table.weight()[c];
-      }
-  }
-  RowFactors<A> with(int64_t n, int64_t channel, const A* mean, const A* rstd) const {
-    RowFactors<A> by = factors_.from(n * channels_ + channel);
-    by.mean = mean, by.rstd = rstd;
-    return by;
-  }
-  const A* weight(int64_t n, int64_t channel) const { return weight_ + n * channels_ + channel; }
-
- private:
-  int64_t channels_;
-  AffineTable<A> factors_;
-  Scratch<A> weight_;
-};
-
-// The statistics as they are kept.
-template <class A>
-struct Kept {
-  A *mean, *second;  // mean is null where it is not taken
-
-  Kept(const NormProblem& p, void* data)
-      : mean(p.takes_mean() ? static_cast<A*>(data) : nullptr),
-        second(static_cast<A*>(data) + (p.takes_mean() ? p.statistics() : 0)) {}
-};
-
-// constant and slope of dx at a position, from the sums over its channels.
-template <class A>
-void set_terms(const NormProblem& p, A second, A rstd, double all, double along, A* constant, A* slope) {
-  const double size = p.norm == Norm::l2 ? 1 : static_cast<double>(p.channels);
-  *constant = p.takes_mean() ? static_cast<A>(rstd * all / size) : A(0);
-  // A length below eps does not count, and so has no derivative.
-  *slope = p.norm == Norm::l2 && second < static_cast<A>(p.eps) ? A(0) : static_cast<A>(rstd * along / size);
-}
-
-}  // namespace
-
-template <class A>
-void forward_across_pixels(const NormProblem& p, const NormForwardArgs& args) {
-  const Parts parts(p);
-  const FactorTable<A> table(p, args.by);
-  const Affine<A> affine(p, table);
-  const Kept<A> kept(p, args.statistics);
-  const Modulate<A> modulate = modulate_of<A>(p.activation, kOfRows, p.position);
-  const int64_t C = p.channels, most = block_rows(C);
-
-  share(p.batch * parts.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
-    const PartWorker<A> worker(most, C);
-    const Scratch<A> mean(most), rstd(most);
-    std::fill_n(static_cast<A*>(mean), most, A(0));
-    for (int64_t i = begin; i < end; ++i)
-      parts.part(i).in_blocks(C, [&](const Part& some) {
-        const Rows<const A> x = widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x);
-        for (int64_t r = 0; r < some.rows; ++r) {
-          const int64_t at = some.n * p.positions + some.first + r;
-          double second;
-          if (p.takes_mean()) {
-            const Moments moments = moments_of<A>(1, C, {x.row(r), C});
-            kept.mean[at] = mean[r] = static_cast<A>(moments.mean);
-            second = moments.squares / moments.count;
-          } else {
-            const double squares = squares_of<A>(C, x.row(r));
-            second = p.norm == Norm::rms ? squares / C : std::sqrt(squares);
-          }
-          kept.second[at] = static_cast<A>(second);
-          rstd[r] = static_cast<A>(rstd_of(p, second));
-        }
-        const StoredRows to = parts.stored(args.output, some);
-        const Rows<A> y = target<A>(to, p.dtype, C, worker.out);
-        modulate({some.rows, C, x, affine.with(some.n, 0, mean, rstd)}, p.lower_slope, y);
-        narrow_rows(to, p.dtype, some.rows, C, y);
-      });
-  });
-}
-
-template <class A>
-void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) {
-  const Parts parts(p);
-  const FactorTable<A> table(p, args.by);
-  const Affine<A> affine(p, table);
-  const Kept<A> kept(p, const_cast<void*>(args.statistics));
-  const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
-  ChannelSums sums(p, parts.of_sample, true, post);
-  const Slope<A> slope = slope_of<A>(p.activation, kOfRows, post);
-  const int64_t C = p.channels, most = block_rows(C);
-
-  share(p.batch * parts.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
-    const PartWorker<A> worker(most, C);
-    const Scratch<A> mean(most), rstd(most), constant(most), slope_of_xhat(most);
-    std::vector<double> all(most), along(most);
-    std::fill_n(static_cast<A*>(mean), most, A(0));
-    for (int64_t i = begin; i < end; ++i) {
-      parts.part(i).in_blocks(C, [&](const Part& some) {
-        const int64_t first = some.n * p.positions + some.first;
-        for (int64_t r = 0; r < some.rows; ++r) {
-          if (p.takes_mean()) mean[r] = kept.mean[first + r];
-          rstd[r] = static_cast<A>(rstd_of(p, kept.second[first + r]));
-        }
-        const RowPass<A> pass{some.rows, C,
-                              widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
-                              affine.with(some.n, 0, mean, rstd)};
-        const Rows<const A> grad = widened<A>(parts.stored(args.grad, some), p.dtype, some.rows, C, worker.grad);
-        slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C});
-        std::fill_n(all.data(), most, 0);
-        std::fill_n(along.data(), most, 0);
-        sum_backward<A, false, true>(
-            pass, {worker.d, C},
-            {worker.sum(0), worker.sum(1), affine.weight(some.n, 0), all.data(), along.data()});
-        if (post) {
-          add_columns<A>(some.rows, C, grad, worker.sum(2));
-          add_columns<A>(some.rows, C, {worker.product, C}, worker.sum(3));
-        }
-        for (int k = 0; k < (post ? 4 : 2); ++k) move_sums(C, worker.sum(k), sums.of_part(i, k));
-        if (args.grad_input.data == nullptr) return;
-        for (int64_t r = 0; r < some.rows; ++r)
-          set_terms<A>(p, kept.second[first + r], rstd[r], all[r], along[r], constant + r, slope_of_xhat + r);
-        const StoredRows to = parts.stored(args.grad_input, some);
-        const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-        grad_input_rows<A, false, true>(pass, {worker.d, C}, {affine.weight(some.n, 0), constant, slope_of_xhat}, dx);
-        narrow_rows(to, p.dtype, some.rows, C, dx);
-      });
-    }
-  });
-  share(p.batch, p.elements(), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) sums.add_up(n);
-  });
-  finish_factors(p, args, table, sums.all());
-}
-
-namespace {
+constexpr Along kAlong{true, false};
 
 // All channels of some columns of a sample: a tile, which stays in the cache while it is looked at again.
 struct Tiles {
@@ -206,8 +66,7 @@ struct TileWorker {
 // The statistics of a tile's columns, into worker.mean and worker.squares.
 template <class A>
 void measure(const NormProblem& p, Rows<const A> x, int64_t columns, TileWorker<A>& worker) {
-  if (!p.takes_mean())
-    return column_moments<A, true>(p.channels, columns, x, nullptr, nullptr, worker.squares.data());
+  if (!p.takes_mean()) return column_moments<A, true>(p.channels, columns, x, nullptr, nullptr, worker.squares.data());
   A* sums = worker.all;
   std::fill_n(sums, columns, A(0));
   add_columns<A>(p.channels, columns, x, sums);
@@ -230,7 +89,7 @@ void forward_across_planes(const NormProblem& p, const NormForwardArgs& args) {
   const FactorTable<A> table(p, args.by);
   const Affine<A> affine(p, table);
   const Kept<A> kept(p, args.statistics);
-  const Modulate<A> modulate = modulate_of<A>(p.activation, kOfColumns, p.position);
+  const Modulate<A> modulate = modulate_of<A>(p.activation, kAlong, p.position);
 
   share(p.batch * tiles.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
     TileWorker<A> worker(p, tiles, false);
@@ -264,7 +123,7 @@ void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) 
   const Kept<A> kept(p, const_cast<void*>(args.statistics));
   const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
   ChannelSums sums(p, tiles.of_sample, true, post);
-  const Slope<A> slope = slope_of<A>(p.activation, kOfColumns, post);
+  const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
 
   share(p.batch * tiles.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
     TileWorker<A> worker(p, tiles, true);
@@ -314,10 +173,6 @@ void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) 
   finish_factors(p, args, table, sums.all());
 }
 
-template void forward_across_pixels<float>(const NormProblem&, const NormForwardArgs&);
-template void forward_across_pixels<double>(const NormProblem&, const NormForwardArgs&);
-template void backward_across_pixels<float>(const NormProblem&, const NormBackwardArgs&);
-template void backward_across_pixels<double>(const NormProblem&, const NormBackwardArgs&);
 template void forward_across_planes<float>(const NormProblem&, const NormForwardArgs&);
 template void forward_across_planes<double>(const NormProblem&, const NormForwardArgs&);
 template void backward_across_planes<float>(const NormProblem&, const NormBackwardArgs&);

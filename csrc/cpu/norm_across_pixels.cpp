@@ -1,0 +1,110 @@
+// Normalisation of the channels of each position, which lie side by side: a row is those of one position, and has its
+// statistics.
+#include "norm_across.h"
+#include "norm_kernels.h"
+#include "norm_parts.h"
+#include "norm_sums.h"
+
+namespace film::FILM_ISA {
+namespace {
+
+constexpr Along kAlong{false, true};
+
+}  // namespace
+
+template <class A>
+void forward_across_pixels(const NormProblem& p, const NormForwardArgs& args) {
+  const Parts parts(p);
+  const FactorTable<A> table(p, args.by);
+  const Affine<A> affine(p, table);
+  const Kept<A> kept(p, args.statistics);
+  const Modulate<A> modulate = modulate_of<A>(p.activation, kAlong, p.position);
+  const int64_t C = p.channels, most = block_rows(C);
+
+  share(p.batch * parts.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
+    const PartWorker<A> worker(most, C);
+    const Scratch<A> mean(most), rstd(most);
+    std::fill_n(static_cast<A*>(mean), most, A(0));
+    for (int64_t i = begin; i < end; ++i)
+      parts.part(i).in_blocks(C, [&](const Part& some) {
+        const Rows<const A> x = widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x);
+        for (int64_t r = 0; r < some.rows; ++r) {
+          const int64_t at = some.n * p.positions + some.first + r;
+          double second;
+          if (p.takes_mean()) {
+            const Moments moments = moments_of<A>(1, C, {x.row(r), C});
+            kept.mean[at] = mean[r] = static_cast<A>(moments.mean);
+            second = moments.squares / moments.count;
+          } else {
+            const double squares = squares_of<A>(C, x.row(r));
+            second = p.norm == Norm::rms ? squares / C : std::sqrt(squares);
+          }
+          kept.second[at] = static_cast<A>(second);
+          rstd[r] = static_cast<A>(rstd_of(p, second));
+        }
+        const StoredRows to = parts.stored(args.output, some);
+        const Rows<A> y = target<A>(to, p.dtype, C, worker.out);
+        modulate({some.rows, C, x, affine.with(some.n, 0, mean, rstd)}, p.lower_slope, y);
+        narrow_rows(to, p.dtype, some.rows, C, y);
+      });
+  });
+}
+
+template <class A>
+void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) {
+  const Parts parts(p);
+  const FactorTable<A> table(p, args.by);
+  const Affine<A> affine(p, table);
+  const Kept<A> kept(p, const_cast<void*>(args.statistics));
+  const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
+  ChannelSums sums(p, parts.of_sample, true, post);
+  const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
+  const int64_t C = p.channels, most = block_rows(C);
+
+  share(p.batch * parts.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
+    const PartWorker<A> worker(most, C);
+    const Scratch<A> mean(most), rstd(most), constant(most), slope_of_xhat(most);
+    std::vector<double> all(most), along(most);
+    std::fill_n(static_cast<A*>(mean), most, A(0));
+    for (int64_t i = begin; i < end; ++i) {
+      parts.part(i).in_blocks(C, [&](const Part& some) {
+        const int64_t first = some.n * p.positions + some.first;
+        for (int64_t r = 0; r < some.rows; ++r) {
+          if (p.takes_mean()) mean[r] = kept.mean[first + r];
+          rstd[r] = static_cast<A>(rstd_of(p, kept.second[first + r]));
+        }
+        const RowPass<A> pass{some.rows, C, widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
+                              affine.with(some.n, 0, mean, rstd)};
+        const Rows<const A> grad = widened<A>(parts.stored(args.grad, some), p.dtype, some.rows, C, worker.grad);
+        slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C});
+        std::fill_n(all.data(), most, 0);
+        std::fill_n(along.data(), most, 0);
+        sum_backward<A, false, true>(
+            pass, {worker.d, C}, {worker.sum(0), worker.sum(1), affine.weight(some.n, 0), all.data(), along.data()});
+        if (post) {
+          add_columns<A>(some.rows, C, grad, worker.sum(2));
+          add_columns<A>(some.rows, C, {worker.product, C}, worker.sum(3));
+        }
+        for (int k = 0; k < (post ? 4 : 2); ++k) move_sums(C, worker.sum(k), sums.of_part(i, k));
+        if (args.grad_input.data == nullptr) return;
+        for (int64_t r = 0; r < some.rows; ++r)
+          set_terms<A>(p, kept.second[first + r], rstd[r], all[r], along[r], constant + r, slope_of_xhat + r);
+        const StoredRows to = parts.stored(args.grad_input, some);
+        const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
+        grad_input_rows<A, false, true>(pass, {worker.d, C}, {affine.weight(some.n, 0), constant, slope_of_xhat}, dx);
+        narrow_rows(to, p.dtype, some.rows, C, dx);
+      });
+    }
+  });
+  share(p.batch, p.elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) sums.add_up(n);
+  });
+  finish_factors(p, args, table, sums.all());
+}
+
+template void forward_across_pixels<float>(const NormProblem&, const NormForwardArgs&);
+template void forward_across_pixels<double>(const NormProblem&, const NormForwardArgs&);
+template void backward_across_pixels<float>(const NormProblem&, const NormBackwardArgs&);
+template void backward_across_pixels<double>(const NormProblem&, const NormBackwardArgs&);
+
+}  // namespace film::FILM_ISA

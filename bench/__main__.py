@@ -1,11 +1,13 @@
 """`python -m bench cpu`, `gpu` or `check-gpu`: what `make bench`, `make bench-gpu` and `make check-gpu` run.
 
 `cpu` and `gpu` run the benchmarks: forward, training, memory. `check-gpu` is the one command for a machine with a GPU,
-without a network: it builds the libraries, runs the whole test suite, and then the benchmarks.
+without a network: it builds the libraries, runs the whole test suite, and then the benchmarks. Those of each operator
+are apart, with a folder and a report of their own; `--only norm_film` runs and writes one operator's alone.
 
 Environment variables:
     OUT       the folder for everything that is written (default: bench/results/<device>)
-    BUDGET_S  seconds for everything (default: 540; gpu: 3600); rows that come too late are left out
+    BUDGET_S  seconds for everything; rows that come too late are left out (default: 540 for each operator; gpu: 1800
+              for each; check-gpu: 540)
     DRY       1: the same parts in small, on the CPU (default folder: build/dry-run)
 """
 
@@ -24,8 +26,12 @@ from examples.arguments import positive
 
 from . import machine, report
 from .parts import Done, Part, run
+from .shapes import OPERATORS
 
-_DEFAULT_BUDGET = {"cpu": 540.0, "gpu": 3600.0, "check-gpu": 540.0}
+_BUDGET_OF_AN_OPERATOR = {"cpu": 540.0, "gpu": 1800.0}
+_BUDGET_OF_A_CHECK = 540.0  # with whatever is benchmarked
+_COMMANDS = (*_BUDGET_OF_AN_OPERATOR, "check-gpu")
+_SHARES = (("forward", 0.35), ("training", 0.5), ("memory", 0.15))  # of an operator's time
 _START = 12.0  # seconds of a benchmark part before its first row and after its last; less on the CPU
 _FOR_REPORT = 6.0
 _LOG, _SUMMARY = "log.txt", "summary.txt"
@@ -43,32 +49,39 @@ def tests_part(dry: bool) -> Part:
     return Part("tests", lambda seconds: [sys.executable, "-m", "pytest", "-q", "--tb=short", *which], 0.5)
 
 
-def benchmark_parts(device: str, dry: bool, out: Path) -> list[Part]:
-    """Forward, training and memory, each with a JSON file in `out`."""
+def benchmark_parts(device: str, dry: bool, out: Path, operators: Sequence[str]) -> list[Part]:
+    """Forward, training and memory of each operator, each with a JSON file in its folder in `out`."""
 
-    def part(name: str, share: float) -> Part:
+    def part(operator: str, name: str, share: float) -> Part:
         def command(seconds: float) -> list[str]:
             # Where pytest-benchmark is missing, a stand-in writes the part of its JSON that the report reads.
             plugin = [] if importlib.util.find_spec("pytest_benchmark") else ["-p", "bench.stand_in"]
             rest = max(seconds - (_START / 2 if device == "cpu" else _START), 1)
-            words = [f"--device={device}", f"--seconds={rest:.0f}", *(["--tiny"] if dry else [])]
+            results = out / operator / f"{name}.json"
+            words = [f"--operator={operator}", f"--device={device}", f"--seconds={rest:.0f}"]
+            if dry:
+                words.append("--tiny")
             return [
                 sys.executable, "-m", "pytest", "-q", "--tb=short", "--capture=sys", "-p", "no:cacheprovider", *plugin,
-                f"bench/test_{name}.py", "--benchmark-quiet", f"--benchmark-json={out / f'{name}.json'}", *words,
+                f"bench/test_{name}.py", "--benchmark-quiet", f"--benchmark-json={results}", *words,
             ]  # fmt: skip
 
-        return Part(name, command, share)
+        return Part(f"{operator} {name}", command, share)
 
-    return [part("forward", 0.35), part("training", 0.7), part("memory", 1.0)]
+    # A part's share is of the time that those before it have left.
+    wanted = [(operator, name, share) for operator in operators for name, share in _SHARES]
+    rest = [sum(share for *_, share in wanted[at:]) for at in range(len(wanted))]
+    return [part(operator, name, share / left) for (operator, name, share), left in zip(wanted, rest, strict=True)]
 
 
-def finish(out: Path, done: Sequence[Done]) -> str:
-    """Write the report and the summary into `out`; returns the summary."""
+def finish(out: Path, operators: Sequence[str], done: Sequence[Done]) -> str:
+    """Write the reports and the summary into `out`; returns the summary."""
     lines = [f"{one.name}: {one.line}" for one in done]
-    try:
-        lines += report.make(out)
-    except (OSError, ValueError) as error:
-        lines.append(f"no report: {error}")
+    for operator in operators:
+        try:
+            lines += [f"{operator}: {line}" for line in report.make(out / operator)]
+        except (OSError, ValueError) as error:
+            lines.append(f"{operator}: no report: {error}")
     lines.append(f"everything is in {out}")
     summary = "\n".join(lines)
     (out / _SUMMARY).write_text(summary + "\n")
@@ -79,33 +92,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 where a part failed, or 2 without a GPU where one is needed and where BUDGET_S or
     OUT cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Runs the performance suite.")
-    parser.add_argument("command", choices=tuple(_DEFAULT_BUDGET))
-    command = parser.parse_args(argv).command
+    parser.add_argument("command", choices=_COMMANDS)
+    parser.add_argument("--only", choices=OPERATORS, help="the benchmarks of one operator (default: of all)")
+    options = parser.parse_args(argv)
+    command, operators = options.command, [options.only] if options.only else OPERATORS
     dry = os.environ.get("DRY", "0") not in ("", "0")
     if command != "cpu" and not dry and not torch.cuda.is_available():
         print("PyTorch sees no GPU here (DRY=1 tries the same parts in small on the CPU)", file=sys.stderr)
         return 2
     device = "cpu" if dry or command == "cpu" else "cuda"
     try:
-        budget = positive(os.environ.get("BUDGET_S") or str(_DEFAULT_BUDGET[command]))
+        usual = _BUDGET_OF_AN_OPERATOR[command] * len(operators) if command != "check-gpu" else _BUDGET_OF_A_CHECK
+        budget = positive(os.environ.get("BUDGET_S") or str(usual))
     except argparse.ArgumentTypeError as error:
         print(f"BUDGET_S {error}", file=sys.stderr)
         return 2
     default = Path("build/dry-run") if dry else Path("bench/results") / machine.folder_name(torch.device(device))
     out = Path(os.environ.get("OUT") or default)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        # nothing of an earlier run is reported
-        for old in (*report.FILES, report.REPORT, report.CHART, _LOG, _SUMMARY):
+        for operator in operators:
+            (out / operator).mkdir(parents=True, exist_ok=True)
+            # nothing of an earlier run is reported
+            for old in (*report.FILES, report.REPORT, report.CHART):
+                (out / operator / old).unlink(missing_ok=True)
+        for old in (_LOG, _SUMMARY):
             (out / old).unlink(missing_ok=True)
     except OSError as error:
         print(f"OUT cannot be used: {error}", file=sys.stderr)
         return 2
-    parts = benchmark_parts(device, dry, out)
+    parts = benchmark_parts(device, dry, out, operators)
     if command == "check-gpu":
         parts = [build_part(dry), tests_part(dry), *parts]
     done = run(parts, budget - _FOR_REPORT, out / _LOG)
-    print(f"\n== summary\n{finish(out, done)}")
+    print(f"\n== summary\n{finish(out, operators, done)}")
     return int(any(one.failed for one in done))
 
 

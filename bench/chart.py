@@ -25,7 +25,10 @@ def draw(results: Results, file: Path) -> None:
     kinds = [kind for kind in KINDS if results.rows(kind)]
     peers = [name for name in PEERS if name not in _LEFT_OUT and any(_measured(results, kind, name) for kind in kinds)]
     most = max(len(results.rows(kind)) for kind in kinds)
-    figure = Figure(figsize=(7 * len(kinds), 2 + 0.105 * most * (len(peers) + 1.5)), layout="constrained")
+    width = 5.2 + 0.06 * max(
+        len(row) for kind in kinds for row in results.rows(kind)
+    )  # a name is written beside its bars
+    figure = Figure(figsize=(width * len(kinds), 2 + 0.105 * most * (len(peers) + 1.5)), layout="constrained")
     for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _panel(axis, results, kind, peers)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -34,7 +37,8 @@ def draw(results: Results, file: Path) -> None:
     if "threads" in results.machine:
         about.insert(1, f"threads: {results.machine['threads']}")
     figure.suptitle(
-        f"Speed relative to plain PyTorch {results.machine.get('torch', '')}: {', '.join(about)}", fontsize=13
+        f"{results.operator}: speed relative to plain PyTorch {results.machine.get('torch', '')}: {', '.join(about)}",
+        fontsize=13,
     )
     figure.savefig(file, format="png", dpi=90)
 

@@ -6,22 +6,21 @@ wrong kernel from another order of summation. How accurate a backend is, the pac
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from film_kernels import reference
+from .work import STEPS, Work, without_search
 
-from .work import STEPS, Work, plain, without_search
-
-_NAMES = ("output", "grad_input", "grad_weight", "grad_bias", "grad_gamma", "grad_beta")
 _MARGIN = 10.0
 
 
 class Expected(NamedTuple):
-    """Results in float64, and the largest error that each may have."""
+    """Results in float64, what they are, and the largest error that each may have."""
 
+    names: list[str]
     results: list[Tensor]
     allowed: list[float]
 
@@ -29,27 +28,21 @@ class Expected(NamedTuple):
 def expect(work: Work, kind: str) -> Expected:
     """What the step `kind` gives on `work`, by the reference in float64, and how far off plain PyTorch is."""
     case, exact = work.row.case, work.cast(torch.float64)
-
-    def reference_call(input: Tensor) -> Tensor:
-        _, weight, bias, gamma, beta = exact.leaves
-        return reference.conv_film(
-            input, weight, bias, gamma, beta, case.stride, case.padding, case.dilation, activation=case.activation
-        )
-
     with without_search():
-        results = STEPS[kind](reference_call, exact)()
-    found = STEPS[kind](lambda input: plain(case, input, *work.leaves[1:]), work)()
+        results = STEPS[kind](partial(case.reference, **exact.parameters, **case.options), exact)()
+    found = STEPS[kind](partial(case.plain, **work.parameters), work)()
     rounding = torch.finfo(work.input.dtype).eps / 2
     allowed = [
         _MARGIN * max(_error(f, r), rounding * float(r.detach().abs().max()))
         for f, r in zip(found, results, strict=True)
     ]
-    return Expected([r.detach() for r in results], allowed)
+    names = ["output", *(f"grad_{name}" for name in work.leaves)]
+    return Expected(names, [r.detach() for r in results], allowed)
 
 
 def complaint(results: list[Tensor], expected: Expected) -> str | None:
     """What is wrong with `results`, or None."""
-    for name, result, exact, allowed in zip(_NAMES, results, expected.results, expected.allowed, strict=False):
+    for name, result, exact, allowed in zip(expected.names, results, expected.results, expected.allowed, strict=False):
         if result.shape != exact.shape:
             return f"{name} has shape {tuple(result.shape)}, not {tuple(exact.shape)}"
         error = _error(result, exact)

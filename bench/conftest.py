@@ -1,5 +1,6 @@
 """The session of a benchmark run: measures a row when its first peer is asked for, and plays each peer's rounds to
-pytest-benchmark. Started by `python -m bench`, or by hand: `pytest bench/test_forward.py --benchmark-json=FILE`."""
+pytest-benchmark. Started by `python -m bench`, or by hand: `pytest bench/test_forward.py --benchmark-json=FILE`. A
+session is of one operator, the others' rows are deselected."""
 
 from __future__ import annotations
 
@@ -20,15 +21,16 @@ from bench import limits, machine, memory
 from bench.outcomes import Failed, Outcome, Timed
 from bench.recorded import play
 from bench.runner import Budget, Runner
-from bench.shapes import ROWS, TINY, Row
+from bench.shapes import OPERATORS, ROWS, TINY, Row
 from bench.timing import ROUNDS, Rounds
 
-_ALL_ROWS = {**ROWS, TINY.name: TINY, memory.NETWORK.name: memory.NETWORK}
+_ALL_ROWS = {**ROWS, **{row.name: row for row in (*TINY.values(), *memory.NETWORKS.values())}}
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("film_kernels benchmarks")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to run (default: %(default)s)")
+    group.addoption("--operator", default=OPERATORS[0], choices=OPERATORS, help="whose rows (default: %(default)s)")
     group.addoption("--seconds", type=float, default=240.0, help="rows that would begin later are left out")
     group.addoption(
         "--tiny", action="store_true", help="a few positions and rounds, nothing compiled: to try the suite itself"
@@ -40,6 +42,7 @@ class Suite:
 
     def __init__(self, config: pytest.Config) -> None:
         self.device = torch.device(config.getoption("--device"))
+        self.operator: str = config.getoption("--operator")
         self.seconds: float = config.getoption("--seconds")
         self.tiny: bool = config.getoption("--tiny")
         self.rounds = Rounds(least=2, most=3) if self.tiny else ROUNDS
@@ -60,6 +63,10 @@ class Suite:
     def row(self, name: str) -> Row:
         """The row of that name, in this session's size."""
         return replace(_ALL_ROWS[name], tiny=self.tiny)
+
+    def is_anothers(self, name: str) -> bool:
+        """Whether the row of that name is of another operator than this session."""
+        return _ALL_ROWS[name].case.operator != self.operator
 
     def advance(self, row: str) -> None:
         """One row further on the progress bar."""
@@ -97,7 +104,10 @@ class Suite:
     def as_json(self) -> dict[str, Any]:
         """What pytest-benchmark's file has besides the times."""
         measured = {str(dtype).removeprefix("torch."): peaks._asdict() for dtype, peaks in limits.MEASURED.items()}
-        return {"device": self.device.type, "peaks": measured, "unserved": self.unserved, "kept": self.kept}
+        return {
+            "operator": self.operator, "device": self.device.type, "peaks": measured, "unserved": self.unserved,
+            "kept": self.kept,
+        }  # fmt: skip
 
 
 _SUITE = pytest.StashKey[Suite]()
@@ -108,8 +118,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    named = [item.callspec.params for item in items if hasattr(item, "callspec") and "row" in item.callspec.params]
-    config.stash[_SUITE].rows = list(dict.fromkeys((params.get("kind", ""), params["row"]) for params in named))
+    suite = config.stash[_SUITE]
+    own, others = [], []
+    for item in items:
+        row = _parameters(item).get("row")
+        (others if row is not None and suite.is_anothers(row) else own).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = own
+    named = [found for item in own if "row" in (found := _parameters(item))]
+    suite.rows = list(dict.fromkeys((params.get("kind", ""), params["row"]) for params in named))
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 @pytest.fixture

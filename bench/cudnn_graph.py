@@ -11,11 +11,14 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from .conv_case import ConvCase
 from .work import Call, Work
 
 
 def why_not(work: Work) -> str | None:
     """Why the graph cannot be built for `work`, as far as it can be told beforehand, or None."""
+    if not isinstance(work.row.case, ConvCase):
+        return "the graph is of a convolution"
     if work.input.device.type != "cuda" or torch.version.hip is not None:
         return "it needs an NVIDIA GPU"
     if importlib.util.find_spec("cudnn") is None:
@@ -30,6 +33,7 @@ def build(work: Work) -> Call:
     import cudnn
 
     case = work.row.case
+    assert isinstance(case, ConvCase) and work.bias is not None
     types = {torch.float32: cudnn.data_type.FLOAT, torch.float16: cudnn.data_type.HALF}
     handle = cudnn.create_handle()
     cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream().cuda_stream)
@@ -40,7 +44,7 @@ def build(work: Work) -> Call:
         handle=handle,
     )
     # cuDNN writes through pointers, behind autograd's back: it gets tensors that autograd does not watch.
-    x, weight, gamma, beta = (t.detach() for t in (work.input, work.weight, work.gamma, work.beta))
+    x, weight, gamma, beta = (work.leaves[name].detach() for name in ("input", "weight", "gamma", "beta"))
     bias = work.bias.detach().reshape(1, -1, 1, 1)
 
     def described(name: str, t: Tensor):

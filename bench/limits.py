@@ -1,18 +1,31 @@
-"""How near a step comes to what the machine can do: its peaks, measured in the same run, and the work in a step."""
+"""How near a step comes to what the machine can do, measured in the same run.
+
+A convolution's limit is the larger of its products at the speed of a large matrix product and its tensors at the speed
+of a large copy. A norm's is a number of passes over memory (bench/passes.py) at the speed of a copy of its own input,
+which is timed in turn with the peers.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
+from film_kernels.problems.conv_film import ConvFilm
+
+from .conv_case import ConvCase
+from .norm_case import NormCase
+from .passes import is_past_the_caches, passes
 from .shapes import Row
 from .timing import ROUNDS, interleaved
+from .work import Work
 
+COPY = "copy"  # of the row's input, beside the peers
+_PASSES_OF_A_COPY = 2  # it is read, and written
 _SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
 _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 _SECONDS = 1.0  # for both, or five runs of each
@@ -65,6 +78,27 @@ def _measure(device: torch.device, dtype: torch.dtype) -> Peaks:
     return Peaks(2 * side**3 / product, 2 * size / copy)
 
 
+def beside(work: Work) -> dict[str, Callable[[], object]]:
+    """What has to be timed in turn with the peers of a row, for its limit."""
+    if not isinstance(work.row.case, NormCase):
+        return {}
+    source = work.input.detach()
+    target = torch.empty_like(source)
+    return {COPY: lambda: target.copy_(source)}
+
+
+def share_of_limit(
+    row: Row, device: torch.device, kind: str, seconds: float, others: Mapping[str, Sequence[float]]
+) -> float | None:
+    """The least time that the machine could need, as a share of `seconds`; `others` are the times of `beside`. None
+    where a norm's input and output lie in the caches, for which memory is no limit."""
+    if isinstance(row.case, ConvCase):
+        return share(cost(row, device, kind), peaks(device, row.dtype(device)), seconds)
+    if not is_past_the_caches(row, device):
+        return None
+    return passes(row, device, kind) / _PASSES_OF_A_COPY * statistics.median(others[COPY]) / seconds
+
+
 def cost(row: Row, device: torch.device, kind: str) -> Cost:
     """Products and sums of the direct convolution, and each tensor read or written once where it must be.
 
@@ -73,6 +107,7 @@ def cost(row: Row, device: torch.device, kind: str) -> Cost:
     or one bit an element is left out.
     """
     problem = row.problem(device)
+    assert isinstance(problem, ConvFilm)
     x, w, y = (math.prod(shape) for shape in (problem.input_shape, problem.weight_shape, problem.out_shape))
     convolution = 2.0 * y * math.prod(problem.weight_shape[1:])
     item = problem.dtype.itemsize

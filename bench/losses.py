@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .peers import AUTOMATIC, PLAIN
-from .report import table
+from .tables import table
 
 MOST = 1.1  # times the fastest's time; what is less may be noise
 

@@ -8,15 +8,25 @@ import torch
 from torch import Tensor
 
 from .check import expect
+from .conv_case import ConvCase
+from .norm_case import NormCase
 from .outcomes import Outcome, Timed, Untimed
 from .peers import PEERS, Peer, call_of
 from .runner import checked
-from .shapes import Case, Row
+from .shapes import Row
 from .timing import Rounds, interleaved
 from .work import Work, make
 
 LAYERS = 16
-NETWORK = Row(Case(f"{LAYERS} layers", (16, 64, 128, 128), (64, 64, 3, 3), small=(2, 64, 32, 32), padding=1))
+NETWORKS = {  # by operator
+    case.operator: Row(case)
+    for case in (
+        ConvCase(f"{LAYERS} layers", (16, 64, 128, 128), (64, 64, 3, 3), small=(2, 64, 32, 32), padding=1),
+        NormCase(
+            f"{LAYERS} norms", (16, 64, 128, 128), "group", num_groups=32, small=(2, 64, 32, 32), activation="silu"
+        ),
+    )
+}
 
 
 def kept_bytes(call: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
@@ -41,7 +51,7 @@ class Network:
 
     def __init__(self, peer: Peer, works: list[Work]) -> None:
         self.input, self.grad = works[0].input, works[-1].grad
-        self.parameters = [t for work in works for t in work.leaves[1:]]
+        self.parameters = [t for work in works for name, t in work.leaves.items() if name != "input"]
         self._layers = [call_of(peer, work, training=True)[0] for work in works]
 
     def forward(self) -> Tensor:

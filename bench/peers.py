@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from film_kernels import conv_film
 from film_kernels.backends import BACKENDS, choose
 
 from . import cudnn_graph
-from .shapes import Case
-from .work import Call, Work, plain
+from .case import Case
+from .conv_case import ConvCase
+from .work import Call, Work
 
 
 class Unserved(Exception):
@@ -33,22 +34,25 @@ class Peer:
 
 
 def _plain(work: Work) -> Call:
-    return lambda input: plain(work.row.case, input, *work.leaves[1:])
+    return partial(work.row.case.plain, **work.parameters)
 
 
 class _Layer(nn.Module):
     """The plain layer as a module: torch.compile takes parameters to stay where they are."""
 
-    def __init__(self, case: Case, weight: nn.Parameter, bias: nn.Parameter) -> None:
+    def __init__(self, case: Case, weight: nn.Parameter | None, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.case, self.weight, self.bias = case, weight, bias
 
-    def forward(self, input: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return plain(self.case, input, self.weight, self.bias, gamma, beta)
+    def forward(self, input: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+        return self.case.plain(input, self.weight, self.bias, gamma, beta)
 
 
 def _compiled(mode: str | None) -> Callable[[Work], Call]:
     def build(work: Work) -> Call:
+        tunes = mode is None or isinstance(work.row.case, ConvCase) or work.input.device.type != "cpu"
+        if not tunes:
+            raise Unserved("it tunes matrix products and convolutions; without one it is torch.compile")
         layer = torch.compile(_Layer(work.row.case, work.weight, work.bias), mode=mode, dynamic=False)
 
         def call(input: Tensor) -> Tensor:
@@ -62,20 +66,12 @@ def _compiled(mode: str | None) -> Callable[[Work], Call]:
 
 def _ours(backend: str | None) -> Callable[[Work], Call]:
     def build(work: Work) -> Call:
-        case = work.row.case
         problem = work.row.problem(work.input.device)
         if backend is None:
             choose(problem, None)  # which raises where a setting is wrong: no refusal but a failure
         elif (reason := BACKENDS[backend].unavailable() or BACKENDS[backend].why_not(problem)) is not None:
             raise Unserved(reason)
-
-        def call(input: Tensor) -> Tensor:
-            return conv_film(
-                input, work.weight, work.bias, work.gamma, work.beta, case.stride, case.padding, case.dilation,
-                activation=case.activation, backend=backend,
-            )  # fmt: skip
-
-        return call
+        return partial(work.row.case.fused, **work.parameters, **work.row.case.options, backend=backend)
 
     return build
 
@@ -117,6 +113,6 @@ def call_of(peer: Peer, work: Work, training: bool) -> tuple[Call, Work]:
         if work.row.channels_last:
             raise Unserved("this row is channels_last: it is the same as plain")
         if work.input.dim() != 4:
-            raise Unserved("channels_last is for 2d convolutions")
+            raise Unserved("channels_last is for pictures")
         work = work.cast(channels_last=True)
     return peer.build(work), work

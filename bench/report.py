@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from .peers import AUTOMATIC, PEERS
+from .peers import AUTOMATIC
 from .results import FILES, FOREIGN, KINDS, Results, read
-from .shapes import TINY
+from .tables import kept_table, means_table, overhead, speed_table
 
 REPORT, CHART = "report.md", "chart.png"
 __all__ = ["CHART", "FILES", "REPORT", "headline", "machine_line", "main", "make", "summary"]
@@ -51,9 +51,10 @@ def headline(results: Results, kind: str) -> str:
     ratios = [results.ratios(kind, row)[AUTOMATIC.name] for row in complete]
     against = {row: results.best_alternative(kind, row) for row in complete}
     losses = {row: found for row, found in against.items() if found[1] < 1}
+    means = f"median {statistics.median(ratios):.2f}, geometric mean {statistics.geometric_mean(ratios):.2f}"
     said = (
-        f"{kind}: {min(ratios):.2f} to {max(ratios):.2f} times as fast as plain PyTorch (median "
-        f"{statistics.median(ratios):.2f}), faster in {sum(ratio > 1 for ratio in ratios)} of {len(ratios)} rows"
+        f"{kind}: {min(ratios):.2f} to {max(ratios):.2f} times as fast as plain PyTorch ({means}), "
+        f"faster in {sum(ratio > 1 for ratio in ratios)} of {len(ratios)} rows"
     )
     if not losses:
         return f"{said}; no alternative is faster in any row"
@@ -69,7 +70,7 @@ def summary(results: Results) -> list[str]:
     """A few lines for the end of a run."""
     lines = [machine_line(results)]
     lines += [headline(results, kind) for kind in KINDS]
-    lines += [line for _, line in _overhead(results)]
+    lines += [line for _, line in overhead(results)]
     return lines + _network_lines(results)
 
 
@@ -78,90 +79,32 @@ def machine_line(results: Results) -> str:
     return ", ".join(f"{name} {value}" for name, value in results.machine.items()) + f"; {results.date}"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown; the first column is text, the others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _parts(results: Results) -> list[str]:
     name = results.machine.get("device", "?")
     rounds = f"{min(results.rounds)} to {max(results.rounds)} rounds" if results.rounds else "no rounds"
     parts = [
-        f"# Performance on {name}",
+        f"# Performance of {results.operator} on {name}",
         machine_line(results) + ".",
         "\n".join(f"- {headline(results, kind)}" for kind in KINDS if results.rows(kind)),
         "Columns of peers: how many times as fast as plain PyTorch in the same row, a ratio of medians; all peers of a "
         f"row were timed in turn, in {rounds}, after their results were checked. *against*: the time of the fastest "
         "alternative that is not this package's / the automatic choice's. *limit*: the share of the machine's limit "
-        "that the automatic choice reaches, max(FLOPs / peak, bytes / bandwidth) / time, which caches and Winograd's "
-        f"algorithm can lift above 100%; measured in the same run: {_peaks(results)}.",
+        f"that the automatic choice reaches, {_limit(results)}.",
     ]
+    if any(results.rows(kind) for kind in KINDS):
+        parts += ["## Geometric means", means_table(results)]
     for kind in KINDS:
         if results.rows(kind):
-            parts += [f"## {_TITLES[kind]}", _speed_table(results, kind)]
-    if overhead := _overhead(results):
-        parts += ["## What a call costs before anything is computed", *(part for part, _ in overhead)]
+            parts += [f"## {_TITLES[kind]}", speed_table(results, kind)]
+    if calls := overhead(results):
+        parts += ["## What a call costs before anything is computed", *(part for part, _ in calls)]
     if results.kept:
-        parts += ["## What autograd keeps for a layer's backward, in bytes", _kept_table(results)]
+        parts += ["## What autograd keeps for a layer's backward, in bytes", kept_table(results)]
     if network := _network_lines(results):
         parts += ["## A network of 16 layers, training step", "\n".join(f"- {line}" for line in network)]
     if results.reasons:
         parts += ["## Not measured, and why", _reasons(results)]
     return parts
-
-
-def _speed_table(results: Results, kind: str) -> str:
-    rows = results.rows(kind)
-    peers = [name for name in PEERS if name != "plain" and any(name in medians for medians in rows.values())]
-    body = []
-    for row, medians in rows.items():
-        ratios = results.ratios(kind, row)
-        cells = [f"{ratios[peer]:.2f}" if peer in ratios else "-" for peer in peers]
-        about = results.about.get((kind, row, AUTOMATIC.name))
-        about_plain = results.about[kind, row, "plain"]
-        verdict, limit = "not measured", "-"
-        if about is not None:
-            cells[peers.index(AUTOMATIC.name)] += f" ({about['backend']})"
-            other, ratio = results.best_alternative(kind, row)
-            verdict = f"**LOSES** to {other}: {ratio:.2f}" if ratio < 1 else f"{other}: {ratio:.2f}"
-            limit = f"{about['share_of_limit']:.0%}"
-        body.append(
-            [row, about_plain["shape"], about_plain["dtype"], f"{medians['plain'] * 1e3:.3g}", *cells, verdict, limit]
-        )
-    return table(["layer", "input -> weight", "dtype", "plain, ms", *peers, "against", "limit"], body)
-
-
-def _overhead(results: Results) -> list[tuple[str, str]]:
-    """(a table, a line) for each kind of call that was measured."""
-    found = []
-    for kind, title in (("call", "inference"), ("recorded call", "recorded by autograd")):
-        medians = results.rows(kind).get(TINY.name)
-        if medians is None:
-            continue
-        ratio = medians["plain"] / medians[AUTOMATIC.name] if AUTOMATIC.name in medians else 0.0
-        verdict = f"plain / automatic {ratio:.2f}" if ratio >= 1 else f"**LOSES**: plain / automatic {ratio:.2f}"
-        cells = [f"{seconds * 1e6:.1f}" for seconds in medians.values()]
-        found.append((table([f"{title}, µs", *medians, "verdict"], [["a call", *cells, verdict]]),
-                      f"overhead of a call, {title}: {verdict}"))  # fmt: skip
-    return found
-
-
-def _kept_table(results: Results) -> str:
-    peers = list(dict.fromkeys(entry["peer"] for entry in results.kept if entry["bytes"] is not None))
-    rows: dict[str, dict[str, int]] = {}
-    for entry in results.kept:
-        if entry["bytes"] is not None:
-            rows.setdefault(entry["row"], {})[entry["peer"]] = entry["bytes"]
-    body = []
-    for row, kept in rows.items():
-        cells = [f"{kept[peer]:,}" if peer in kept else "-" for peer in peers]
-        body.append([row, *cells, _less(kept["plain"], kept[AUTOMATIC.name])])
-    return table(["layer", *peers, "plain / automatic"], body)
-
-
-def _less(plain: int, ours: int) -> str:
-    return f"{plain / ours:.1f}" if ours else ("nothing kept" if plain else "nothing kept by either")
 
 
 def _network_lines(results: Results) -> list[str]:
@@ -179,6 +122,21 @@ def _network_lines(results: Results) -> list[str]:
                 line += f"{plain['peak_bytes'] / about['peak_bytes']:.2f})"
             lines.append(line)
     return lines
+
+
+def _limit(results: Results) -> str:
+    """What it is, and what was measured for it."""
+    copies = [about["copy"] / 1e9 for about in results.about.values() if "copy" in about]
+    if copies:
+        return (
+            "passes over memory at the speed of a copy of the row's own input / time, which was timed in turn with the "
+            f"peers ({min(copies):.3g} to {max(copies):.3g} GB/s). Forward has 3 passes, a training step 8; 2 and 5 "
+            "where a group fits a core's second-level cache. There is none for rows that lie in these caches"
+        )
+    return (
+        "max(FLOPs / peak, bytes / bandwidth) / time, which caches and Winograd's algorithm can lift above 100%; "
+        f"measured in the same run: {_peaks(results)}"
+    )
 
 
 def _peaks(results: Results) -> str:

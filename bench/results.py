@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .peers import AUTOMATIC, PEERS
+from .peers import AUTOMATIC, PEERS, PLAIN
 
 FILES = ("forward.json", "training.json", "memory.json")
 KINDS = ("forward", "training")  # those with a row for every layer
@@ -30,6 +31,7 @@ class Reason(NamedTuple):
 class Results:
     """Medians in seconds by kind, row and peer, and everything else that a report says."""
 
+    operator: str = ""
     machine: dict[str, str] = field(default_factory=dict)
     date: str = ""
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)  # by dtype
@@ -43,10 +45,22 @@ class Results:
         """The medians of each row that was measured, by peer."""
         return self.seconds.get(kind, {})
 
+    def dtypes(self, kind: str) -> dict[str, list[str]]:
+        """The rows that were measured, by dtype."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows(kind):
+            found.setdefault(self.about[kind, row, PLAIN.name]["dtype"], []).append(row)
+        return found
+
+    def slower(self, kind: str, rows: Iterable[str], peer: str) -> list[float]:
+        """The peer's time / the automatic choice's in each of `rows` in which both were measured."""
+        medians = [self.rows(kind)[row] for row in rows]
+        return [one[peer] / one[AUTOMATIC.name] for one in medians if {peer, AUTOMATIC.name} <= set(one)]
+
     def ratios(self, kind: str, row: str) -> dict[str, float]:
         """How many times as fast as plain PyTorch in this row each peer is: ratios of medians."""
         medians = self.rows(kind)[row]
-        return {peer: medians["plain"] / seconds for peer, seconds in medians.items()}
+        return {peer: medians[PLAIN.name] / seconds for peer, seconds in medians.items()}
 
     def best_alternative(self, kind: str, row: str) -> tuple[str, float]:
         """The fastest peer that is not ours, and its time / the automatic choice's: below 1 is a loss."""
@@ -74,6 +88,7 @@ def _add(results: Results, data: Any) -> None:
     """What one file holds."""
     results.machine, results.date = data["machine_info"], data["datetime"][:10]
     suite = data["suite"]
+    results.operator = suite["operator"]
     results.peaks |= suite["peaks"]
     results.kept += suite["kept"]
     results.reasons += [Reason(*(entry[name] for name in Reason._fields)) for entry in suite["unserved"]]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
 from .check import Expected, complaint, expect
-from .limits import cost, peaks, share
+from .limits import COPY, beside, share_of_limit
 from .outcomes import Failed, Outcome, Refused, Timed, Untimed
 from .peers import AUTOMATIC, PEERS, PLAIN, Peer, Unserved, call_of, chosen_backend
-from .shapes import TINY, Row
+from .shapes import Row
 from .timing import ROUNDS, Rounds, call_overhead, interleaved, synchronize
-from .work import STEPS, Step, Work, make
+from .work import CALLS, STEPS, Step, Work, make
 
 _DROPPED = "the time budget was spent before this row"
 # Seconds that compiling takes, by device, until the first one has been timed.
@@ -101,9 +102,14 @@ class Runner:
                 outcomes[name] = prepared
             else:
                 steps[name] = prepared
-        timed = call_overhead if row.case is TINY.case else interleaved
-        for name, times in timed(steps, self.device, until - time.monotonic(), self.rounds).items():
-            outcomes[name] = Timed(times, self._about(work, kind, name, times))
+        if kind in CALLS:
+            others, timed = {}, call_overhead
+        else:
+            others, timed = beside(work), interleaved
+        times = timed({**steps, **others}, self.device, until - time.monotonic(), self.rounds)
+        besides = {name: times.pop(name) for name in others}
+        for name, own in times.items():
+            outcomes[name] = Timed(own, self._about(work, kind, name, own, besides))
         return {name: outcomes[name] for name in names}
 
     def _prepare(self, peer: Peer, work: Work, kind: str, expected: Expected, until: float) -> Step | Untimed:
@@ -132,17 +138,19 @@ class Runner:
             synchronize(self.device)
         return time.monotonic()
 
-    def _about(self, work: Work, kind: str, name: str, times: list[float]) -> dict[str, object]:
-        """What the report says of a timed peer beside its times."""
+    def _about(
+        self, work: Work, kind: str, name: str, times: list[float], besides: dict[str, list[float]]
+    ) -> dict[str, object]:
+        """What the report says of a timed peer beside its times. `besides`: the times of `limits.beside`."""
         about: dict[str, object] = {
             "dtype": str(work.input.dtype).removeprefix("torch."),
-            "shape": " -> ".join("x".join(map(str, t.shape)) for t in (work.input, work.weight)),
+            "shape": work.row.case.described(tuple(work.input.shape)),
         }
         if name == AUTOMATIC.name:
             about["backend"] = chosen_backend(work)
-        if work.row.case is not TINY.case:
-            median = sorted(times)[len(times) // 2]
-            about["share_of_limit"] = share(
-                cost(work.row, self.device, kind), peaks(self.device, work.input.dtype), median
-            )
+        if kind not in CALLS:
+            median = statistics.median(times)
+            about["share_of_limit"] = share_of_limit(work.row, self.device, kind, median, besides)
+        if COPY in besides:  # its bytes a second, read and written
+            about["copy"] = 2 * work.input.nbytes / statistics.median(besides[COPY])
         return about

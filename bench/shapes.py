@@ -1,96 +1,133 @@
 """The layers that are measured, each named after the model it comes from.
 
 Full sizes are for a GPU; on the CPU the same layers run on smaller batches or maps, so that a call of two cores takes
-at most about 50 ms. Half precision is float16 on a GPU and bfloat16 on a CPU, where few machines multiply float16.
+at most about 50 ms.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from film_kernels.problems.conv_film import ConvFilm, problem_of
+from film_kernels.problems import Problem
 
+from .case import BOTH, HALF, Case, dtype_of
+from .conv_case import ConvCase
+from .norm_case import NormCase
 
-@dataclass(frozen=True)
-class Case:
-    """One layer: convolution, activation, FiLM after it."""
-
-    name: str
-    input: tuple[int, ...]  # (N, C, *in)
-    weight: tuple[int, ...]  # (K, C, *kernel)
-    small: tuple[int, ...]  # the input on the CPU
-    padding: int = 0
-    stride: int = 1
-    dilation: int = 1
-    activation: str = "relu"
-    half: bool = False
-    both_layouts: bool = False  # whether its users meet channels_last too: networks on pictures do
-
-    def dtype(self, device: torch.device) -> torch.dtype:
-        """float32, or the half precision of `device`."""
-        if not self.half:
-            return torch.float32
-        return torch.bfloat16 if device.type == "cpu" else torch.float16
-
-
-CASES = (
-    Case("tutorial N=1", (1, 3, 64, 64), (10, 3, 3, 3), small=(1, 3, 64, 64)),
-    Case("tutorial N=32", (32, 3, 64, 64), (10, 3, 3, 3), small=(32, 3, 64, 64), both_layouts=True),
-    Case("CLEVR", (64, 128, 14, 14), (128, 128, 3, 3), small=(8, 128, 14, 14), padding=1, both_layouts=True),
-    Case("BabyAI", (1280, 128, 7, 7), (128, 128, 3, 3), small=(32, 128, 7, 7), padding=1),
-    Case("CNAPs", (200, 64, 41, 41), (64, 64, 3, 3), small=(4, 64, 41, 41), padding=1),
-    Case("ivadomed", (32, 128, 64, 64), (128, 128, 3, 3), small=(1, 128, 64, 64), padding=1, both_layouts=True),
-    Case("LaSAFT", (8, 144, 128, 1024), (24, 144, 3, 3), small=(1, 144, 32, 128), padding=1, half=True),
-    Case("cunet", (64, 16, 256, 64), (32, 16, 5, 5), small=(4, 16, 256, 64), padding=2, stride=2),
-    Case(
+CONV_CASES = (
+    ConvCase("tutorial N=1", (1, 3, 64, 64), (10, 3, 3, 3), small=(1, 3, 64, 64)),
+    ConvCase("tutorial N=32", (32, 3, 64, 64), (10, 3, 3, 3), small=(32, 3, 64, 64), both_layouts=True),
+    ConvCase("CLEVR", (64, 128, 14, 14), (128, 128, 3, 3), small=(8, 128, 14, 14), padding=1, both_layouts=True),
+    ConvCase("BabyAI", (1280, 128, 7, 7), (128, 128, 3, 3), small=(32, 128, 7, 7), padding=1),
+    ConvCase("CNAPs", (200, 64, 41, 41), (64, 64, 3, 3), small=(4, 64, 41, 41), padding=1),
+    ConvCase("ivadomed", (32, 128, 64, 64), (128, 128, 3, 3), small=(1, 128, 64, 64), padding=1, both_layouts=True),
+    ConvCase("LaSAFT", (8, 144, 128, 1024), (24, 144, 3, 3), small=(1, 144, 32, 128), padding=1, in_half=HALF),
+    ConvCase("cunet", (64, 16, 256, 64), (32, 16, 5, 5), small=(4, 16, 256, 64), padding=2, stride=2),
+    ConvCase(
         "RT-1", (6, 1536, 10, 10), (512, 1536, 1, 1), small=(6, 1536, 10, 10), activation="none", both_layouts=True
     ),
-    Case("LIBERO", (32, 64, 32, 32), (64, 64, 3, 3), small=(4, 64, 32, 32), padding=1, both_layouts=True),
-    Case(
-        "guided-diffusion", (4, 192, 64, 64), (192, 192, 3, 3), small=(1, 192, 32, 32), padding=1, half=True,
+    ConvCase("LIBERO", (32, 64, 32, 32), (64, 64, 3, 3), small=(4, 64, 32, 32), padding=1, both_layouts=True),
+    ConvCase(
+        "guided-diffusion", (4, 192, 64, 64), (192, 192, 3, 3), small=(1, 192, 32, 32), padding=1, in_half=HALF,
         both_layouts=True,
     ),
-    Case("PDEArena", (8, 64, 128, 128), (64, 64, 3, 3), small=(1, 64, 128, 128), padding=1, both_layouts=True),
-    Case("micro-tcn", (32, 32, 65536), (32, 32, 13), small=(1, 32, 32768), dilation=10),
-    Case("diffusion-policy", (64, 512, 16), (512, 512, 5), small=(8, 512, 16), padding=2),
+    ConvCase("PDEArena", (8, 64, 128, 128), (64, 64, 3, 3), small=(1, 64, 128, 128), padding=1, both_layouts=True),
+    ConvCase("micro-tcn", (32, 32, 65536), (32, 32, 13), small=(1, 32, 32768), dilation=10),
+    ConvCase("diffusion-policy", (64, 512, 16), (512, 512, 5), small=(8, 512, 16), padding=2),
 )  # fmt: skip
+
+
+def _norm(name: str, norm: str, small: tuple[int, ...], **options) -> NormCase:
+    """In both precisions; on a GPU with eight times as many samples."""
+    return NormCase(name, (8 * small[0], *small[1:]), norm, small=small, in_half=BOTH, **options)
+
+
+def _picture(name: str, norm: str, small: tuple[int, ...], activation: str = "silu", **options) -> NormCase:
+    return _norm(name, norm, small, activation=activation, both_layouts=True, **options)
+
+
+NORM_CASES = (
+    _picture("GroupNorm, guided-diffusion", "group", (4, 192, 64, 64), num_groups=32),
+    _picture("GroupNorm, DDPM", "group", (8, 128, 16, 16), num_groups=32),
+    _picture("GroupNorm, SR3", "group", (2, 64, 128, 128), num_groups=32),
+    _picture("GroupNorm, U-Net's middle", "group", (8, 512, 8, 8), num_groups=32),
+    _picture("GroupNorm, latent diffusion", "group", (1, 320, 64, 64), num_groups=32),
+    _norm(
+        "GroupNorm, diffusion-policy", "group", (64, 512, 16), num_groups=8, activation="mish", film_position="post"
+    ),
+    _picture("InstanceNorm, style transfer", "instance", (2, 64, 128, 128), "relu"),
+    _picture("RMSNorm, pixel diffusion", "rms", (4, 64, 64, 64)),
+    _picture("F.normalize, pixel diffusion", "l2", (4, 256, 16, 16)),
+    _norm("LayerNorm, DiT", "channel", (4, 1024, 768), activation="none", channel_dim=-1),
+    _picture("BatchNorm, ResNet", "batch", (32, 128, 28, 28), "relu"),
+    _picture("GroupNorm without FiLM", "group", (4, 192, 64, 64), num_groups=32, film=False),
+)  # fmt: skip
+
+CASES: tuple[Case, ...] = (*CONV_CASES, *NORM_CASES)
+OPERATORS = tuple(dict.fromkeys(case.operator for case in CASES))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A case in one memory format: a row of the tables."""
+    """A case in one memory format and precision: a row of the tables."""
 
     case: Case
     channels_last: bool = False
+    half: bool = False
     tiny: bool = False  # a few positions only, to try the suite itself
 
     @property
     def name(self) -> str:
-        """The case's, and the memory format where it is not the usual one."""
-        return self.case.name + (" channels_last" if self.channels_last else "")
+        """The case's, the memory format where it is not the usual one, and the precision where there are two."""
+        words = [
+            self.case.name,
+            "channels_last" * self.channels_last,
+            "half" * (self.half and len(self.case.in_half) > 1),
+        ]
+        return " ".join(word for word in words if word)
 
     def input_shape(self, device: torch.device) -> tuple[int, ...]:
-        """(N, C, *in) on `device`."""
-        batch, channels, *sizes = self.case.small if device.type == "cpu" else self.case.input
+        """(N, C, *in), or (N, *in, C) where the channels are last, on `device`."""
+        shape = list(self.case.small if device.type == "cpu" else self.case.input)
         if self.tiny:
-            batch, sizes = min(batch, 2), [min(size, _TINY_SIZE[len(sizes)]) for size in sizes]
-        return (batch, channels, *sizes)
+            shape[0] = min(shape[0], 2)
+            for place in set(range(1, len(shape))) - {self.case.channel_dim % len(shape)}:
+                shape[place] = min(shape[place], _TINY_SIZE[len(shape) - 2])
+        return tuple(shape)
 
-    def problem(self, device: torch.device) -> ConvFilm:
-        """The record of the call that a backend is asked about, with bias, gamma and beta."""
-        case, shape, channels = self.case, self.input_shape(device), self.case.weight[0]
-        sizes = (shape, case.weight, (channels,), (shape[0], channels), (shape[0], channels))
-        input, weight, bias, gamma, beta = (
-            (torch.Size(size), case.dtype(device), device, torch.strided) for size in sizes
-        )
-        options = (case.stride, case.padding, case.dilation, 1, case.activation, 0.01, "post", 0.0)
-        return problem_of((input, weight, bias, gamma, beta), self.channels_last, options)
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """float32, or the half precision of `device`."""
+        return dtype_of(self.half, device)
+
+    def problem(self, device: torch.device) -> Problem:
+        """The record of the call that a backend is asked about."""
+        kinds = [
+            None if shape is None else (torch.Size(shape), self.dtype(device), device, torch.strided)
+            for shape in self.case.shapes(self.input_shape(device))
+        ]
+        return self.case.problem(kinds, self.channels_last)
 
 
 _TINY_SIZE = {1: 192, 2: 16}  # positions along each of one or two dimensions; dilated kernels need many
-ROWS = {row.name: row for case in CASES for row in (Row(case), *([Row(case, True)] if case.both_layouts else []))}
 
-# So little to compute that a call costs what Python and the dispatcher cost.
-TINY = Row(Case("launch overhead", (1, 4, 4, 4), (8, 4, 1, 1), small=(1, 4, 4, 4)))
+
+def _rows(case: Case) -> Iterator[Row]:
+    for half in case.in_half:
+        yield Row(case, half=half)
+        if case.both_layouts:
+            yield Row(case, channels_last=True, half=half)
+
+
+ROWS = {row.name: row for case in CASES for row in _rows(case)}
+
+# So little to compute that a call costs what Python and the dispatcher cost, by operator.
+TINY = {
+    case.operator: Row(case)
+    for case in (
+        ConvCase("launch overhead", (1, 4, 4, 4), (8, 4, 1, 1), small=(1, 4, 4, 4)),
+        NormCase("norm's launch overhead", (1, 8, 4, 4), "group", num_groups=2, small=(1, 8, 4, 4), activation="silu"),
+    )
+}

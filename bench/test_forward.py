@@ -12,7 +12,7 @@ _CALLERS = ("plain", *(name for name, peer in PEERS.items() if peer.ours))
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("peer", _CALLERS)
 @pytest.mark.parametrize("kind", ["call", "recorded call"])
-@pytest.mark.parametrize("row", [TINY.name])
+@pytest.mark.parametrize("row", [row.name for row in TINY.values()])
 def test_overhead(measured, kind, row, peer):
     measured(kind, row, peer, _CALLERS)
 

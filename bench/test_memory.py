@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.memory import NETWORK, kept_bytes
+from bench.memory import NETWORKS, kept_bytes
 from bench.peers import PEERS, Unserved, call_of
 from bench.recorded import CLOCK
 from bench.shapes import ROWS
@@ -21,7 +21,7 @@ def test_layer(suite, row):
         except Unserved as reason:
             suite.kept.append({"row": row, "peer": name, "bytes": None, "reason": str(reason)})
             continue
-        count = kept_bytes(lambda call=call, own=own: call(own.input), own.leaves)
+        count = kept_bytes(lambda call=call, own=own: call(own.input), own.leaves.values())
         suite.kept.append({"row": row, "peer": name, "bytes": count, "reason": ""})
     suite.advance(row)
     if suite.device.type == "cuda":
@@ -31,6 +31,6 @@ def test_layer(suite, row):
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("peer", _KEEPERS)
 @pytest.mark.parametrize("kind", ["network"])
-@pytest.mark.parametrize("row", [NETWORK.name])
+@pytest.mark.parametrize("row", [row.name for row in NETWORKS.values()])
 def test_network(measured, kind, row, peer):
     measured(kind, row, peer, _KEEPERS)

@@ -1,4 +1,4 @@
-"""A training step, row by row: forward, and the gradients of input, weight, bias, gamma and beta."""
+"""A training step, row by row: forward, and the gradients of the input and all parameters, gamma and beta too."""
 
 import pytest
 

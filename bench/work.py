@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .shapes import Case, Row
+from .shapes import Row
 
 Call = Callable[[Tensor], Tensor]  # from a layer's input to its output; the layer's other tensors are in it
 Step = Callable[[], list[Tensor]]
 
-_CONV = {3: F.conv1d, 4: F.conv2d}
-
 
 @dataclass(frozen=True)
 class Work:
-    """input (N, C, *in), weight (K, C, *kernel), bias (K,), gamma and beta (N, K, 1, ...), as plain PyTorch needs
-    them, and grad (N, K, *out): what comes back into the training step."""
+    """The tensors of a row's layer (Case.shapes), None for what it does not have, and grad, of the output's shape: what
+    comes back into the training step."""
 
     row: Row
     input: Tensor
-    weight: nn.Parameter
-    bias: nn.Parameter
-    gamma: Tensor
-    beta: Tensor
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    gamma: Tensor | None
+    beta: Tensor | None
     grad: Tensor
 
     @property
-    def leaves(self) -> tuple[Tensor, ...]:
-        """The five tensors whose gradients a training step computes."""
-        return self.input, self.weight, self.bias, self.gamma, self.beta
+    def parameters(self) -> dict[str, Any]:
+        """All tensors but the input, by name."""
+        return {"weight": self.weight, "bias": self.bias, "gamma": self.gamma, "beta": self.beta}
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """The tensors whose gradients a training step computes, by name; the input is the first."""
+        return {"input": self.input} | {name: t for name, t in self.parameters.items() if t is not None}
 
     def cast(self, dtype: torch.dtype | None = None, channels_last: bool = False) -> Work:
         """The same numbers in another dtype or memory format, as leaves of their own."""
@@ -44,11 +46,16 @@ class Work:
             wide = channels_last and t.dim() == 4
             return t.detach().to(dtype or t.dtype, memory_format=torch.channels_last if wide else torch.preserve_format)
 
-        input, weight, bias, gamma, beta = (convert(t) for t in self.leaves)
+        def leaf(t: Tensor | None) -> Tensor | None:
+            return None if t is None else convert(t).requires_grad_()
+
+        def parameter(t: Tensor | None) -> nn.Parameter | None:
+            return None if t is None else nn.Parameter(convert(t))
+
         return Work(
             replace(self.row, channels_last=channels_last or self.row.channels_last),
-            input.requires_grad_(), nn.Parameter(weight), nn.Parameter(bias), gamma.requires_grad_(),
-            beta.requires_grad_(), convert(self.grad),
+            convert(self.input).requires_grad_(), parameter(self.weight), parameter(self.bias), leaf(self.gamma),
+            leaf(self.beta), convert(self.grad),
         )  # fmt: skip
 
 
@@ -62,36 +69,32 @@ def without_search() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def plain(case: Case, input: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """What everybody writes: a convolution, an activation, a product and a sum."""
-    y = _CONV[input.dim()](input, weight, bias, case.stride, case.padding, case.dilation)
-    return gamma * (torch.relu(y) if case.activation == "relu" else y) + beta
-
-
 def make(row: Row, device: torch.device, seed: int = 0) -> Work:
-    """Random tensors of unit size for `row`, in its dtype and memory format.
+    """Random tensors for `row`, in its dtype and memory format, of which the results are of unit size.
 
     At relu's kink a rounding decides which branch is taken, so where the pre-activation is within rounding of 0 the
     incoming gradient is 0: then results can be compared by size alone.
     """
-    case, generator = row.case, torch.Generator(device).manual_seed(seed)
-    shape, channels = row.input_shape(device), case.weight[0]
-    film = (shape[0], channels, *(1,) * (len(shape) - 2))
-    products = math.prod(case.weight[1:])
+    case, dtype, generator = row.case, row.dtype(device), torch.Generator(device).manual_seed(seed)
 
     def normal(size: tuple[int, ...], scale: float = 1.0) -> Tensor:
-        return (torch.randn(size, generator=generator, device=device) * scale).to(case.dtype(device))
+        return (torch.randn(size, generator=generator, device=device) * scale).to(dtype)
 
-    input, bias, gamma, beta = normal(shape), normal((channels,)), normal(film), normal(film)
-    weight = normal(case.weight, products**-0.5)
-    convolve = _CONV[len(shape)]
-    z = convolve(input, weight, bias, case.stride, case.padding, case.dilation)
-    with without_search():
-        exact = convolve(input.double(), weight.double(), bias.double(), case.stride, case.padding, case.dilation)
-    grad = normal(tuple(z.shape))
-    if case.activation != "none":
-        grad[exact.abs() <= 8 * (exact - z).abs().max()] = 0
-    work = Work(row, input, nn.Parameter(weight), nn.Parameter(bias), gamma, beta, grad)
+    shapes = case.shapes(row.input_shape(device))
+    scales = (1.0, case.weight_scale, 1.0, 1.0, 1.0)
+    input, *others = (
+        None if shape is None else normal(shape, scale) for shape, scale in zip(shapes, scales, strict=True)
+    )
+    assert input is not None
+    v = case.before_activation(input, *others)
+    grad = normal(tuple(v.shape))
+    if case.activation == "relu":
+        with without_search():
+            exact = case.before_activation(input.double(), *(None if t is None else t.double() for t in others))
+        grad[exact.abs() <= 8 * (exact - v).abs().max()] = 0
+    weight, bias, gamma, beta = others
+    parameters = [None if t is None else nn.Parameter(t) for t in (weight, bias)]
+    work = Work(row, input, parameters[0], parameters[1], gamma, beta, grad)
     return work.cast(channels_last=row.channels_last)
 
 
@@ -106,11 +109,12 @@ def forward_step(call: Call, work: Work) -> Step:
 
 
 def training_step(call: Call, work: Work) -> Step:
-    """Forward and backward: [y, and the gradients of input, weight, bias, gamma and beta]."""
+    """Forward and backward: [y, and the gradients of `work.leaves`]."""
+    leaves = list(work.leaves.values())
 
     def step() -> list[Tensor]:
         y = call(work.input)
-        return [y.detach(), *torch.autograd.grad(y, work.leaves, work.grad)]
+        return [y.detach(), *torch.autograd.grad(y, leaves, work.grad)]
 
     return step
 
@@ -120,9 +124,10 @@ def recorded_step(call: Call, work: Work) -> Step:
     return lambda: [call(work.input)]
 
 
+# What a call costs, of the row without work.
+CALLS: dict[str, Callable[[Call, Work], Step]] = {"call": forward_step, "recorded call": recorded_step}
 STEPS: dict[str, Callable[[Call, Work], Step]] = {
     "forward": forward_step,
     "training": training_step,
-    "call": forward_step,  # of the row without work: what a call costs
-    "recorded call": recorded_step,
+    **CALLS,
 }

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bench import memory, report, results
 from bench.peers import PEERS
-from bench.shapes import ROWS
-from tests.helpers.performance_suite import BUDGET, start
+from bench.shapes import OPERATORS, ROWS, TINY
+from tests.helpers.performance_suite import BUDGET, CPU, start
 from tests.helpers.subprocesses import ROOT
+
+of_each = pytest.mark.parametrize("operator", OPERATORS)
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +36,18 @@ def test_a_dry_run_keeps_its_budget_and_ends_with_a_summary(dry):
     assert seconds < BUDGET
     summary = (out / "summary.txt").read_text()
     assert printed.endswith(summary)
-    for part in ("tests", "forward", "training", "memory"):
+    parts = [f"{operator} {name}" for operator in OPERATORS for name in ("forward", "training", "memory")]
+    for part in ("tests", *parts):
         assert f"\n{part}: passed in" in "\n" + summary
     assert "\nbuild: " in "\n" + summary
 
 
-def test_every_row_and_peer_has_a_time_or_a_reason(dry):
-    found = results.read(dry[0])
+@of_each
+def test_every_row_and_peer_has_a_time_or_a_reason(dry, operator):
+    found = results.read(dry[0] / operator)
+    own = [name for name, row in ROWS.items() if row.case.operator == operator]
     reasons = {(one.kind, one.row, one.peer): one for one in found.reasons}
-    for kind, row, peer in itertools.product(results.KINDS, ROWS, PEERS):
+    for kind, row, peer in itertools.product(results.KINDS, own, PEERS):
         timed = found.seconds.get(kind, {}).get(row, {}).get(peer)
         reason = reasons.get((kind, row, peer))
         assert (timed is None) == (reason is not None), (kind, row, peer)
@@ -48,23 +55,27 @@ def test_every_row_and_peer_has_a_time_or_a_reason(dry):
         assert reason is None or (reason.reason and not reason.failed), reason
     for kind in results.KINDS:
         measured = found.rows(kind)
-        assert measured, kind
+        assert measured and set(measured) <= set(own), kind
         for row, medians in measured.items():
             assert {"plain", "automatic", "vendor", "reference"} <= set(medians), row
-    assert {"call", "recorded call", "network"} <= set(found.seconds)
+    assert set(found.rows("call")) == set(found.rows("recorded call")) == {TINY[operator].name}
+    assert set(found.rows("network")) == {memory.NETWORKS[operator].name}
 
 
-def test_json_is_pytest_benchmarks(dry):
+@of_each
+def test_json_is_pytest_benchmarks(dry, operator):
     for name in report.FILES:
-        data = json.loads((dry[0] / name).read_text())
+        data = json.loads((dry[0] / operator / name).read_text())
         assert data["version"] and data["machine_info"]["torch"] == torch.__version__
         for one in data["benchmarks"]:
             assert one["stats"]["rounds"] == len(one["stats"]["data"]) >= 2
             assert one["stats"]["median"] == pytest.approx(statistics.median(one["stats"]["data"]))
 
 
-def test_the_table_has_a_row_for_each_layer_and_says_where_we_lose(dry):
-    found, text = results.read(dry[0]), (dry[0] / "report.md").read_text()
+@of_each
+def test_the_table_has_a_row_for_each_layer_and_says_where_we_lose(dry, operator):
+    found, text = results.read(dry[0] / operator), (dry[0] / operator / "report.md").read_text()
+    assert text.startswith(f"# Performance of {operator} on ")
     for kind, title in (("forward", "## Forward"), ("training", "## Training step")):
         section = text.split(title)[1].split("\n## ")[0]
         lines = {line.split(" | ")[0].removeprefix("| "): line for line in section.splitlines() if line[:1] == "|"}
@@ -76,16 +87,50 @@ def test_the_table_has_a_row_for_each_layer_and_says_where_we_lose(dry):
         assert any(reason.peer in line.split(": ")[0] for line in lines), reason
 
 
-def test_the_chart_is_a_picture(dry):
+@of_each
+def test_the_geometric_means_are_those_of_the_rows(dry, operator):
+    found, text = results.read(dry[0] / operator), (dry[0] / operator / "report.md").read_text()
+    lines = [line for line in text.split("## Geometric means")[1].split("\n## ")[0].splitlines() if line[:1] == "|"]
+    header, means = lines[0], {line.split(" | ")[0].removeprefix("| "): line for line in lines[2:]}
+    assert header.startswith("| step | rows | plain / automatic |")
+    for kind in results.KINDS:
+        for dtype, rows in found.dtypes(kind).items():
+            ratios = [found.ratios(kind, row)["automatic"] for row in rows]
+            said = f" | {len(rows)} | {statistics.geometric_mean(ratios):.2f}, least {min(ratios):.2f} | "
+            assert said in means.pop(f"{kind}, {dtype}")
+    assert not means
+
+
+@of_each
+def test_the_chart_is_a_picture(dry, operator):
     pytest.importorskip("matplotlib")
     Image = pytest.importorskip("PIL.Image")
-    with Image.open(dry[0] / "chart.png") as picture:
+    with Image.open(dry[0] / operator / "chart.png") as picture:
         picture.load()
         assert picture.format == "PNG" and min(picture.size) > 500
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
 
 
+def kept_by_the_network(dry, operator, peer):
+    about = results.read(dry[0] / operator).about
+    return about["network", memory.NETWORKS[operator].name, peer]["kept_bytes"]
+
+
 def test_the_network_keeps_less_with_a_fused_kernel(dry):
-    about = results.read(dry[0]).about
-    plain_bytes = about["network", memory.NETWORK.name, "plain"]["kept_bytes"]
-    assert 1.9 < plain_bytes / about["network", memory.NETWORK.name, "cpu"]["kept_bytes"] <= 2
+    assert 1.9 < kept_by_the_network(dry, "conv_film", "plain") / kept_by_the_network(dry, "conv_film", "cpu") <= 2
+
+
+def test_a_network_of_norms_keeps_a_third(dry):
+    """Inputs alone, where plain PyTorch keeps what FiLM and the activation get too."""
+    plain, ours = (kept_by_the_network(dry, "norm_film", peer) for peer in ("plain", "automatic"))
+    assert 3 <= plain / ours < 3.3
+
+
+def test_a_norm_keeps_two_numbers_a_group(dry):
+    kept = {(one["row"], one["peer"]): one["bytes"] for one in results.read(dry[0] / "norm_film").kept}
+    rows = [name for name, row in ROWS.items() if row.case.operator == "norm_film" and not row.channels_last]
+    assert {row for row, _ in kept} == set(rows)
+    for name in rows:
+        problem = replace(ROWS[name], tiny=True).problem(CPU)
+        groups = math.prod(problem.input_shape) // problem.group_size
+        assert kept[name, "automatic"] <= 2 * groups * problem.accumulates_in.itemsize < kept[name, "plain"]

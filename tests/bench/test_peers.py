@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from bench import check
-from bench.outcomes import Failed, Timed
-from bench.peers import PEERS, PLAIN, Peer
+from bench.outcomes import Failed, Refused, Timed
+from bench.peers import AUTOMATIC, PEERS, PLAIN, Peer
 from bench.runner import Budget, Runner, checked
-from bench.shapes import CASES, ROWS, Row
-from bench.work import make, plain
-from tests.helpers.performance_suite import CPU, SHORT, TINY_ROW
+from bench.shapes import CONV_CASES, ROWS, Row
+from bench.work import make
+from tests.helpers.performance_suite import CPU, SHORT, TINY_NORM, TINY_ROW
+
+COMPILED = tuple(name for name, peer in PEERS.items() if peer.compiled)
 
 
 class WrongGradient(torch.autograd.Function):
@@ -33,7 +37,7 @@ def altered(change):
     def build(work):
         def call(input):
             calls.append(1)
-            return change(plain(work.row.case, input, *work.leaves[1:]))
+            return change(work.row.case.plain(input, **work.parameters))
 
         return call
 
@@ -55,7 +59,7 @@ def one_corner(y):
         ("training", WrongGradient.apply, "grad_input is wrong"),
     ],
 )
-@pytest.mark.parametrize("row", [TINY_ROW, Row(CASES[-1], tiny=True)], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [TINY_ROW, Row(CONV_CASES[-1], tiny=True), TINY_NORM], ids=lambda row: row.name)
 def test_a_wrong_peer_is_caught_and_never_timed(monkeypatch, known_peaks, row, kind, change, said):
     peer, calls = altered(change)
     monkeypatch.setitem(PEERS, "altered", peer)
@@ -68,13 +72,24 @@ def test_a_wrong_peer_is_caught_and_never_timed(monkeypatch, known_peaks, row, k
 
 @pytest.mark.parametrize("name", ROWS)
 def test_plain_pytorch_passes_its_own_check(name):
-    row = Row(ROWS[name].case, ROWS[name].channels_last, tiny=True)
-    work = make(row, CPU)
+    work = make(replace(ROWS[name], tiny=True), CPU)
     assert callable(checked(PLAIN, work, "training", check.expect(work, "training")))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_packages_function_gets_what_plain_pytorch_computes(name):
+    work = make(replace(ROWS[name], tiny=True), CPU)
+    assert callable(checked(AUTOMATIC, work, "training", check.expect(work, "training")))
 
 
 def test_compiled_peers_are_right_and_timed(known_peaks):
     runner = Runner(CPU, Budget(600, 1), SHORT)
-    outcomes = runner.measure(TINY_ROW, "forward", ("plain", "torch.compile", "max-autotune"))
+    outcomes = runner.measure(TINY_ROW, "forward", ("plain", *COMPILED))
     assert all(isinstance(outcome, Timed) for outcome in outcomes.values()), outcomes
     assert len({len(outcome.times) for outcome in outcomes.values()}) == 1
+
+
+def test_what_is_compiled_of_a_norm_is_right_and_there_is_nothing_to_tune():
+    outcomes = Runner(CPU, Budget(600, 1), SHORT).measure(TINY_NORM, "training", ("plain", *COMPILED))
+    assert isinstance(outcomes["torch.compile"], Timed), outcomes
+    assert isinstance(outcomes["max-autotune"], Refused)

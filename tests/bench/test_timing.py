@@ -1,20 +1,23 @@
-"""Rounds, budgets of time, and the machine's limit."""
+"""Rounds and budgets of time."""
 
 from __future__ import annotations
 
 import time
 
-from bench import limits, timing
+import pytest
+
+from bench import timing
 from bench.outcomes import Refused, Timed
 from bench.runner import Budget, Runner
 from bench.shapes import TINY
 from tests.helpers.performance_suite import CPU, SHORT
 
 
-def test_rows_that_come_too_late_are_left_out_and_say_so():
+@pytest.mark.parametrize("operator", TINY)
+def test_rows_that_come_too_late_are_left_out_and_say_so(operator):
     begin, seconds = time.monotonic(), 1.0
     runner = Runner(CPU, Budget(seconds, 99), SHORT)
-    outcomes = [runner.measure(TINY, "call", ("plain", "automatic")) for _ in range(99)]
+    outcomes = [runner.measure(TINY[operator], "call", ("plain", "automatic")) for _ in range(99)]
     late = [one["plain"] for one in outcomes if not isinstance(one["plain"], Timed)]
     assert all(isinstance(outcome, Timed) for outcome in outcomes[0].values())
     assert late and all(isinstance(outcome, Refused) and "budget" in outcome.reason for outcome in late)
@@ -29,10 +32,3 @@ def test_rounds_are_interleaved():
     assert all(len(one) == 4 for one in times.values())
     rounds = [calls[i : i + 3] for i in range(3, len(calls), 3)]  # after the warm-up
     assert len(rounds) == 4 and all(sorted(one) == ["a", "b", "c"] for one in rounds)
-
-
-def test_the_limit_is_the_slower_of_products_and_bytes():
-    assert limits.cost(TINY, CPU, "forward") == (2 * 8 * 16 * 4, 4 * (64 + 32 + 128))
-    assert limits.cost(TINY, CPU, "training") == (6 * 8 * 16 * 4, 4 * (3 * 64 + 3 * 32 + 2 * 128))
-    assert limits.share(limits.Cost(10, 2), limits.Peaks(10, 1), 4) == 0.5
-    assert limits.share(limits.Cost(10, 2), limits.Peaks(2.5, 1), 4) == 1

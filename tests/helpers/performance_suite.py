@@ -9,13 +9,13 @@ import sys
 import torch
 
 from bench import timing
-from bench.shapes import CASES, Row
+from bench.shapes import CONV_CASES, NORM_CASES, Row
 
 from .subprocesses import ROOT
 
 CPU = torch.device("cpu")
-BUDGET = 100  # seconds, of which a machine with nothing else to do needs a third
-TINY_ROW = Row(CASES[0], tiny=True)
+BUDGET = 150  # seconds, of which a machine with nothing else to do needs half
+TINY_ROW, TINY_NORM = (Row(cases[0], tiny=True) for cases in (CONV_CASES, NORM_CASES))
 SHORT = timing.Rounds(2, 3)
 
 

@@ -10,25 +10,22 @@ namespace film::FILM_ISA {
 template <class A>
 class Affine {
  public:
-  Affine(const NormProblem& p, const FactorTable<A>& table)
-      : channels_(p.channels), factors_(p.batch * p.channels), weight_(p.batch * p.channels) {
+  Affine(const NormProblem& p, const FactorTable<A>& table, bool weights)
+      : channels_(p.channels), factors_(p, table, weights) {
+    const A zero = 0, one = 1;
     for (int64_t n = 0; n < p.batch; ++n)
-      for (int64_t c = 0; c < p.channels; ++c) {
-        factors_.set(n * p.channels + c, {p.position, table, n, c}, 0, 0, 1);
-        weight_[n * p.channels + c] = table.gamma(n)[c] * table.weight()[c];
-      }
+      factors_.template set<true, false>(n * channels_, channels_, 0, {&zero, &zero, &one});
   }
   RowFactors<A> with(int64_t n, int64_t channel, const A* mean, const A* rstd) const {
     RowFactors<A> by = factors_.from(n * channels_ + channel);
     by.mean = mean, by.rstd = rstd;
     return by;
   }
-  const A* weight(int64_t n, int64_t channel) const { return weight_ + n * channels_ + channel; }
+  const A* weight(int64_t n, int64_t channel) const { return factors_.weight(n * channels_ + channel); }
 
  private:
   int64_t channels_;
   AffineTable<A> factors_;
-  Scratch<A> weight_;
 };
 
 // The statistics as they are kept.

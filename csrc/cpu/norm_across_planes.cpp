@@ -87,7 +87,7 @@ template <class A>
 void forward_across_planes(const NormProblem& p, const NormForwardArgs& args) {
   const Tiles tiles(p);
   const FactorTable<A> table(p, args.by);
-  const Affine<A> affine(p, table);
+  const Affine<A> affine(p, table, false);
   const Kept<A> kept(p, args.statistics);
   const Modulate<A> modulate = modulate_of<A>(p.activation, kAlong, p.position);
 
@@ -119,7 +119,7 @@ template <class A>
 void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) {
   const Tiles tiles(p);
   const FactorTable<A> table(p, args.by);
-  const Affine<A> affine(p, table);
+  const Affine<A> affine(p, table, true);
   const Kept<A> kept(p, const_cast<void*>(args.statistics));
   const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
   ChannelSums sums(p, tiles.of_sample, true, post);

@@ -12,55 +12,50 @@
 
 namespace film::FILM_ISA {
 
-// weight and bias (C), gamma + gamma_offset and beta (N, C), with what stands for those that are not given.
+// weight and bias (C), gamma + gamma_offset and beta (N, C), with what stands for those that are not given. The latter
+// have the numbers of a sample side by side, or with `by_channel` those of a channel.
 template <class A>
 class FactorTable {
  public:
-  FactorTable(const NormProblem& p, const NormFactors& by)
-      : channels_(p.channels), all_((2 + 2 * p.batch) * p.channels) {
-    fill(weight(), by.weight, p.parameter_dtype, 1, 1, 0);
-    fill(bias(), by.bias, p.parameter_dtype, 1, 0, 0);
-    fill(gamma(0), by.gamma, p.dtype, p.batch, 1, p.gamma_offset);
-    fill(beta(0), by.beta, p.dtype, p.batch, 0, 0);
+  FactorTable(const NormProblem& p, const NormFactors& by, bool by_channel = false)
+      : channels_(p.channels),
+        of_sample_(by_channel ? 1 : p.channels),
+        of_channel_(by_channel ? p.batch : 1),
+        count_(p.batch * p.channels),
+        all_(2 * (channels_ + count_)) {
+    fill(weight(), {by.weight.data, 0, by.weight.k}, p.parameter_dtype, 1, 1, 0);
+    fill(bias(), {by.bias.data, 0, by.bias.k}, p.parameter_dtype, 1, 0, 0);
+    fill(gamma(), by.gamma, p.dtype, p.batch, 1, p.gamma_offset);
+    fill(beta(), by.beta, p.dtype, p.batch, 0, 0);
   }
   A* weight() const { return all_; }
   A* bias() const { return all_ + channels_; }
-  A* gamma(int64_t n) const { return all_ + (2 + 2 * n) * channels_; }
-  A* beta(int64_t n) const { return gamma(n) + channels_; }
+  A* gamma() const { return all_ + 2 * channels_; }
+  A* beta() const { return gamma() + count_; }
+  // Where in gamma and beta the number of a channel of a sample is.
+  int64_t at(int64_t n, int64_t c) const { return n * of_sample_ + c * of_channel_; }
 
  private:
   void fill(A* to, const Matrix& from, DType dtype, int64_t rows, A missing, double offset) {
-    const int64_t pitch = 2 * channels_;
+    if (from.data == nullptr) return std::fill_n(to, rows * channels_, missing + static_cast<A>(offset)), void();
     with_storage<A>(dtype, [&](auto element) {
       using T = decltype(element);
-      for (int64_t n = 0; n < rows; ++n, to += pitch) {
+      for (int64_t n = 0; n < rows; ++n) {
         const T* source = static_cast<const T*>(from.data) + n * from.n;
-        if (from.data == nullptr)
-          std::fill_n(to, channels_, missing);
-        else if (from.k == 1)
-          widen_copy(to, source, channels_);
+        A* row = to + (rows > 1 ? at(n, 0) : 0);
+        const int64_t step = rows > 1 ? of_channel_ : 1;
+        if (from.k == 1 && step == 1)
+          widen_copy(row, source, channels_);
         else
-          for (int64_t c = 0; c < channels_; ++c) to[c] = widen<A>(source[c * from.k]);
-        if (offset != 0)
-          for (int64_t c = 0; c < channels_; ++c) to[c] += static_cast<A>(offset);
+          for (int64_t c = 0; c < channels_; ++c) row[c * step] = widen<A>(source[c * from.k]);
       }
     });
+    if (offset != 0)
+      for (int64_t i = 0; i < rows * channels_; ++i) to[i] += static_cast<A>(offset);
   }
 
-  int64_t channels_;
+  int64_t channels_, of_sample_, of_channel_, count_;
   Scratch<A> all_;
-};
-
-// Where v = scale * (x - mean) * rstd + shift has them, of one channel of one sample; rstd is not part of scale.
-template <class A>
-struct ChannelFactors {
-  A scale, shift, after, plus;
-
-  ChannelFactors(Position position, const FactorTable<A>& table, int64_t n, int64_t c)
-      : scale(table.weight()[c]), shift(table.bias()[c]), after(table.gamma(n)[c]), plus(table.beta(n)[c]) {
-    if (position == Position::post) return;
-    scale *= after, shift = shift * after + plus;
-  }
 };
 
 // rstd from the second row of the statistics, and from eps.
@@ -69,35 +64,60 @@ inline double rstd_of(const NormProblem& p, double second) {
   return 1 / (p.norm == Norm::l2 ? std::max(second, p.eps) : std::sqrt(second + p.eps));
 }
 
-// What v and y are made with, a number for each row or column. With rstd as a part of scale, xhat is x - mean.
+// Statistics of one row or column after another, or the same of all.
+template <class A>
+struct Standing {
+  const A *mean, *rest, *rstd;  // `rest` is what the mean has beyond the digits of its type
+};
+
+// What v is made with, a number for each row or column, as RowFactors names them; rstd is a part of scale.
 template <class A>
 class AffineTable {
  public:
-  explicit AffineTable(int64_t count) : count_(count), all_(5 * count) {}
+  // With `weights` there is what dx multiplies d with, too.
+  AffineTable(const NormProblem& p, const FactorTable<A>& table, bool weights)
+      : post_(p.position == Position::post),
+        table_(table),
+        count_(p.batch * p.channels),
+        all_((weights && post_ ? 4 : 3) * count_),
+        weights_(weights && post_) {}
 
-  // `rest` is what the mean has beyond the digits of its type.
-  void set(int64_t at, const ChannelFactors<A>& by, A mean, double rest, double rstd) const {
-    const double scale = by.scale * rstd;
-    const A all[] = {mean, static_cast<A>(scale), static_cast<A>(by.shift - scale * rest), by.after, by.plus};
-    for (int i = 0; i < 5; ++i) all_[i * count_ + at] = all[i];
+  // Of `count` of them, from `first` on; weight and bias, which stand from `channel` on, and statistics are a number
+  // each, or the same for all.
+  template <bool CHANNELS, bool STATISTICS>
+  void set(int64_t first, int64_t count, int64_t channel, const Standing<A>& by) const {
+    A *mean = all_ + first, *scale = mean + count_, *shift = scale + count_;
+    const A *w = table_.weight() + channel, *b = table_.bias() + channel;
+    const A *gamma = table_.gamma() + first, *beta = table_.beta() + first;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t c = CHANNELS ? i : 0, s = STATISTICS ? i : 0;
+      const A factor = post_ ? A(1) : gamma[i], added = post_ ? A(0) : beta[i];
+      mean[i] = by.mean[s];
+      scale[i] = w[c] * factor * by.rstd[s];
+      shift[i] = b[c] * factor + added - scale[i] * by.rest[s];
+    }
+    if (weights_)
+      for (int64_t i = 0; i < count; ++i) shift[count_ + i] = scale[i] * gamma[i];
   }
   RowFactors<A> from(int64_t first) const {
     const A* at = all_ + first;
-    return {at, nullptr, at + count_, at + 2 * count_, at + 3 * count_, at + 4 * count_};
+    return {at, nullptr, at + count_, at + 2 * count_, table_.gamma() + first, table_.beta() + first};
   }
+  // What dx multiplies d with.
+  const A* weight(int64_t first) const { return all_ + (weights_ ? 3 : 1) * count_ + first; }
 
  private:
+  bool post_;
+  const FactorTable<A>& table_;
   int64_t count_;
   Scratch<A> all_;
+  bool weights_;
 };
 
-// The gradients of the factors, from the sums of each channel of each sample.
+// The gradients of the factors, from the sums of each channel of each sample, which stand as gamma and beta do.
 struct FactorSums {
-  const double *d, *along;        // sum d, sum d * xhat
-  const double *grad, *product;   // sum grad, sum grad * act(v); of FiLM that comes after the activation
-  int64_t of_sample, of_channel;  // how far it is from one to the next
-
-  int64_t at(int64_t n, int64_t c) const { return n * of_sample + c * of_channel; }
+  const double *d, *along;       // sum d, sum d * xhat
+  const double *grad, *product;  // sum grad, sum grad * act(v); of FiLM that comes after the activation
 };
 
 template <class A>
@@ -110,11 +130,10 @@ void finish_factors(const NormProblem& p, const NormBackwardArgs& args, const Fa
     T *grad_gamma = static_cast<T*>(args.grad_gamma), *grad_beta = static_cast<T*>(args.grad_beta);
     std::vector<double> weight(last - first), bias(last - first);
     for (int64_t n = 0; n < p.batch; ++n) {
-      const A* gamma = table.gamma(n);
       for (int64_t c = first; c < last; ++c) {
-        const int64_t at = sums.at(n, c), to = n * p.channels + c;
-        const double d = sums.d[at], along = sums.along[at];
-        weight[c - first] += gamma[c] * along, bias[c - first] += gamma[c] * d;
+        const int64_t at = table.at(n, c), to = n * p.channels + c;
+        const double d = sums.d[at], along = sums.along[at], gamma = table.gamma()[at];
+        weight[c - first] += gamma * along, bias[c - first] += gamma * d;
         if (grad_gamma != nullptr)
           grad_gamma[to] =
               narrow<T>(static_cast<A>(post ? sums.product[at] : table.weight()[c] * along + table.bias()[c] * d));

@@ -46,15 +46,17 @@ struct Parts {
 template <class A>
 struct PartWorker {
   Scratch<A> x, grad, d, product, out, sums;
+  Scratch<A> kept;  // d of a whole unit, where that fits the cache
   int64_t channels;
 
-  PartWorker(int64_t rows, int64_t channels)
+  PartWorker(int64_t rows, int64_t channels, int64_t elements_kept = 0)
       : x(std::max(rows, block_rows(channels)) * channels),
         grad(block_rows(channels) * channels),
         d(block_rows(channels) * channels),
         product(block_rows(channels) * channels),
         out(block_rows(channels) * channels),
         sums(4 * channels),
+        kept(elements_kept),
         channels(channels) {
     std::fill_n(sum(0), 4 * channels, A(0));
   }
@@ -86,7 +88,7 @@ class ChannelSums {
   }
   double* d() { return all_.data(); }
   double* along() { return all_.data() + step_; }
-  FactorSums all() { return {d(), along(), d() + 2 * step_, d() + 3 * step_, channels_, 1}; }
+  FactorSums all() { return {d(), along(), d() + 2 * step_, d() + 3 * step_}; }
 
  private:
   int64_t channels_, of_sample_;

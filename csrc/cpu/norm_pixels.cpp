@@ -22,24 +22,27 @@ struct Units {
                : p.norm == Norm::group ? p.groups
                                        : 1),
         group_channels(p.channels / groups) {}
-
-  // Calls body(n, c) for the channels of a group in all samples of its unit.
-  template <class Body>
-  void for_channels(int64_t unit, int64_t group, const Body& body) const {
-    for (int64_t n = unit * samples; n < (unit + 1) * samples; ++n)
-      for (int64_t c = group * group_channels; c < (group + 1) * group_channels; ++c) body(n, c);
-  }
 };
 
-// Those of the channels of a group in all samples of its unit.
+// The statistics of each channel of a unit: those of its group.
 template <class A>
-void set_factors(const AffineTable<A>& factors, const NormProblem& p, const Units& units, const FactorTable<A>& table,
-                 int64_t unit, int64_t group, double mean, double rstd) {
-  const A near = static_cast<A>(mean);
-  units.for_channels(unit, group, [&](int64_t n, int64_t c) {
-    factors.set(n * p.channels + c, {p.position, table, n, c}, near, mean - near, rstd);
-  });
-}
+struct OfChannels {
+  int64_t channels;
+  Scratch<A> all;
+
+  explicit OfChannels(int64_t channels) : channels(channels), all(3 * channels) {}
+  void set(int64_t first, int64_t count, double mean, double rstd) const {
+    const A near = static_cast<A>(mean);
+    std::fill_n(all + first, count, near);
+    std::fill_n(all + channels + first, count, static_cast<A>(mean - near));
+    std::fill_n(all + 2 * channels + first, count, static_cast<A>(rstd));
+  }
+  // Into the factors of all samples of a unit.
+  void set_factors(const AffineTable<A>& factors, const Units& units, int64_t unit) const {
+    for (int64_t n = unit * units.samples; n < (unit + 1) * units.samples; ++n)
+      factors.template set<true, true>(n * channels, channels, 0, {all, all + channels, all + 2 * channels});
+  }
+};
 
 // Moments of columns, one part after another added to them.
 struct ColumnMoments {
@@ -65,11 +68,11 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
   const Units units(p);
   const Parts parts(p);
   const FactorTable<A> table(p, args.by);
-  const AffineTable<A> factors(p.batch * p.channels);
+  const AffineTable<A> factors(p, table, false);
   const Modulate<A> modulate = modulate_of<A>(p.activation, kAlong, p.position);
   const int64_t C = p.channels, of_unit = units.samples * parts.of_sample;
   const bool normalises = p.norm != Norm::none;
-  std::vector<double> moments(normalises ? p.batch * parts.of_sample * 2 * C : 0);  // of parts: means, squares
+  const Scratch<double> moments(normalises ? p.batch * parts.of_sample * 2 * C : 0);  // of parts: means, squares
   A* statistics = static_cast<A*>(args.statistics);
   const int64_t count = p.statistics();
 
@@ -79,25 +82,31 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
     const Rows<const A> x = widened<A>(parts.stored(args.input, part), p.dtype, part.rows, C, worker.x);
     std::fill_n(worker.sum(0), C, A(0));
     add_columns<A>(part.rows, C, x, worker.sum(0));
-    double* mean = moments.data() + (unit * of_unit + index) * 2 * C;
+    double* mean = moments + (unit * of_unit + index) * 2 * C;
     column_moments<A, false>(part.rows, C, x, worker.sum(0), mean, mean + C);
   };
   const auto finish = [&](int64_t unit) {
-    if (!normalises) return set_factors(factors, p, units, table, unit, 0, 0, 1);
+    const OfChannels<A> of_channels(C);
+    if (!normalises) {
+      of_channels.set(0, C, 0, 1);
+      return of_channels.set_factors(factors, units, unit);
+    }
     ColumnMoments columns(C);
     for (int64_t i = 0; i < of_unit; ++i) {
-      const double* mean = moments.data() + (unit * of_unit + i) * 2 * C;
+      const double* mean = moments + (unit * of_unit + i) * 2 * C;
       columns.add(parts.part(unit * of_unit + i).rows, mean, mean + C);
     }
     for (int64_t g = 0; g < units.groups; ++g) {
+      const int64_t first = g * units.group_channels;
       Moments all;
-      for (int64_t c = g * units.group_channels; c < (g + 1) * units.group_channels; ++c)
+      for (int64_t c = first; c < first + units.group_channels; ++c)
         all.add({columns.count, columns.mean[c], columns.squares[c]});
       const double variance = all.squares / all.count;
       statistics[unit * units.groups + g] = static_cast<A>(all.mean);
       statistics[count + unit * units.groups + g] = static_cast<A>(variance);
-      set_factors(factors, p, units, table, unit, g, all.mean, rstd_of(p, variance));
+      of_channels.set(first, units.group_channels, all.mean, rstd_of(p, variance));
     }
+    of_channels.set_factors(factors, units, unit);
   };
   const auto apply = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
     parts.part(unit * of_unit + index).in_blocks(C, [&](const Part& some) {
@@ -109,7 +118,8 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
     });
   };
   in_stages(
-      units.count, of_unit, p.elements(), [&](bool) { return PartWorker<A>(parts.rows, C); }, measure, finish, apply);
+      Shares{units.count, of_unit, p.elements()}, [&] { return PartWorker<A>(parts.rows, C); }, [](int64_t) {}, measure,
+      finish, apply);
 }
 
 template <class A>
@@ -118,8 +128,8 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
   const Parts parts(p);
   const FactorTable<A> table(p, args.by);
   const int64_t C = p.channels, channels = p.batch * C, of_unit = units.samples * parts.of_sample;
-  const AffineTable<A> factors(channels);
-  Scratch<A> weight(channels), constant(channels), slope_of_xhat(channels);  // of dx
+  const AffineTable<A> factors(p, table, true);
+  const Scratch<A> constant(channels), slope_of_xhat(channels);  // of dx
   const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
   const bool normalises = p.norm != Norm::none, dx_wanted = args.grad_input.data != nullptr;
   const bool sums_wanted = args.sums_wanted() || normalises;
@@ -129,35 +139,39 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
   const int64_t count = p.statistics();
   const double size = static_cast<double>(units.group_channels * units.samples * p.positions);
 
+  const bool keeps = dx_wanted && sums_wanted && of_unit * parts.rows * C <= kElementsKept && takes_whole_units(units.count);
+
   const auto rstd_in = [&](int64_t unit, int64_t group) {
     return normalises ? rstd_of(p, statistics[count + unit * units.groups + group]) : 1;
   };
-  share(units.count * units.groups, p.elements(), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t unit = i / units.groups, g = i % units.groups;
-      const double rstd = rstd_in(unit, g);
-      set_factors(factors, p, units, table, unit, g, normalises ? statistics[i] : 0, rstd);
-      units.for_channels(unit, g, [&](int64_t n, int64_t c) {
-        weight[n * C + c] = static_cast<A>(double(table.gamma(n)[c]) * table.weight()[c] * rstd);
-        constant[n * C + c] = slope_of_xhat[n * C + c] = 0;
-      });
-    }
-  });
+  const auto prepare = [&](int64_t unit) {
+    const OfChannels<A> of_channels(C);
+    for (int64_t g = 0; g < units.groups; ++g)
+      of_channels.set(g * units.group_channels, units.group_channels,
+                      normalises ? statistics[unit * units.groups + g] : 0, rstd_in(unit, g));
+    of_channels.set_factors(factors, units, unit);
+    std::fill_n(constant + unit * units.samples * C, units.samples * C, A(0));
+    std::fill_n(slope_of_xhat + unit * units.samples * C, units.samples * C, A(0));
+  };
 
   // d of some rows, and what it was made from.
-  const auto differentiate = [&](const Part& some, const PartWorker<A>& worker) {
+  const auto differentiate = [&](const Part& some, const PartWorker<A>& worker, A* d) {
     const RowPass<A> pass{some.rows, C, widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
                           factors.from(some.n * C)};
     const Rows<const A> grad = widened<A>(parts.stored(args.grad, some), p.dtype, some.rows, C, worker.grad);
-    slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C});
+    slope(pass, p.lower_slope, grad, {d, C}, {worker.product, C});
     return std::pair(pass, grad);
+  };
+  const auto place = [&](int64_t unit, const Part& some, const PartWorker<A>& worker) -> A* {
+    return keeps ? worker.kept + ((some.n - unit * units.samples) * p.positions + some.first) * C : worker.d;
   };
   const auto sum = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
     if (!sums_wanted) return;
     const int64_t at = unit * of_unit + index;
     parts.part(at).in_blocks(C, [&](const Part& some) {
-      const auto [pass, grad] = differentiate(some, worker);
-      sum_backward<A, true, true>(pass, {worker.d, C}, {worker.sum(0), worker.sum(1)});
+      A* d = place(unit, some, worker);
+      const auto [pass, grad] = differentiate(some, worker, d);
+      sum_backward<A, true, true>(pass, {d, C}, {worker.sum(0), worker.sum(1)});
       if (post) {
         add_columns<A>(some.rows, C, grad, worker.sum(2));
         add_columns<A>(some.rows, C, {worker.product, C}, worker.sum(3));
@@ -171,31 +185,45 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
     for (int64_t g = 0; g < units.groups; ++g) {
       const double rstd = rstd_in(unit, g);
       double all = 0, along = 0;
-      units.for_channels(unit, g, [&](int64_t n, int64_t c) {
-        const int64_t i = n * C + c;
-        sums.along()[i] *= rstd;
-        all += weight[i] * sums.d()[i], along += weight[i] * sums.along()[i];
+      const auto for_samples = [&](const auto& body) {  // with where the group's channels begin
+        for (int64_t n = unit * units.samples; n < (unit + 1) * units.samples; ++n)
+          body(n * C + g * units.group_channels);
+      };
+      for_samples([&](int64_t first) {
+        const A* weight = factors.weight(first);
+        double *d = sums.d() + first, *of_xhat = sums.along() + first;
+        for (int64_t c = 0; c < units.group_channels; ++c) {
+          of_xhat[c] *= rstd;
+          all += weight[c] * d[c], along += weight[c] * of_xhat[c];
+        }
       });
       if (!normalises) continue;
-      const A mean = static_cast<A>(all / size), steepness = static_cast<A>(along / size * rstd);
-      units.for_channels(
-          unit, g, [&](int64_t n, int64_t c) { constant[n * C + c] = mean, slope_of_xhat[n * C + c] = steepness; });
+      for_samples([&](int64_t first) {
+        std::fill_n(constant + first, units.group_channels, static_cast<A>(all / size));
+        std::fill_n(slope_of_xhat + first, units.group_channels, static_cast<A>(along / size * rstd));
+      });
     }
   };
   const auto apply = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
     if (!dx_wanted) return;
     parts.part(unit * of_unit + index).in_blocks(C, [&](const Part& some) {
-      const RowPass<A> pass = differentiate(some, worker).first;
+      A* d = place(unit, some, worker);
+      const int64_t first = some.n * C;
+      RowPass<A> pass{some.rows, C, {}, factors.from(first)};
+      if (keeps)
+        pass.x = widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x);
+      else
+        pass = differentiate(some, worker, d).first;
       const StoredRows to = parts.stored(args.grad_input, some);
       const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-      const int64_t first = some.n * C;
-      grad_input_rows<A, true, true>(pass, {worker.d, C}, {weight + first, constant + first, slope_of_xhat + first},
-                                     dx);
+      grad_input_rows<A, true, true>(pass, {d, C}, {factors.weight(first), constant + first, slope_of_xhat + first}, dx);
       narrow_rows(to, p.dtype, some.rows, C, dx);
     });
   };
   in_stages(
-      units.count, of_unit, p.elements(), [&](bool) { return PartWorker<A>(block_rows(C), C); }, sum, finish, apply);
+      Shares{units.count, of_unit, p.elements()},
+      [&] { return PartWorker<A>(block_rows(C), C, keeps ? units.samples * p.positions * C : 0); }, prepare, sum, finish,
+      apply);
   finish_factors(p, args, table, sums.all());
 }
 

@@ -36,15 +36,14 @@ struct Groups {
     const int64_t row = b / chunks() * block_rows, column = b % chunks() * block_columns;
     return {row, std::min(block_rows, rows - row), column, std::min(block_columns, columns - column)};
   }
-  int64_t sample(int64_t group, int64_t row) const { return of_batch ? row : (group * rows + row) / channels; }
-  int64_t channel(int64_t group, int64_t row) const { return of_batch ? group : (group * rows + row) % channels; }
-  // Rows are numbered through the groups.
+  // Rows are numbered through the groups: so stand the numbers of channels of samples, too.
   int64_t number(int64_t group, int64_t row) const { return group * rows + row; }
-  int64_t elements() const { return batch * channels * columns; }
+  Shares shares() const { return {count, blocks(), batch * channels * columns}; }
 
   StoredRows stored(const Cube& cube, int64_t group, const Block& b) const {
-    return {cube.data, sample(group, b.row) * cube.n + channel(group, b.row) * cube.c + b.column,
-            of_batch ? cube.n : cube.c};
+    const int64_t at = number(group, b.row);
+    const int64_t first = of_batch ? at % batch * cube.n + at / batch * cube.c : at / channels * cube.n + at % channels * cube.c;
+    return {cube.data, first + b.column, of_batch ? cube.n : cube.c};
   }
 };
 
@@ -54,14 +53,16 @@ struct Worker {
   Scratch<A> x{kBlock}, out{kBlock};
 };
 
-// Those of all rows of a group.
+// The factors of all rows of a group.
 template <class A>
-void set_factors(const AffineTable<A>& factors, const NormProblem& p, const Groups& groups, const FactorTable<A>& table,
-                 int64_t group, double mean, double rstd) {
-  const A near = static_cast<A>(mean);
-  for (int64_t r = 0; r < groups.rows; ++r)
-    factors.set(groups.number(group, r), {p.position, table, groups.sample(group, r), groups.channel(group, r)}, near,
-                mean - near, rstd);
+void set_factors(const AffineTable<A>& factors, const Groups& groups, int64_t group, double mean, double rstd) {
+  const A near = static_cast<A>(mean), rest = static_cast<A>(mean - near), inverse = static_cast<A>(rstd);
+  const Standing<A> by{&near, &rest, &inverse};
+  const int64_t first = groups.number(group, 0);
+  if (groups.of_batch)
+    factors.template set<false, false>(first, groups.rows, group, by);
+  else
+    factors.template set<true, false>(first, groups.rows, first % groups.channels, by);
 }
 
 constexpr Along kAlong{false, false};
@@ -71,8 +72,8 @@ constexpr Along kAlong{false, false};
 template <class A>
 void forward_of_planes(const NormProblem& p, const NormForwardArgs& args) {
   const Groups groups(p);
-  const FactorTable<A> table(p, args.by);
-  const AffineTable<A> factors(p.batch * p.channels);
+  const FactorTable<A> table(p, args.by, groups.of_batch);
+  const AffineTable<A> factors(p, table, false);
   const Modulate<A> modulate = modulate_of<A>(p.activation, kAlong, p.position);
   const int64_t blocks = groups.blocks();
   std::vector<Moments> moments(p.norm == Norm::none ? 0 : groups.count * blocks);
@@ -87,12 +88,12 @@ void forward_of_planes(const NormProblem& p, const NormForwardArgs& args) {
     moments[group * blocks + block] = moments_of<A>(b.rows, b.columns, read(group, b, worker));
   };
   const auto finish = [&](int64_t group) {
-    if (p.norm == Norm::none) return set_factors(factors, p, groups, table, group, 0, 1);
+    if (p.norm == Norm::none) return set_factors(factors, groups, group, 0, 1);
     Moments all;
     for (int64_t b = 0; b < blocks; ++b) all.add(moments[group * blocks + b]);
     const double variance = all.squares / all.count;
     statistics[group] = static_cast<A>(all.mean), statistics[groups.count + group] = static_cast<A>(variance);
-    set_factors(factors, p, groups, table, group, all.mean, rstd_of(p, variance));
+    set_factors(factors, groups, group, all.mean, rstd_of(p, variance));
   };
   const auto apply = [&](int64_t group, int64_t block, const Worker<A>& worker) {
     const Block b = groups.block(block);
@@ -101,24 +102,35 @@ void forward_of_planes(const NormProblem& p, const NormForwardArgs& args) {
     modulate({b.rows, b.columns, read(group, b, worker), factors.from(groups.number(group, b.row))}, p.lower_slope, y);
     narrow_rows(to, p.dtype, b.rows, b.columns, y);
   };
-  in_stages(groups.count, blocks, groups.elements(), [](bool) { return Worker<A>(); }, measure, finish, apply);
+  in_stages(groups.shares(), [] { return Worker<A>(); }, [](int64_t) {}, measure, finish, apply);
 }
 
 namespace {
 
-// What backward sums, for each part of a row that a block has; and all of a row.
+// What backward sums: of each part of a row that a block has, and of all of the row. Of up to four kinds.
 struct Sums {
-  int64_t parts;
-  std::vector<double> of_parts, of_rows;
+  int64_t rows, chunks, kinds;
+  Scratch<double> of_parts, of_rows;
 
-  Sums(int64_t rows, int64_t chunks, bool post)
-      : parts(rows * chunks), of_parts((post ? 4 : 2) * parts), of_rows((post ? 4 : 2) * rows) {}
-  double* part(int which) { return of_parts.data() + which * parts; }
-  // The sum of the parts of a row, in order.
-  double add_up(int which, int64_t row, int64_t chunks) {
-    double sum = 0;
-    for (int64_t i = 0; i < chunks; ++i) sum += part(which)[row * chunks + i];
-    return sum;
+  Sums(int64_t rows, int64_t chunks, int64_t kinds)
+      : rows(rows), chunks(chunks), kinds(kinds), of_parts(kinds * rows * chunks), of_rows(4 * rows) {}
+  double* part(int64_t kind, int64_t row) const { return of_parts + (kind * rows + row) * chunks; }
+  double* row(int64_t kind, int64_t row) const { return of_rows + kind * rows + row; }
+
+  void clear(int64_t first, int64_t count) const {
+    for (int64_t kind = 0; kind < kinds; ++kind) std::fill_n(part(kind, first), count * chunks, 0.0);
+  }
+  // Adds up the parts of rows, in order.
+  void add_up(int64_t first, int64_t count) const {
+    for (int64_t kind = 0; kind < kinds; ++kind) {
+      const double* from = part(kind, first);
+      double* to = row(kind, first);
+      for (int64_t i = 0; i < count; ++i) {
+        double sum = from[i * chunks];
+        for (int64_t k = 1; k < chunks; ++k) sum += from[i * chunks + k];
+        to[i] = sum;
+      }
+    }
   }
 };
 
@@ -135,31 +147,28 @@ struct BackwardWorker {
 template <class A>
 void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
   const Groups groups(p);
-  const FactorTable<A> table(p, args.by);
-  const int64_t rows = p.batch * p.channels, blocks = groups.blocks(), chunks = groups.chunks();
-  const AffineTable<A> factors(rows);
-  Scratch<A> weight(rows), constant(rows), slope_of_xhat(rows);  // of dx
+  const FactorTable<A> table(p, args.by, groups.of_batch);
+  const AffineTable<A> factors(p, table, true);
+  const int64_t rows = p.batch * p.channels;
+  const Scratch<A> constant(rows), slope_of_xhat(rows);  // of dx
   const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
   const bool normalises = p.norm != Norm::none, dx_wanted = args.grad_input.data != nullptr;
   const bool sums_wanted = args.sums_wanted() || normalises;
-  Sums sums(sums_wanted ? rows : 0, chunks, post);
+  const Sums sums(rows, groups.chunks(), !sums_wanted ? 0 : post ? 4 : 2);
   const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
   const A* statistics = static_cast<const A*>(args.statistics);
   const int64_t size = groups.rows * groups.columns;  // of a group
 
-  const auto prepare = [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
-      const double rstd = normalises ? rstd_of(p, statistics[groups.count + group]) : 1;
-      set_factors(factors, p, groups, table, group, normalises ? statistics[group] : 0, rstd);
-      for (int64_t r = 0; r < groups.rows; ++r) {
-        const int64_t at = groups.number(group, r), n = groups.sample(group, r), c = groups.channel(group, r);
-        weight[at] = static_cast<A>(double(table.gamma(n)[c]) * table.weight()[c] * rstd);
-        constant[at] = slope_of_xhat[at] = 0;
-      }
-    }
+  const auto rstd_in = [&](int64_t group) {
+    return normalises ? rstd_of(p, statistics[groups.count + group]) : 1;
   };
-  share(groups.count, groups.elements(), prepare);
-
+  const auto prepare = [&](int64_t group) {
+    const int64_t first = groups.number(group, 0);
+    set_factors(factors, groups, group, normalises ? statistics[group] : 0, rstd_in(group));
+    sums.clear(first, groups.rows);
+    std::fill_n(constant + first, groups.rows, A(0));
+    std::fill_n(slope_of_xhat + first, groups.rows, A(0));
+  };
   // d of a block, and what it was made from.
   const auto differentiate = [&](int64_t group, const Block& b, const BackwardWorker<A>& worker, A* d) {
     const RowPass<A> pass{b.rows, b.columns,
@@ -179,29 +188,26 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     const Block b = groups.block(block);
     A* d = place(b, worker, keeps);
     const auto [pass, grad] = differentiate(group, b, worker, d);
-    const int64_t first = groups.number(group, b.row) * chunks + b.column / groups.block_columns;
-    sum_backward<A, false, false>(pass, {d, b.columns}, {sums.part(0) + first, sums.part(1) + first});
+    const int64_t row = groups.number(group, b.row), chunk = b.column / groups.block_columns;
+    sum_backward<A, false, false>(pass, {d, b.columns}, {sums.part(0, row) + chunk, sums.part(1, row) + chunk});
     if (!post) return;
-    add_rows<A>(b.rows, b.columns, grad, sums.part(2) + first);
-    add_rows<A>(b.rows, b.columns, {worker.product, b.columns}, sums.part(3) + first);
+    add_rows<A>(b.rows, b.columns, grad, sums.part(2, row) + chunk);
+    add_rows<A>(b.rows, b.columns, {worker.product, b.columns}, sums.part(3, row) + chunk);
   };
   const auto finish = [&](int64_t group) {
     if (!sums_wanted) return;
-    const double rstd = normalises ? rstd_of(p, statistics[groups.count + group]) : 1;
-    double all = 0, along = 0;
+    const int64_t first = groups.number(group, 0);
+    const double rstd = rstd_in(group);
+    const A* weight = factors.weight(first);
+    double *d = sums.row(0, first), *of_xhat = sums.row(1, first), all = 0, along = 0;
+    sums.add_up(first, groups.rows);
     for (int64_t r = 0; r < groups.rows; ++r) {
-      const int64_t at = groups.number(group, r);
-      const double d = sums.add_up(0, at, chunks), of_xhat = sums.add_up(1, at, chunks) * rstd;
-      sums.of_rows[at] = d, sums.of_rows[rows + at] = of_xhat;
-      if (post)
-        for (int i = 2; i < 4; ++i) sums.of_rows[i * rows + at] = sums.add_up(i, at, chunks);
-      all += weight[at] * d, along += weight[at] * of_xhat;
+      of_xhat[r] *= rstd;
+      all += weight[r] * d[r], along += weight[r] * of_xhat[r];
     }
     if (!normalises) return;
-    for (int64_t r = 0; r < groups.rows; ++r) {
-      constant[groups.number(group, r)] = static_cast<A>(all / size);
-      slope_of_xhat[groups.number(group, r)] = static_cast<A>(along / size * rstd);
-    }
+    std::fill_n(constant + first, groups.rows, static_cast<A>(all / size));
+    std::fill_n(slope_of_xhat + first, groups.rows, static_cast<A>(along / size * rstd));
   };
   const auto apply = [&](int64_t group, int64_t block, const BackwardWorker<A>& worker) {
     if (!dx_wanted) return;
@@ -215,16 +221,12 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
       pass = differentiate(group, b, worker, d).first;
     const StoredRows to = groups.stored(args.grad_input, group, b);
     const Rows<A> dx = target<A>(to, p.dtype, b.columns, worker.out);
-    grad_input_rows<A, false, false>(pass, {d, b.columns}, {weight + at, constant + at, slope_of_xhat + at}, dx);
+    grad_input_rows<A, false, false>(pass, {d, b.columns}, {factors.weight(at), constant + at, slope_of_xhat + at}, dx);
     narrow_rows(to, p.dtype, b.rows, b.columns, dx);
   };
   in_stages(
-      groups.count, blocks, groups.elements(), [&](bool) { return BackwardWorker<A>(keeps ? size : 0); }, sum, finish,
-      apply);
-  const double* of_rows = sums.of_rows.data();
-  finish_factors(p, args, table,
-                 {of_rows, of_rows + rows, of_rows + 2 * rows, of_rows + 3 * rows, groups.of_batch ? 1 : p.channels,
-                  groups.of_batch ? p.batch : 1});
+      groups.shares(), [&] { return BackwardWorker<A>(keeps ? size : 0); }, prepare, sum, finish, apply);
+  finish_factors(p, args, table, {sums.row(0, 0), sums.row(1, 0), sums.row(2, 0), sums.row(3, 0)});
 }
 
 template void forward_of_planes<float>(const NormProblem&, const NormForwardArgs&);

@@ -24,17 +24,24 @@ void share(int64_t count, int64_t elements, const Body& body) {
   elements < kElementsAlone ? body(0, count) : parallel(count, body);
 }
 
+// Units of so many blocks, and the elements of all of them.
+struct Shares {
+  int64_t units, blocks, elements;
+};
+
 // Both stages go over all blocks of all units; between them comes what a unit's second stage needs of its whole first.
 // Where there are units enough, a thread takes one after another through both stages, so that the second finds the
 // unit's data in the cache; else it is blocks that are shared out. Sums are of blocks, and then of these in order: so
-// the bits of results do not depend on it. first and second take (unit, block, worker).
-template <class MakeWorker, class First, class Between, class Second>
-void in_stages(int64_t units, int64_t blocks, int64_t elements, const MakeWorker& make_worker, const First& first,
+// the bits of results do not depend on it. before and between take (unit), first and second (unit, block, worker).
+template <class MakeWorker, class Before, class First, class Between, class Second>
+void in_stages(const Shares& shares, const MakeWorker& make_worker, const Before& before, const First& first,
                const Between& between, const Second& second) {
+  const int64_t units = shares.units, blocks = shares.blocks, elements = shares.elements;
   if (elements < kElementsAlone || takes_whole_units(units)) {
     share(units, elements, [&](int64_t begin, int64_t end) {
-      auto worker = make_worker(/*whole_units=*/true);
+      auto worker = make_worker();
       for (int64_t unit = begin; unit < end; ++unit) {
+        before(unit);
         for (int64_t b = 0; b < blocks; ++b) first(unit, b, worker);
         between(unit);
         for (int64_t b = 0; b < blocks; ++b) second(unit, b, worker);
@@ -44,15 +51,16 @@ void in_stages(int64_t units, int64_t blocks, int64_t elements, const MakeWorker
   }
   const auto all = [&](const auto& stage) {
     share(units * blocks, elements, [&](int64_t begin, int64_t end) {
-      auto worker = make_worker(/*whole_units=*/false);
+      auto worker = make_worker();
       for (int64_t i = begin; i < end; ++i) stage(i / blocks, i % blocks, worker);
     });
   };
-  all(first);
-  share(units, elements, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) between(unit);
-  });
-  all(second);
+  const auto each = [&](const auto& step) {
+    share(units, elements, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) step(unit);
+    });
+  };
+  each(before), all(first), each(between), all(second);
 }
 
 // Rows in memory, of any storage type.

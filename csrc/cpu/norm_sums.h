@@ -33,7 +33,7 @@ Moments moments_of(int64_t rows, int64_t columns, Rows<const A> x) {
     for (; c < columns; c += L) sums[r % 4] += load_part(at + c, columns - c);
   }
   const double count = static_cast<double>(rows * columns);
-  const A near = static_cast<A>((sum_of<A>(sums[0] + sums[1]) + sum_of<A>(sums[2] + sums[3])) / count);
+  const A near = static_cast<A>(sum_of<A>((sums[0] + sums[1]) + (sums[2] + sums[3])) / count);
   const Vector<A> centre = splat(near);
   Vector<A> rest[4] = {}, squares[4] = {};
   for (int64_t r = 0; r < rows; ++r) {
@@ -51,8 +51,8 @@ Moments moments_of(int64_t rows, int64_t columns, Rows<const A> x) {
       rest[r % 4] += step, squares[r % 4] += step * step;
     }
   }
-  double off = 0, around = 0;
-  for (int i = 0; i < 4; ++i) off += sum_of<A>(rest[i]), around += sum_of<A>(squares[i]);
+  const double off = sum_of<A>((rest[0] + rest[1]) + (rest[2] + rest[3]));
+  const double around = sum_of<A>((squares[0] + squares[1]) + (squares[2] + squares[3]));
   const double squared = around - off * (off / count);
   return {count, static_cast<double>(near) + off / count, squared < 0 ? 0 : squared};  // and NaN stays NaN
 }
@@ -73,24 +73,57 @@ double squares_of(int64_t columns, const A* x) {
   return sum_of<A>(sums[0] + sums[1]);
 }
 
+// Adds the sums of vectors' lanes to doubles: as many vectors as there are lanes at a time, which shrink to one as they
+// are added in pairs.
+template <class A>
+class LaneSums {
+ public:
+  ~LaneSums() { finish(); }
+  void add(Vector<A> v, double* to) {
+    held_[count_] = v, to_[count_] = to;
+    if (++count_ == kLanes<A>) finish();
+  }
+
+ private:
+  void finish() {
+    for (int i = count_; i < kLanes<A>; ++i) held_[i] = Vector<A>{};
+    add_pairs<A>(held_);
+    for (int i = 0; i < count_; ++i) *to_[i] += held_[0][i];
+    count_ = 0;
+  }
+
+  Vector<A> held_[kLanes<A>];
+  double* to_[kLanes<A>];
+  int count_ = 0;
+};
+
 // Adds the sum of each row to `sums`.
 template <class A>
 void add_rows(int64_t rows, int64_t columns, Rows<const A> x, double* sums) {
+  LaneSums<A> lanes;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t first = 0; first < columns; first += kChain * kLanes<A>) {
       Vector<A> all{};
       for_vectors<A>(std::min(columns - first, kChain * kLanes<A>),
                      [&](int64_t c, const auto& memory) { all += memory.load(x.row(r) + first + c); });
-      sums[r] += sum_of<A>(all);
+      lanes.add(all, sums + r);
     }
 }
 
-// Adds each row to `sums`.
+// Adds each row to `sums`, four rows at a time.
 template <class A>
 void add_columns(int64_t rows, int64_t columns, Rows<const A> x, A* sums) {
-  for (int64_t r = 0; r < rows; ++r)
-    for_vectors<A>(columns, [&](int64_t c, const auto& memory) {
-      memory.store(sums + c, memory.load(sums + c) + memory.load(x.row(r) + c));
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const A *a = x.row(r), *b = x.row(r + 1), *c = x.row(r + 2), *d = x.row(r + 3);
+    for_vectors<A>(columns, [&](int64_t i, const auto& memory) {
+      const Vector<A> four = (memory.load(a + i) + memory.load(b + i)) + (memory.load(c + i) + memory.load(d + i));
+      memory.store(sums + i, memory.load(sums + i) + four);
+    });
+  }
+  for (; r < rows; ++r)
+    for_vectors<A>(columns, [&](int64_t i, const auto& memory) {
+      memory.store(sums + i, memory.load(sums + i) + memory.load(x.row(r) + i));
     });
 }
 
@@ -145,6 +178,7 @@ void sum_backward(const RowPass<A>& pass, Rows<const A> d, const BackwardSums<A,
   const auto add = [](A* to, int64_t c, const auto& memory, Vector<A> v) {
     memory.store(to + c, memory.load(to + c) + v);
   };
+  LaneSums<A> lanes;
   for (int64_t r = 0; r < pass.rows; ++r) {
     const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
     const Factor<A, FACTORS> weight(kGroups ? sums.weight : pass.by.scale, r);
@@ -166,9 +200,9 @@ void sum_backward(const RowPass<A>& pass, Rows<const A> d, const BackwardSums<A,
             group_all += factor * up, group_along += factor * product;
         }
       });
-      if constexpr (!FACTORS) sums.d[r] += sum_of<A>(all), sums.along[r] += sum_of<A>(along);
+      if constexpr (!FACTORS) lanes.add(all, sums.d + r), lanes.add(along, sums.along + r);
       if constexpr (kGroups && !STATISTICS)
-        sums.group_d[r] += sum_of<A>(group_all), sums.group_along[r] += sum_of<A>(group_along);
+        lanes.add(group_all, sums.group_d + r), lanes.add(group_along, sums.group_along + r);
     }
   }
 }

@@ -46,7 +46,7 @@ struct Parts {
 template <class A>
 struct PartWorker {
   Scratch<A> x, grad, d, product, out, sums;
-  Scratch<A> kept;  // d of a whole unit, where that fits the cache
+  Scratch<A> kept;  // d of a whole region, where that fits the cache
   int64_t channels;
 
   PartWorker(int64_t rows, int64_t channels, int64_t elements_kept = 0)

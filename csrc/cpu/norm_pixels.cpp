@@ -11,11 +11,11 @@ namespace {
 
 constexpr Along kAlong{true, true};
 
-// Which samples and channels have statistics in common: a unit is the samples of which some group takes positions.
-struct Units {
-  int64_t count, samples, groups, group_channels;  // of a unit: samples, groups; of a group: channels
+// Which samples and channels have statistics in common: a region is the samples of which some group takes positions.
+struct Regions {
+  int64_t count, samples, groups, group_channels;  // of a region: samples, groups; of a group: channels
 
-  explicit Units(const NormProblem& p)
+  explicit Regions(const NormProblem& p)
       : count(p.norm == Norm::batch ? 1 : p.batch),
         samples(p.batch / count),
         groups(p.norm == Norm::batch   ? p.channels
@@ -24,7 +24,7 @@ struct Units {
         group_channels(p.channels / groups) {}
 };
 
-// The statistics of each channel of a unit: those of its group.
+// The statistics of each channel of a region: those of its group.
 template <class A>
 struct OfChannels {
   int64_t channels;
@@ -37,9 +37,9 @@ struct OfChannels {
     std::fill_n(all + channels + first, count, static_cast<A>(mean - near));
     std::fill_n(all + 2 * channels + first, count, static_cast<A>(rstd));
   }
-  // Into the factors of all samples of a unit.
-  void set_factors(const AffineTable<A>& factors, const Units& units, int64_t unit) const {
-    for (int64_t n = unit * units.samples; n < (unit + 1) * units.samples; ++n)
+  // Into the factors of all samples of a region.
+  void set_factors(const AffineTable<A>& factors, const Regions& regions, int64_t region) const {
+    for (int64_t n = region * regions.samples; n < (region + 1) * regions.samples; ++n)
       factors.template set<true, true>(n * channels, channels, 0, {all, all + channels, all + 2 * channels});
   }
 };
@@ -65,51 +65,51 @@ struct ColumnMoments {
 
 template <class A>
 void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
-  const Units units(p);
+  const Regions regions(p);
   const Parts parts(p);
   const FactorTable<A> table(p, args.by);
   const AffineTable<A> factors(p, table, false);
   const Modulate<A> modulate = modulate_of<A>(p.activation, kAlong, p.position);
-  const int64_t C = p.channels, of_unit = units.samples * parts.of_sample;
+  const int64_t C = p.channels, of_region = regions.samples * parts.of_sample;
   const bool normalises = p.norm != Norm::none;
   const Scratch<double> moments(normalises ? p.batch * parts.of_sample * 2 * C : 0);  // of parts: means, squares
   A* statistics = static_cast<A*>(args.statistics);
   const int64_t count = p.statistics();
 
-  const auto measure = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
+  const auto measure = [&](int64_t region, int64_t index, const PartWorker<A>& worker) {
     if (!normalises) return;
-    const Part part = parts.part(unit * of_unit + index);
+    const Part part = parts.part(region * of_region + index);
     const Rows<const A> x = widened<A>(parts.stored(args.input, part), p.dtype, part.rows, C, worker.x);
     std::fill_n(worker.sum(0), C, A(0));
     add_columns<A>(part.rows, C, x, worker.sum(0));
-    double* mean = moments + (unit * of_unit + index) * 2 * C;
+    double* mean = moments + (region * of_region + index) * 2 * C;
     column_moments<A, false>(part.rows, C, x, worker.sum(0), mean, mean + C);
   };
-  const auto finish = [&](int64_t unit) {
+  const auto finish = [&](int64_t region) {
     const OfChannels<A> of_channels(C);
     if (!normalises) {
       of_channels.set(0, C, 0, 1);
-      return of_channels.set_factors(factors, units, unit);
+      return of_channels.set_factors(factors, regions, region);
     }
     ColumnMoments columns(C);
-    for (int64_t i = 0; i < of_unit; ++i) {
-      const double* mean = moments + (unit * of_unit + i) * 2 * C;
-      columns.add(parts.part(unit * of_unit + i).rows, mean, mean + C);
+    for (int64_t i = 0; i < of_region; ++i) {
+      const double* mean = moments + (region * of_region + i) * 2 * C;
+      columns.add(parts.part(region * of_region + i).rows, mean, mean + C);
     }
-    for (int64_t g = 0; g < units.groups; ++g) {
-      const int64_t first = g * units.group_channels;
+    for (int64_t g = 0; g < regions.groups; ++g) {
+      const int64_t first = g * regions.group_channels;
       Moments all;
-      for (int64_t c = first; c < first + units.group_channels; ++c)
+      for (int64_t c = first; c < first + regions.group_channels; ++c)
         all.add({columns.count, columns.mean[c], columns.squares[c]});
       const double variance = all.squares / all.count;
-      statistics[unit * units.groups + g] = static_cast<A>(all.mean);
-      statistics[count + unit * units.groups + g] = static_cast<A>(variance);
-      of_channels.set(first, units.group_channels, all.mean, rstd_of(p, variance));
+      statistics[region * regions.groups + g] = static_cast<A>(all.mean);
+      statistics[count + region * regions.groups + g] = static_cast<A>(variance);
+      of_channels.set(first, regions.group_channels, all.mean, rstd_of(p, variance));
     }
-    of_channels.set_factors(factors, units, unit);
+    of_channels.set_factors(factors, regions, region);
   };
-  const auto apply = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
-    parts.part(unit * of_unit + index).in_blocks(C, [&](const Part& some) {
+  const auto apply = [&](int64_t region, int64_t index, const PartWorker<A>& worker) {
+    parts.part(region * of_region + index).in_blocks(C, [&](const Part& some) {
       const StoredRows to = parts.stored(args.output, some);
       const Rows<A> y = target<A>(to, p.dtype, C, worker.out);
       const Rows<const A> x = widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x);
@@ -118,16 +118,16 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
     });
   };
   in_stages(
-      Shares{units.count, of_unit, p.elements()}, [&] { return PartWorker<A>(parts.rows, C); }, [](int64_t) {}, measure,
-      finish, apply);
+      Shares{regions.count, of_region, p.elements()}, [&] { return PartWorker<A>(parts.rows, C); }, [](int64_t) {},
+      measure, finish, apply);
 }
 
 template <class A>
 void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
-  const Units units(p);
+  const Regions regions(p);
   const Parts parts(p);
   const FactorTable<A> table(p, args.by);
-  const int64_t C = p.channels, channels = p.batch * C, of_unit = units.samples * parts.of_sample;
+  const int64_t C = p.channels, channels = p.batch * C, of_region = regions.samples * parts.of_sample;
   const AffineTable<A> factors(p, table, true);
   const Scratch<A> constant(channels), slope_of_xhat(channels);  // of dx
   const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
@@ -137,21 +137,22 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
   const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
   const A* statistics = static_cast<const A*>(args.statistics);
   const int64_t count = p.statistics();
-  const double size = static_cast<double>(units.group_channels * units.samples * p.positions);
+  const double size = static_cast<double>(regions.group_channels * regions.samples * p.positions);
 
-  const bool keeps = dx_wanted && sums_wanted && of_unit * parts.rows * C <= kElementsKept && takes_whole_units(units.count);
+  const bool keeps =
+      dx_wanted && sums_wanted && of_region * parts.rows * C <= kElementsKept && takes_whole_regions(regions.count);
 
-  const auto rstd_in = [&](int64_t unit, int64_t group) {
-    return normalises ? rstd_of(p, statistics[count + unit * units.groups + group]) : 1;
+  const auto rstd_in = [&](int64_t region, int64_t group) {
+    return normalises ? rstd_of(p, statistics[count + region * regions.groups + group]) : 1;
   };
-  const auto prepare = [&](int64_t unit) {
+  const auto prepare = [&](int64_t region) {
     const OfChannels<A> of_channels(C);
-    for (int64_t g = 0; g < units.groups; ++g)
-      of_channels.set(g * units.group_channels, units.group_channels,
-                      normalises ? statistics[unit * units.groups + g] : 0, rstd_in(unit, g));
-    of_channels.set_factors(factors, units, unit);
-    std::fill_n(constant + unit * units.samples * C, units.samples * C, A(0));
-    std::fill_n(slope_of_xhat + unit * units.samples * C, units.samples * C, A(0));
+    for (int64_t g = 0; g < regions.groups; ++g)
+      of_channels.set(g * regions.group_channels, regions.group_channels,
+                      normalises ? statistics[region * regions.groups + g] : 0, rstd_in(region, g));
+    of_channels.set_factors(factors, regions, region);
+    std::fill_n(constant + region * regions.samples * C, regions.samples * C, A(0));
+    std::fill_n(slope_of_xhat + region * regions.samples * C, regions.samples * C, A(0));
   };
 
   // d of some rows, and what it was made from.
@@ -162,14 +163,14 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
     slope(pass, p.lower_slope, grad, {d, C}, {worker.product, C});
     return std::pair(pass, grad);
   };
-  const auto place = [&](int64_t unit, const Part& some, const PartWorker<A>& worker) -> A* {
-    return keeps ? worker.kept + ((some.n - unit * units.samples) * p.positions + some.first) * C : worker.d;
+  const auto place = [&](int64_t region, const Part& some, const PartWorker<A>& worker) -> A* {
+    return keeps ? worker.kept + ((some.n - region * regions.samples) * p.positions + some.first) * C : worker.d;
   };
-  const auto sum = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
+  const auto sum = [&](int64_t region, int64_t index, const PartWorker<A>& worker) {
     if (!sums_wanted) return;
-    const int64_t at = unit * of_unit + index;
+    const int64_t at = region * of_region + index;
     parts.part(at).in_blocks(C, [&](const Part& some) {
-      A* d = place(unit, some, worker);
+      A* d = place(region, some, worker);
       const auto [pass, grad] = differentiate(some, worker, d);
       sum_backward<A, true, true>(pass, {d, C}, {worker.sum(0), worker.sum(1)});
       if (post) {
@@ -179,35 +180,35 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
       for (int i = 0; i < (post ? 4 : 2); ++i) move_sums(C, worker.sum(i), sums.of_part(at, i));
     });
   };
-  const auto finish = [&](int64_t unit) {
+  const auto finish = [&](int64_t region) {
     if (!sums_wanted) return;
-    for (int64_t n = unit * units.samples; n < (unit + 1) * units.samples; ++n) sums.add_up(n);
-    for (int64_t g = 0; g < units.groups; ++g) {
-      const double rstd = rstd_in(unit, g);
+    for (int64_t n = region * regions.samples; n < (region + 1) * regions.samples; ++n) sums.add_up(n);
+    for (int64_t g = 0; g < regions.groups; ++g) {
+      const double rstd = rstd_in(region, g);
       double all = 0, along = 0;
       const auto for_samples = [&](const auto& body) {  // with where the group's channels begin
-        for (int64_t n = unit * units.samples; n < (unit + 1) * units.samples; ++n)
-          body(n * C + g * units.group_channels);
+        for (int64_t n = region * regions.samples; n < (region + 1) * regions.samples; ++n)
+          body(n * C + g * regions.group_channels);
       };
       for_samples([&](int64_t first) {
         const A* weight = factors.weight(first);
         double *d = sums.d() + first, *of_xhat = sums.along() + first;
-        for (int64_t c = 0; c < units.group_channels; ++c) {
+        for (int64_t c = 0; c < regions.group_channels; ++c) {
           of_xhat[c] *= rstd;
           all += weight[c] * d[c], along += weight[c] * of_xhat[c];
         }
       });
       if (!normalises) continue;
       for_samples([&](int64_t first) {
-        std::fill_n(constant + first, units.group_channels, static_cast<A>(all / size));
-        std::fill_n(slope_of_xhat + first, units.group_channels, static_cast<A>(along / size * rstd));
+        std::fill_n(constant + first, regions.group_channels, static_cast<A>(all / size));
+        std::fill_n(slope_of_xhat + first, regions.group_channels, static_cast<A>(along / size * rstd));
       });
     }
   };
-  const auto apply = [&](int64_t unit, int64_t index, const PartWorker<A>& worker) {
+  const auto apply = [&](int64_t region, int64_t index, const PartWorker<A>& worker) {
     if (!dx_wanted) return;
-    parts.part(unit * of_unit + index).in_blocks(C, [&](const Part& some) {
-      A* d = place(unit, some, worker);
+    parts.part(region * of_region + index).in_blocks(C, [&](const Part& some) {
+      A* d = place(region, some, worker);
       const int64_t first = some.n * C;
       RowPass<A> pass{some.rows, C, {}, factors.from(first)};
       if (keeps)
@@ -216,14 +217,15 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
         pass = differentiate(some, worker, d).first;
       const StoredRows to = parts.stored(args.grad_input, some);
       const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-      grad_input_rows<A, true, true>(pass, {d, C}, {factors.weight(first), constant + first, slope_of_xhat + first}, dx);
+      grad_input_rows<A, true, true>(pass, {d, C}, {factors.weight(first), constant + first, slope_of_xhat + first},
+                                     dx);
       narrow_rows(to, p.dtype, some.rows, C, dx);
     });
   };
   in_stages(
-      Shares{units.count, of_unit, p.elements()},
-      [&] { return PartWorker<A>(block_rows(C), C, keeps ? units.samples * p.positions * C : 0); }, prepare, sum, finish,
-      apply);
+      Shares{regions.count, of_region, p.elements()},
+      [&] { return PartWorker<A>(block_rows(C), C, keeps ? regions.samples * p.positions * C : 0); }, prepare, sum,
+      finish, apply);
   finish_factors(p, args, table, sums.all());
 }
 

@@ -42,7 +42,8 @@ struct Groups {
 
   StoredRows stored(const Cube& cube, int64_t group, const Block& b) const {
     const int64_t at = number(group, b.row);
-    const int64_t first = of_batch ? at % batch * cube.n + at / batch * cube.c : at / channels * cube.n + at % channels * cube.c;
+    const int64_t first =
+        of_batch ? at % batch * cube.n + at / batch * cube.c : at / channels * cube.n + at % channels * cube.c;
     return {cube.data, first + b.column, of_batch ? cube.n : cube.c};
   }
 };
@@ -159,9 +160,7 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
   const A* statistics = static_cast<const A*>(args.statistics);
   const int64_t size = groups.rows * groups.columns;  // of a group
 
-  const auto rstd_in = [&](int64_t group) {
-    return normalises ? rstd_of(p, statistics[groups.count + group]) : 1;
-  };
+  const auto rstd_in = [&](int64_t group) { return normalises ? rstd_of(p, statistics[groups.count + group]) : 1; };
   const auto prepare = [&](int64_t group) {
     const int64_t first = groups.number(group, 0);
     set_factors(factors, groups, group, normalises ? statistics[group] : 0, rstd_in(group));
@@ -181,7 +180,7 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
   const auto place = [&](const Block& b, const BackwardWorker<A>& worker, bool kept) -> A* {
     return kept ? worker.kept + b.row * groups.columns + b.column * b.rows : worker.d;
   };
-  const bool keeps = dx_wanted && sums_wanted && size <= kElementsKept && takes_whole_units(groups.count);
+  const bool keeps = dx_wanted && sums_wanted && size <= kElementsKept && takes_whole_regions(groups.count);
 
   const auto sum = [&](int64_t group, int64_t block, const BackwardWorker<A>& worker) {
     if (!sums_wanted) return;
@@ -224,8 +223,7 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     grad_input_rows<A, false, false>(pass, {d, b.columns}, {factors.weight(at), constant + at, slope_of_xhat + at}, dx);
     narrow_rows(to, p.dtype, b.rows, b.columns, dx);
   };
-  in_stages(
-      groups.shares(), [&] { return BackwardWorker<A>(keeps ? size : 0); }, prepare, sum, finish, apply);
+  in_stages(groups.shares(), [&] { return BackwardWorker<A>(keeps ? size : 0); }, prepare, sum, finish, apply);
   finish_factors(p, args, table, {sums.row(0, 0), sums.row(1, 0), sums.row(2, 0), sums.row(3, 0)});
 }
 

@@ -13,9 +13,9 @@ constexpr int64_t kElementsAlone = 16384;  // fewer are not worth waking another
 // Elements of a group whose d is kept from one stage for the next, in the cache.
 constexpr int64_t kElementsKept = 128 * 1024;
 
-inline bool takes_whole_units(int64_t units) {
+inline bool takes_whole_regions(int64_t regions) {
   const int64_t threads = thread_count();
-  return units >= 4 * threads || units % threads == 0;
+  return regions >= 4 * threads || regions % threads == 0;
 }
 
 // Calls body(begin, end) for all of [0, count).
@@ -24,40 +24,41 @@ void share(int64_t count, int64_t elements, const Body& body) {
   elements < kElementsAlone ? body(0, count) : parallel(count, body);
 }
 
-// Units of so many blocks, and the elements of all of them.
+// Regions of so many blocks, and the elements of all of them.
 struct Shares {
-  int64_t units, blocks, elements;
+  int64_t regions, blocks, elements;
 };
 
-// Both stages go over all blocks of all units; between them comes what a unit's second stage needs of its whole first.
-// Where there are units enough, a thread takes one after another through both stages, so that the second finds the
-// unit's data in the cache; else it is blocks that are shared out. Sums are of blocks, and then of these in order: so
-// the bits of results do not depend on it. before and between take (unit), first and second (unit, block, worker).
+// Both stages go over all blocks of all regions; between them comes what a region's second stage needs of its whole
+// first. Where there are regions enough, a thread takes one after another through both stages, so that the second finds
+// the region's data in the cache; else it is blocks that are shared out. Sums are of blocks, and then of these in
+// order: so the bits of results do not depend on it. before and between take (region), first and second (region, block,
+// worker).
 template <class MakeWorker, class Before, class First, class Between, class Second>
 void in_stages(const Shares& shares, const MakeWorker& make_worker, const Before& before, const First& first,
                const Between& between, const Second& second) {
-  const int64_t units = shares.units, blocks = shares.blocks, elements = shares.elements;
-  if (elements < kElementsAlone || takes_whole_units(units)) {
-    share(units, elements, [&](int64_t begin, int64_t end) {
+  const int64_t regions = shares.regions, blocks = shares.blocks, elements = shares.elements;
+  if (elements < kElementsAlone || takes_whole_regions(regions)) {
+    share(regions, elements, [&](int64_t begin, int64_t end) {
       auto worker = make_worker();
-      for (int64_t unit = begin; unit < end; ++unit) {
-        before(unit);
-        for (int64_t b = 0; b < blocks; ++b) first(unit, b, worker);
-        between(unit);
-        for (int64_t b = 0; b < blocks; ++b) second(unit, b, worker);
+      for (int64_t region = begin; region < end; ++region) {
+        before(region);
+        for (int64_t b = 0; b < blocks; ++b) first(region, b, worker);
+        between(region);
+        for (int64_t b = 0; b < blocks; ++b) second(region, b, worker);
       }
     });
     return;
   }
   const auto all = [&](const auto& stage) {
-    share(units * blocks, elements, [&](int64_t begin, int64_t end) {
+    share(regions * blocks, elements, [&](int64_t begin, int64_t end) {
       auto worker = make_worker();
       for (int64_t i = begin; i < end; ++i) stage(i / blocks, i % blocks, worker);
     });
   };
   const auto each = [&](const auto& step) {
-    share(units, elements, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) step(unit);
+    share(regions, elements, [&](int64_t begin, int64_t end) {
+      for (int64_t region = begin; region < end; ++region) step(region);
     });
   };
   each(before), all(first), each(between), all(second);

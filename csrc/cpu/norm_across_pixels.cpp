@@ -44,7 +44,7 @@ void forward_across_pixels(const NormProblem& p, const NormForwardArgs& args) {
         }
         const StoredRows to = parts.stored(args.output, some);
         const Rows<A> y = target<A>(to, p.dtype, C, worker.out);
-        modulate({some.rows, C, x, affine.with(some.n, 0, mean, rstd)}, p.lower_slope, y);
+        modulate({some.rows, C, x, affine.with(some.n, 0, mean, rstd)}, p.lower_slope, y, soon(to, p.dtype));
         narrow_rows(to, p.dtype, some.rows, C, y);
       });
   });
@@ -82,8 +82,8 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
         sum_backward<A, false, true>(
             pass, {worker.d, C}, {worker.sum(0), worker.sum(1), affine.weight(some.n, 0), all.data(), along.data()});
         if (post) {
-          add_columns<A>(some.rows, C, grad, worker.sum(2));
-          add_columns<A>(some.rows, C, {worker.product, C}, worker.sum(3));
+          add_columns<A, false>(some.rows, C, grad, worker.sum(2));
+          add_columns<A, false>(some.rows, C, {worker.product, C}, worker.sum(3));
         }
         for (int k = 0; k < (post ? 4 : 2); ++k) move_sums(C, worker.sum(k), sums.of_part(i, k));
         if (args.grad_input.data == nullptr) return;
@@ -91,7 +91,8 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
           set_terms<A>(p, kept.second[first + r], rstd[r], all[r], along[r], constant + r, slope_of_xhat + r);
         const StoredRows to = parts.stored(args.grad_input, some);
         const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-        grad_input_rows<A, false, true>(pass, {worker.d, C}, {affine.weight(some.n, 0), constant, slope_of_xhat}, dx);
+        grad_input_rows<A, false, true>(pass, {worker.d, C}, {affine.weight(some.n, 0), constant, slope_of_xhat}, dx,
+                                        soon(to, p.dtype), soon(to, p.dtype));
         narrow_rows(to, p.dtype, some.rows, C, dx);
       });
     }

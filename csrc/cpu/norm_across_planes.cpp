@@ -63,15 +63,30 @@ struct TileWorker {
   }
 };
 
-// The statistics of a tile's columns, into worker.mean and worker.squares.
+// Gathers a tile, and finds the statistics of its columns on the way: into worker.mean and worker.squares.
 template <class A>
-void measure(const NormProblem& p, Rows<const A> x, int64_t columns, TileWorker<A>& worker) {
-  if (!p.takes_mean()) return column_moments<A, true>(p.channels, columns, x, nullptr, nullptr, worker.squares.data());
+Rows<const A> measured(const NormProblem& p, const Tiles& tiles, const Cube& cube, int64_t tile,
+                       TileWorker<A>& worker) {
+  const int64_t columns = tiles.columns(tile);
+  const Rows<const A> x{worker.x, columns};
   A* sums = worker.all;
   std::fill_n(sums, columns, A(0));
-  add_columns<A>(p.channels, columns, x, sums);
-  column_moments<A, false>(p.channels, columns, x, sums, worker.means.data(), worker.squares.data());
+  std::fill_n(worker.squares.data(), columns, 0);
+  for (int64_t c = 0; c < p.channels; c += kChain) {
+    const int64_t rows = std::min(kChain, p.channels - c);
+    const Rows<const A> some = gathered<A>(tiles.stored(cube, tile, c), p.dtype, rows, columns, worker.x + c * columns);
+    if (p.takes_mean()) {
+      add_columns<A, false>(rows, columns, some, sums);
+    } else {
+      add_columns<A, true>(rows, columns, some, sums);
+      move_sums(columns, sums, worker.squares.data());
+    }
+  }
+  if (!p.takes_mean()) return x;
+  column_moments<A>(p.channels, columns, x, sums, worker.means.data(), worker.squares.data(),
+                    soon({worker.x, 0, columns}, DType::f32));
   for (int64_t c = 0; c < columns; ++c) worker.mean[c] = static_cast<A>(worker.means[c]);
+  return x;
 }
 
 // Calls body(channel, how many) for some rows of a tile after others.
@@ -95,8 +110,7 @@ void forward_across_planes(const NormProblem& p, const NormForwardArgs& args) {
     TileWorker<A> worker(p, tiles, false);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t n = tiles.sample(tile), columns = tiles.columns(tile), first = n * p.positions + tiles.first(tile);
-      const Rows<const A> x = gathered<A>(tiles.stored(args.input, tile, 0), p.dtype, p.channels, columns, worker.x);
-      measure(p, x, columns, worker);
+      const Rows<const A> x = measured(p, tiles, args.input, tile, worker);
       for (int64_t c = 0; c < columns; ++c) {
         const double second =
             p.norm == Norm::l2 ? std::sqrt(worker.squares[c]) : worker.squares[c] / static_cast<double>(p.channels);
@@ -108,7 +122,7 @@ void forward_across_planes(const NormProblem& p, const NormForwardArgs& args) {
         const StoredRows to = tiles.stored(args.output, tile, channel);
         const Rows<A> y = target<A>(to, p.dtype, columns, worker.out);
         modulate({rows, columns, {x.row(channel), x.pitch}, affine.with(n, channel, worker.mean, worker.rstd)},
-                 p.lower_slope, y);
+                 p.lower_slope, y, soon(to, p.dtype));
         narrow_rows(to, p.dtype, rows, columns, y);
       });
     }
@@ -162,7 +176,8 @@ void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) 
         const StoredRows to = tiles.stored(args.grad_input, tile, channel);
         const Rows<A> dx = target<A>(to, p.dtype, columns, worker.out);
         grad_input_rows<A, true, false>(pass_of(channel, rows), {worker.d + channel * columns, columns},
-                                        {affine.weight(n, channel), worker.constant, worker.slope}, dx);
+                                        {affine.weight(n, channel), worker.constant, worker.slope}, dx,
+                                        soon(to, p.dtype), soon(to, p.dtype));
         narrow_rows(to, p.dtype, rows, columns, dx);
       });
     }

@@ -5,7 +5,7 @@ namespace film::FILM_ISA {
 namespace {
 
 template <class A, bool STATISTICS, bool FACTORS, bool POST, class Act>
-void modulate(const RowPass<A>& pass, double lower_slope, Rows<A> y) {
+void modulate(const RowPass<A>& pass, double lower_slope, Rows<A> y, const Soon& soon) {
   const Act act(lower_slope);
   for (int64_t r = 0; r < pass.rows; ++r) {
     const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
@@ -15,6 +15,7 @@ void modulate(const RowPass<A>& pass, double lower_slope, Rows<A> y) {
     A* out = y.row(r);
     for_vectors<A>(pass.columns, [&](int64_t c, const auto& memory) {
       const Vector<A> v = scale.get(c, memory) * xhat.get(c, memory) + shift.get(c, memory);
+      soon.fetch(r, c);
       Vector<A> value = act.template value<A>(v);
       if constexpr (POST) value = after.get(c, memory) * value + plus.get(c, memory);
       memory.store(out + c, value);

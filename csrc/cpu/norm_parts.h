@@ -37,6 +37,11 @@ struct Parts {
     const int64_t first = i % of_sample * rows;
     return {i / of_sample, first, std::min(rows, positions - first)};
   }
+  // The next one, or at the end of a sample the same.
+  Part after(const Part& part) const {
+    const int64_t first = part.first + part.rows;
+    return first < positions ? Part{part.n, first, std::min(rows, positions - first)} : part;
+  }
   StoredRows stored(const Cube& cube, const Part& part) const {
     return {cube.data, part.n * cube.n + part.first * cube.p, cube.p};
   }

@@ -81,9 +81,10 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
     const Part part = parts.part(region * of_region + index);
     const Rows<const A> x = widened<A>(parts.stored(args.input, part), p.dtype, part.rows, C, worker.x);
     std::fill_n(worker.sum(0), C, A(0));
-    add_columns<A>(part.rows, C, x, worker.sum(0));
+    add_columns<A, false>(part.rows, C, x, worker.sum(0));
     double* mean = moments + (region * of_region + index) * 2 * C;
-    column_moments<A, false>(part.rows, C, x, worker.sum(0), mean, mean + C);
+    column_moments<A>(part.rows, C, x, worker.sum(0), mean, mean + C,
+                      soon(parts.stored(args.input, parts.after(part)), p.dtype));
   };
   const auto finish = [&](int64_t region) {
     const OfChannels<A> of_channels(C);
@@ -113,7 +114,7 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
       const StoredRows to = parts.stored(args.output, some);
       const Rows<A> y = target<A>(to, p.dtype, C, worker.out);
       const Rows<const A> x = widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x);
-      modulate({some.rows, C, x, factors.from(some.n * C)}, p.lower_slope, y);
+      modulate({some.rows, C, x, factors.from(some.n * C)}, p.lower_slope, y, soon(to, p.dtype));
       narrow_rows(to, p.dtype, some.rows, C, y);
     });
   };
@@ -174,8 +175,8 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
       const auto [pass, grad] = differentiate(some, worker, d);
       sum_backward<A, true, true>(pass, {d, C}, {worker.sum(0), worker.sum(1)});
       if (post) {
-        add_columns<A>(some.rows, C, grad, worker.sum(2));
-        add_columns<A>(some.rows, C, {worker.product, C}, worker.sum(3));
+        add_columns<A, false>(some.rows, C, grad, worker.sum(2));
+        add_columns<A, false>(some.rows, C, {worker.product, C}, worker.sum(3));
       }
       for (int i = 0; i < (post ? 4 : 2); ++i) move_sums(C, worker.sum(i), sums.of_part(at, i));
     });
@@ -217,8 +218,8 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
         pass = differentiate(some, worker, d).first;
       const StoredRows to = parts.stored(args.grad_input, some);
       const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-      grad_input_rows<A, true, true>(pass, {d, C}, {factors.weight(first), constant + first, slope_of_xhat + first},
-                                     dx);
+      grad_input_rows<A, true, true>(pass, {d, C}, {factors.weight(first), constant + first, slope_of_xhat + first}, dx,
+                                     soon(to, p.dtype), soon(to, p.dtype));
       narrow_rows(to, p.dtype, some.rows, C, dx);
     });
   };

@@ -40,6 +40,9 @@ struct Groups {
   int64_t number(int64_t group, int64_t row) const { return group * rows + row; }
   Shares shares() const { return {count, blocks(), batch * channels * columns}; }
 
+  // Where a thread goes on to after a group.
+  int64_t after(int64_t group) const { return std::min(group + 1, count - 1); }
+
   StoredRows stored(const Cube& cube, int64_t group, const Block& b) const {
     const int64_t at = number(group, b.row);
     const int64_t first =
@@ -100,7 +103,8 @@ void forward_of_planes(const NormProblem& p, const NormForwardArgs& args) {
     const Block b = groups.block(block);
     const StoredRows to = groups.stored(args.output, group, b);
     const Rows<A> y = target<A>(to, p.dtype, b.columns, worker.out);
-    modulate({b.rows, b.columns, read(group, b, worker), factors.from(groups.number(group, b.row))}, p.lower_slope, y);
+    modulate({b.rows, b.columns, read(group, b, worker), factors.from(groups.number(group, b.row))}, p.lower_slope, y,
+             soon(groups.stored(args.input, groups.after(group), b), p.dtype));
     narrow_rows(to, p.dtype, b.rows, b.columns, y);
   };
   in_stages(groups.shares(), [] { return Worker<A>(); }, [](int64_t) {}, measure, finish, apply);
@@ -220,7 +224,9 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
       pass = differentiate(group, b, worker, d).first;
     const StoredRows to = groups.stored(args.grad_input, group, b);
     const Rows<A> dx = target<A>(to, p.dtype, b.columns, worker.out);
-    grad_input_rows<A, false, false>(pass, {d, b.columns}, {factors.weight(at), constant + at, slope_of_xhat + at}, dx);
+    grad_input_rows<A, false, false>(pass, {d, b.columns}, {factors.weight(at), constant + at, slope_of_xhat + at}, dx,
+                                     soon(groups.stored(args.input, groups.after(group), b), p.dtype),
+                                     soon(groups.stored(args.grad, groups.after(group), b), p.dtype));
     narrow_rows(to, p.dtype, b.rows, b.columns, dx);
   };
   in_stages(groups.shares(), [&] { return BackwardWorker<A>(keeps ? size : 0); }, prepare, sum, finish, apply);

@@ -33,6 +33,14 @@ struct RowFactors {
   const A *after = nullptr, *plus = nullptr;
 };
 
+// Rows of memory that are read soon: while those of now are worked on, a cache can fetch them.
+struct Soon {
+  const char* at;
+  int64_t pitch, size;  // bytes from row to row, and of an element
+
+  void fetch(int64_t row, int64_t column) const { __builtin_prefetch(at + row * pitch + column * size, 0, 2); }
+};
+
 template <class A>
 struct RowPass {
   int64_t rows, columns;
@@ -42,7 +50,7 @@ struct RowPass {
 
 // y, from x.
 template <class A>
-using Modulate = void (*)(const RowPass<A>&, double lower_slope, Rows<A> y);
+using Modulate = void (*)(const RowPass<A>&, double lower_slope, Rows<A> y, const Soon&);
 template <class A>
 Modulate<A> modulate_of(Activation, Along, Position);
 

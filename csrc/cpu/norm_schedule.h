@@ -70,6 +70,13 @@ struct StoredRows {
   int64_t offset, pitch;
 };
 
+inline int64_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+inline Soon soon(const StoredRows& rows, DType dtype) {
+  const int64_t size = size_of(dtype);
+  return {static_cast<const char*>(rows.data) + rows.offset * size, rows.pitch * size, size};
+}
+
 // Them in the type of sums: as they are, or widened into `scratch`.
 template <class A>
 Rows<const A> widened(const StoredRows& from, DType dtype, int64_t rows, int64_t columns, A* scratch) {

@@ -110,20 +110,22 @@ void add_rows(int64_t rows, int64_t columns, Rows<const A> x, double* sums) {
     }
 }
 
-// Adds each row to `sums`, four rows at a time.
-template <class A>
+// Adds each row, or with SQUARES the squares of its numbers, to `sums`, four rows at a time.
+template <class A, bool SQUARES>
 void add_columns(int64_t rows, int64_t columns, Rows<const A> x, A* sums) {
+  const auto number = [](Vector<A> v) { return SQUARES ? v * v : v; };
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) {
     const A *a = x.row(r), *b = x.row(r + 1), *c = x.row(r + 2), *d = x.row(r + 3);
     for_vectors<A>(columns, [&](int64_t i, const auto& memory) {
-      const Vector<A> four = (memory.load(a + i) + memory.load(b + i)) + (memory.load(c + i) + memory.load(d + i));
-      memory.store(sums + i, memory.load(sums + i) + four);
+      const Vector<A> two = number(memory.load(a + i)) + number(memory.load(b + i));
+      const Vector<A> others = number(memory.load(c + i)) + number(memory.load(d + i));
+      memory.store(sums + i, memory.load(sums + i) + (two + others));
     });
   }
   for (; r < rows; ++r)
     for_vectors<A>(columns, [&](int64_t i, const auto& memory) {
-      memory.store(sums + i, memory.load(sums + i) + memory.load(x.row(r) + i));
+      memory.store(sums + i, memory.load(sums + i) + number(memory.load(x.row(r) + i)));
     });
 }
 
@@ -133,27 +135,27 @@ void move_sums(int64_t count, A* from, double* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i], from[i] = 0;
 }
 
-// Of each column: mean[c], and around[c], the squares around it; `sums` has been made by add_columns. Or with RAW
-// around[c] alone, the squares of what is there.
-template <class A, bool RAW>
-void column_moments(int64_t rows, int64_t columns, Rows<const A> x, const A* sums, double* mean, double* around) {
+// Of each column: mean[c], and around[c], the squares around it. `sums` has been made by add_columns.
+template <class A>
+void column_moments(int64_t rows, int64_t columns, Rows<const A> x, const A* sums, double* mean, double* around,
+                    const Soon& soon) {
   constexpr int64_t L = kLanes<A>;
   const A each = 1 / static_cast<A>(rows);
   for_vectors<A>(columns, [&](int64_t c, const auto& memory) {
-    const Vector<A> near = RAW ? Vector<A>{} : memory.load(sums + c) * each;
+    const Vector<A> near = memory.load(sums + c) * each;
     double off[L] = {}, squared[L] = {};
     for (int64_t first = 0; first < rows; first += kChain) {
       Vector<A> rest{}, squares{};
       for (int64_t r = first; r < std::min(first + kChain, rows); ++r) {
+        soon.fetch(r, c);
         const Vector<A> step = memory.load(x.row(r) + c) - near;
-        if (!RAW) rest += step;
-        squares += step * step;
+        rest += step, squares += step * step;
       }
       for (int64_t i = 0; i < L; ++i) off[i] += rest[i], squared[i] += squares[i];
     }
     for (int64_t i = 0; i < std::min(L, columns - c); ++i) {
       const double in_mean = off[i] / rows, all = squared[i] - off[i] * in_mean;
-      if (!RAW) mean[c + i] = near[i] + in_mean;
+      mean[c + i] = near[i] + in_mean;
       around[c + i] = all < 0 ? 0 : all;
     }
   });
@@ -215,7 +217,8 @@ struct GradInput {
 };
 
 template <class A, bool STATISTICS, bool FACTORS>
-void grad_input_rows(const RowPass<A>& pass, Rows<const A> d, const GradInput<A>& by, Rows<A> dx) {
+void grad_input_rows(const RowPass<A>& pass, Rows<const A> d, const GradInput<A>& by, Rows<A> dx, const Soon& soon,
+                     const Soon& soon_too) {
   for (int64_t r = 0; r < pass.rows; ++r) {
     const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
     const Factor<A, FACTORS> weight(by.weight, r);
@@ -223,6 +226,7 @@ void grad_input_rows(const RowPass<A>& pass, Rows<const A> d, const GradInput<A>
     const A* row = d.row(r);
     A* out = dx.row(r);
     for_vectors<A>(pass.columns, [&](int64_t c, const auto& memory) {
+      soon.fetch(r, c), soon_too.fetch(r, c);
       Vector<A> factor = weight.get(c, memory);
       if constexpr (STATISTICS != FACTORS) factor *= xhat.rstd.get(c, memory);
       memory.store(out + c, factor * memory.load(row + c) - constant.get(c, memory) -

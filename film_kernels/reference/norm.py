@@ -29,6 +29,19 @@ def _over_channels(problem: NormFilm, input: Tensor, weight: Tensor | None, bias
     return F.layer_norm(last, (problem.channels,), weight, bias, problem.eps).movedim(-1, problem.channel_dim)
 
 
+def _group_norm(problem: NormFilm, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Not of `functional`, which refuses groups of one element in a batch of one.
+
+    PyTorch 2.13's kernels for channels_last are not used: they lose all digits where the mean is far from 0, end the
+    process where weight or bias has a gradient and the input has none, and have no forward-mode derivative."""
+    given = None if weight is None else bias  # it cannot be differentiated in a bias without a weight
+    x = input.contiguous() if problem.channels_last else input
+    y = torch.group_norm(x, problem.num_groups, weight, given, problem.eps)  # type: ignore[arg-type]
+    if problem.channels_last and not torch._C._are_functorch_transforms_active():  # whose vmap knows no memory formats
+        y = y.contiguous(memory_format=problem.memory_format)
+    return y if given is bias else _affine(problem, y, None, bias)
+
+
 def normalised(problem: NormFilm, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """`weight * xhat + bias`, of the input's dtype."""
     if problem.norm == NO_NORM:
@@ -38,7 +51,7 @@ def normalised(problem: NormFilm, input: Tensor, weight: Tensor | None, bias: Te
     mixed = problem.parameter_dtype != problem.dtype  # which the library serves on some devices only
     x = input.to(problem.parameter_dtype) if mixed else input
     if problem.norm == "group":
-        y = F.group_norm(x, problem.num_groups, weight, bias, problem.eps)  # type: ignore[arg-type]
+        y = _group_norm(problem, x, weight, bias)
     elif problem.norm == "batch":
         y = F.batch_norm(x, None, None, weight, bias, True, 0.0, problem.eps)
     else:

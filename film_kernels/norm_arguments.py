@@ -39,7 +39,10 @@ def prepare(tensors: Tensors, options: tuple[Any, ...], running: Statistics) -> 
         running.check(options[_NORM], tensors[0])
         if not running.training and options[_NORM] == "batch":
             return _known_beforehand(tensors, options, running)
-    return _prepared(tensors, options)
+    problem, tensors = _prepared(tensors, options)
+    if problem.norm == "batch" and problem.eps == 0.0:
+        raise ValueError("eps must be more than 0 for norm='batch' in training, as for batch_norm, got 0.0")
+    return problem, tensors
 
 
 def _prepared(tensors: Tensors, options: tuple[Any, ...]) -> tuple[NormFilm, Tensors]:

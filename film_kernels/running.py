@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import scripted
-from .checks import finite, in_words
+from .checks import check_types, finite, in_words
 from .problems.norm_film import NormFilm
 
 
@@ -92,8 +92,7 @@ def _wide(tensor: Tensor | None) -> Tensor:
 def _check(name: str, tensor: Any, input: Tensor) -> None:
     if tensor is None:
         return
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    check_types((name,), (tensor,), 1)
     if tuple(tensor.shape) != tuple(input.shape[1:2]):
         raise ValueError(f"{name} must have shape (C,) = {in_words(input.shape[1:2])}, got {in_words(tensor.shape)}")
     if not tensor.is_floating_point():

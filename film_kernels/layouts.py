@@ -53,7 +53,8 @@ def is_channels_last(tensor: torch.Tensor) -> bool:
     contiguous = tensor.is_contiguous()
     if contiguous and tensor.stride(1) != 1:  # so nearly always: it has more than one position
         return False
-    if not contiguous and tensor.is_contiguous(memory_format=memory_format(True, rank - 2)):
+    mapped = torch._C._are_functorch_transforms_active()  # by a vmap, which can be asked for strides alone
+    if not contiguous and not mapped and tensor.is_contiguous(memory_format=memory_format(True, rank - 2)):
         return True
     return _strides_are_channels_last(tensor.shape, tensor.stride())
 

@@ -123,7 +123,7 @@ class VendorNormFilm(NormFilmKernels):
             lambda: _sum(dz * xhat, (0, *sums)).flatten(),
             lambda: _sum(dz, (0, *sums)).flatten(),
             lambda: _sum(of_gamma, sums).reshape(rows),
-            lambda: _sum(of_beta, sums).reshape(rows),
+            lambda: _sum(of_beta, sums).reshape(rows) if sums else of_beta.clone(),  # which may be `grad`
         )
         return tuple(
             one().to(dtype) if asked else None

@@ -142,6 +142,8 @@ class _Registered:
             names = ", ".join(self.operator.tensors)
             raise ValueError(f"wanted must have {self.count} values, one for each of {names}, got {len(wanted)}")
         for name, tensor in (("grad", grad), ("kept", kept)):
+            if tensor is None:  # the dispatcher takes that for an undefined tensor
+                raise ValueError(f"{name} must be a tensor, got None")
             if tensor.device != problem.device or tensor.layout is not torch.strided:
                 raise ValueError(
                     f"{name} must be a dense tensor on the device of input, {problem.device}, got {tensor.layout} on "

@@ -32,6 +32,7 @@ def prepare(tensors: Tensors, options: tuple[Any, ...], running: Statistics) -> 
         check_types(TENSORS, tensors, REQUIRED)
     offset = options[_OFFSET]
     if isinstance(offset, Tensor):
+        check_types(TENSORS, tensors, REQUIRED)
         tensors = _with_offset(tensors, offset, options[_CHANNEL_DIM])
         options = (*options[:_OFFSET], 0.0, *options[_OFFSET + 1 :])
     if options[_NORM] == "batch" or running.are_kept:
@@ -79,8 +80,8 @@ def _with_offset(tensors: Tensors, offset: Tensor, channel_dim: Any) -> Tensors:
     input, weight, bias, gamma, beta = tensors
     offset = arguments.one_number("gamma_offset", offset)
     if gamma is None:
-        channels = input.shape[1 if channel_dim == 1 and input.dim() > 1 else -1]
-        gamma = input.new_ones(channels)
+        sizes = input.shape[1:] if channel_dim == 1 else input.shape[-1:]
+        gamma = input.new_ones(sizes[:1])  # of an input without channels, which is refused later
     return input, weight, bias, gamma + offset, beta
 
 

@@ -63,7 +63,7 @@ class Statistics(NamedTuple):
         unbiased = found[1] * (count / (count - 1))
         for kept, value in ((self.mean, found[0]), (self.variance, unbiased)):
             if kept is not None:
-                kept.mul_(1 - self.momentum).add_(value.to(kept.dtype), alpha=self.momentum)
+                kept.copy_(_wide(kept) * (1 - self.momentum) + value * self.momentum)  # rounded once
 
 
 def of_layer(layer: nn.modules.batchnorm._BatchNorm) -> Statistics:

@@ -45,7 +45,7 @@ def _group_norm(problem: NormFilm, input: Tensor, weight: Tensor | None, bias: T
 def normalised(problem: NormFilm, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """`weight * xhat + bias`, of the input's dtype."""
     if problem.norm == NO_NORM:
-        return _affine(problem, input, weight, bias)
+        return _affine(problem, input, weight, bias).to(problem.dtype)
     if 0 in problem.input_shape:  # the library refuses some of these; an empty result still belongs to the graph
         return input + sum(t.sum() * 0 for t in (weight, bias) if t is not None)
     mixed = problem.parameter_dtype != problem.dtype  # which the library serves on some devices only

@@ -22,11 +22,15 @@ def _over_channels(problem: NormFilm, input: Tensor, weight: Tensor | None, bias
     """Normalised over the channels of a position, which the library wants last."""
     if problem.norm == "l2":
         return _affine(problem, F.normalize(input, dim=problem.channel_dim, eps=problem.eps), weight, bias)
-    last = input.movedim(problem.channel_dim, -1)
+    dims = range(1, input.dim())  # `permute`, for PyTorch's older ONNX exporter writes a wrong `movedim`
+    first = problem.channel_dim == 1
+    last = input.permute(0, *dims[1:], 1) if first else input
     if problem.norm == "rms":
-        y = F.rms_norm(last, (problem.channels,), weight, problem.eps).movedim(-1, problem.channel_dim)
-        return _affine(problem, y, None, bias)
-    return F.layer_norm(last, (problem.channels,), weight, bias, problem.eps).movedim(-1, problem.channel_dim)
+        y = F.rms_norm(last, (problem.channels,), weight, problem.eps)
+    else:
+        y = F.layer_norm(last, (problem.channels,), weight, bias, problem.eps)
+    y = y.permute(0, input.dim() - 1, *dims[:-1]) if first else y
+    return _affine(problem, y, None, bias) if problem.norm == "rms" else y
 
 
 def _group_norm(problem: NormFilm, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,9 +54,9 @@ class Backend:
     name: str
     kernels: tuple[Kernels, ...]  # one for each operator that it serves
 
-    @functools.cached_property
-    def _by_record(self) -> dict[type, Kernels]:
-        return {kernels.record: kernels for kernels in self.kernels}
+    def __init__(self) -> None:
+        # not when it is first asked for: that may be by torch.compile, which does not trace every `cached_property`
+        self._by_record: dict[type, Kernels] = {kernels.record: kernels for kernels in self.kernels}
 
     def unavailable(self) -> str | None:
         """Why nothing can be served on this machine, or None."""

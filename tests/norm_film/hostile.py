@@ -1,0 +1,147 @@
+"""Calls of norm_film's operators that are spoiled in some way, the registered ones and those of the CPU library.
+
+As a program it ends with a message only where none of them ended the process:
+`python -m tests.norm_film.hostile SEED COUNT`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import film_kernels
+from tests.helpers.door_calls import _ABSURD, _ABSURD_NUMBERS, _SPOILERS
+
+assert film_kernels.available_backends()["cpu"] is None  # which registers the operators too
+
+NORMS = ("group", "batch", "channel", "rms", "l2", "none")
+TENSORS = ("input", "weight", "bias", "gamma", "beta", "grad", "kept", "statistics")
+OF_BACKWARD = ("grad", "kept", "statistics")
+
+
+def right_calls(
+    shape: tuple[int, ...],
+    norm: str = "group",
+    groups: int = 2,
+    channel_dim: int = 1,
+    activation: int = 3,
+    position: int = 1,
+    dtype: torch.dtype = torch.float32,
+    parameter_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    backend: str = "cpu",
+) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """An operator and the arguments of a right call of it, by the operator's name."""
+    n, c = shape[0], shape[channel_dim]
+    draw = lambda shape, dtype=dtype: torch.randn(shape).to(dtype)  # noqa: E731
+    x, grad = draw(shape), draw(shape)
+    if channels_last:
+        x, grad = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, grad))
+    of_parameters = parameter_dtype or dtype
+    tensors = {
+        "input": x, "weight": draw(c, of_parameters), "bias": draw(c, of_parameters), "gamma": draw((n, c)),
+        "beta": draw((n, c)),
+    }  # fmt: skip
+    positions = x.numel() // max(n * c, 1)
+    count = {"group": n * groups, "batch": c, "none": 0}.get(norm, n * positions)
+    rows = 0 if norm == "none" else 1 if norm in ("rms", "l2") else 2
+    kept = torch.rand(rows, count, dtype=torch.float64 if dtype == torch.float64 else torch.float32) + 0.5
+    lib, named = torch.ops.film_kernels_cpu, torch.ops.film_kernels
+    codes = {"geometry": [NORMS.index(norm), groups, channel_dim, activation, position], "numbers": [1e-5, 0.1, 1.0]}
+    names = list(film_kernels.activations.ACTIVATIONS)
+    options = {
+        "norm": norm, "num_groups": groups if norm == "group" else None, "eps": 1e-5, "activation": names[activation],
+        "negative_slope": 0.1, "film_position": ("post", "pre")[position], "gamma_offset": 1.0,
+        "channel_dim": channel_dim, "backend": backend,
+    }  # fmt: skip
+    wanted = {f"{name}_wanted": True for name in tensors}
+    last = {"channels_last": channels_last}
+    return {
+        "norm_forward": (lib.norm_forward, {**tensors, **codes, **last}),
+        "norm_backward": (lib.norm_backward, {"grad": grad, "statistics": kept, **tensors, **wanted, **codes, **last}),
+        "norm_film": (named.norm_film, {**tensors, **options, "keep": True, **last}),
+        "norm_film_backward": (
+            named.norm_film_backward, {"grad": grad, "kept": kept, **tensors, **options, "wanted": [True] * 5, **last},
+        ),
+    }  # fmt: skip
+
+
+def _drawn(r: random.Random) -> dict[str, tuple[Any, dict[str, Any]]]:
+    norm, groups = r.choice(NORMS), r.choice([1, 2, 3])
+    spatial = [r.choice([1, 2, 5, 17]) for _ in range(r.choice([0, 1, 2, 2, 3]))]
+    n, c = r.choice([0, 1, 2, 3]), groups * r.choice([1, 2, 7])
+    dim = -1 if norm not in ("group", "batch") and r.random() < 0.3 else 1
+    dtype = r.choice([torch.float32, torch.float64, torch.bfloat16, torch.float16])
+    mixed = torch.float32 if dtype in (torch.bfloat16, torch.float16) and r.random() < 0.5 else None
+    return right_calls(
+        (n, c, *spatial) if dim == 1 else (n, *spatial, c), norm, groups, dim, r.randrange(9), r.randrange(2), dtype,
+        mixed, len(spatial) > 1 and dim == 1 and r.random() < 0.5, r.choice(["", "cpu", "vendor", "reference"]),
+    )  # fmt: skip
+
+
+def _spoil(arguments: dict[str, Any], name: str, r: random.Random) -> None:
+    value = arguments[name]
+    if name in TENSORS:
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # not every tensor can be spoiled in every way
+            arguments[name] = r.choice(_SPOILERS)(value, r) if isinstance(value, Tensor) else None
+    elif isinstance(value, list):
+        at = r.randrange(len(value))
+        absurd = _ABSURD_NUMBERS if name == "numbers" else (True, False) if name == "wanted" else _ABSURD
+        arguments[name] = [*value[:at], r.choice(absurd), *value[at + r.choice([0, 1, 1, 1, 1, 2]) :]]
+    elif isinstance(value, bool):
+        arguments[name] = not value
+    elif isinstance(value, str):
+        arguments[name] = r.choice(["", "relu", "post", "l2", "none", "batch", "vendor", "x" * 1000, "\0"])
+    elif isinstance(value, float):
+        arguments[name] = r.choice(_ABSURD_NUMBERS)
+    else:
+        arguments[name] = r.choice([None, *_ABSURD])
+
+
+def _has_its_memory(t: Any) -> bool:
+    if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta or t.is_nested or t.numel() == 0:
+        return True
+    last = t.storage_offset() + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return (last + 1) * t.element_size() <= t.untyped_storage().nbytes()
+
+
+def hostile_calls(seed: int, count: int) -> tuple[int, int]:
+    """How many of `count` drawn calls gave a result, and how many raised."""
+    r = random.Random(seed)
+    torch.manual_seed(seed)
+    answered = raised = 0
+    for _ in range(count):
+        operator, arguments = r.choice(list(_drawn(r).values()))
+        for name in r.sample(list(arguments), r.choice([0, 1, 1, 1, 2, 3])):
+            _spoil(arguments, name, r)
+        if arguments.get("backend", "cpu") != "cpu" and not all(map(_has_its_memory, arguments.values())):
+            continue  # PyTorch's own operators read memory that was given back
+        try:
+            results = operator(**arguments)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, OverflowError):
+            raised += 1
+        else:
+            answered += 1
+            for t in results:
+                if not t.is_meta:
+                    t.sum().item()  # reads all of it
+    return answered, raised
+
+
+def main() -> None:
+    if "FILM_KERNELS_SANITIZED" not in os.environ:  # a sanitizer takes terabytes of addresses for itself
+        resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+    torch.set_num_threads(2)
+    answered, raised = hostile_calls(int(sys.argv[1]), int(sys.argv[2]))
+    print(f"{answered} answered, {raised} raised")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,13 @@ struct NormProblem {
     if (norm == Norm::batch) return channels;
     return norm == Norm::none ? 0 : batch * positions;
   }
+  // How many elements have statistics in common.
+  int64_t group_size() const {
+    if (norm == Norm::group) return channels / groups * positions;
+    return norm == Norm::batch ? batch * positions : channels;
+  }
+  // Whether each element is its own mean: then dx is 0, exactly.
+  bool is_constant() const { return takes_mean() && group_size() == 1; }
   // Two rows, means and variances; or the latter alone. (rms: mean squares, l2: lengths.)
   int64_t statistics_rows() const { return norm == Norm::none ? 0 : takes_mean() ? 2 : 1; }
 };

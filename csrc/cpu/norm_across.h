@@ -22,6 +22,11 @@ class Affine {
     return by;
   }
   const A* weight(int64_t n, int64_t channel) const { return factors_.weight(n * channels_ + channel); }
+  // The same of dx, which is 0 where each element is its own mean.
+  const A* weight_of_dx(const NormProblem& p, int64_t n, int64_t channel) const {
+    static constexpr A kNone = 0;
+    return p.is_constant() ? &kNone : weight(n, channel);
+  }
 
  private:
   int64_t channels_;
@@ -42,9 +47,11 @@ struct Kept {
 template <class A>
 void set_terms(const NormProblem& p, A second, A rstd, double all, double along, A* constant, A* slope) {
   const double size = p.norm == Norm::l2 ? 1 : static_cast<double>(p.channels);
-  *constant = p.takes_mean() ? static_cast<A>(rstd * all / size) : A(0);
+  *constant = p.takes_mean() && !p.is_constant() ? static_cast<A>(rstd * all / size) : A(0);
   // A length below eps does not count, and so has no derivative.
-  *slope = p.norm == Norm::l2 && second < static_cast<A>(p.eps) ? A(0) : static_cast<A>(rstd * along / size);
+  *slope = p.is_constant() || (p.norm == Norm::l2 && second < static_cast<A>(p.eps))
+               ? A(0)
+               : static_cast<A>(rstd * along / size);
 }
 
 }  // namespace film::FILM_ISA

@@ -91,7 +91,8 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
           set_terms<A>(p, kept.second[first + r], rstd[r], all[r], along[r], constant + r, slope_of_xhat + r);
         const StoredRows to = parts.stored(args.grad_input, some);
         const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-        grad_input_rows<A, false, true>(pass, {worker.d, C}, {affine.weight(some.n, 0), constant, slope_of_xhat}, dx,
+        grad_input_rows<A, false, true>(pass, {worker.d, C},
+                                        {affine.weight_of_dx(p, some.n, 0), constant, slope_of_xhat}, dx,
                                         soon(to, p.dtype), soon(to, p.dtype));
         narrow_rows(to, p.dtype, some.rows, C, dx);
       });

@@ -176,7 +176,7 @@ void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) 
         const StoredRows to = tiles.stored(args.grad_input, tile, channel);
         const Rows<A> dx = target<A>(to, p.dtype, columns, worker.out);
         grad_input_rows<A, true, false>(pass_of(channel, rows), {worker.d + channel * columns, columns},
-                                        {affine.weight(n, channel), worker.constant, worker.slope}, dx,
+                                        {affine.weight_of_dx(p, n, channel), worker.constant, worker.slope}, dx,
                                         soon(to, p.dtype), soon(to, p.dtype));
         narrow_rows(to, p.dtype, rows, columns, dx);
       });

@@ -199,7 +199,7 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
           all += weight[c] * d[c], along += weight[c] * of_xhat[c];
         }
       });
-      if (!normalises) continue;
+      if (!normalises || p.is_constant()) continue;
       for_samples([&](int64_t first) {
         std::fill_n(constant + first, regions.group_channels, static_cast<A>(all / size));
         std::fill_n(slope_of_xhat + first, regions.group_channels, static_cast<A>(along / size * rstd));
@@ -218,8 +218,10 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
         pass = differentiate(some, worker, d).first;
       const StoredRows to = parts.stored(args.grad_input, some);
       const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-      grad_input_rows<A, true, true>(pass, {d, C}, {factors.weight(first), constant + first, slope_of_xhat + first}, dx,
-                                     soon(to, p.dtype), soon(to, p.dtype));
+      grad_input_rows<A, true, true>(
+          pass, {d, C},
+          {p.is_constant() ? constant + first : factors.weight(first), constant + first, slope_of_xhat + first}, dx,
+          soon(to, p.dtype), soon(to, p.dtype));
       narrow_rows(to, p.dtype, some.rows, C, dx);
     });
   };

@@ -208,7 +208,7 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
       of_xhat[r] *= rstd;
       all += weight[r] * d[r], along += weight[r] * of_xhat[r];
     }
-    if (!normalises) return;
+    if (!normalises || p.is_constant()) return;
     std::fill_n(constant + first, groups.rows, static_cast<A>(all / size));
     std::fill_n(slope_of_xhat + first, groups.rows, static_cast<A>(along / size * rstd));
   };
@@ -224,9 +224,10 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
       pass = differentiate(group, b, worker, d).first;
     const StoredRows to = groups.stored(args.grad_input, group, b);
     const Rows<A> dx = target<A>(to, p.dtype, b.columns, worker.out);
-    grad_input_rows<A, false, false>(pass, {d, b.columns}, {factors.weight(at), constant + at, slope_of_xhat + at}, dx,
-                                     soon(groups.stored(args.input, groups.after(group), b), p.dtype),
-                                     soon(groups.stored(args.grad, groups.after(group), b), p.dtype));
+    grad_input_rows<A, false, false>(
+        pass, {d, b.columns}, {p.is_constant() ? constant + at : factors.weight(at), constant + at, slope_of_xhat + at},
+        dx, soon(groups.stored(args.input, groups.after(group), b), p.dtype),
+        soon(groups.stored(args.grad, groups.after(group), b), p.dtype));
     narrow_rows(to, p.dtype, b.rows, b.columns, dx);
   };
   in_stages(groups.shares(), [&] { return BackwardWorker<A>(keeps ? size : 0); }, prepare, sum, finish, apply);

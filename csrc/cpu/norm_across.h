@@ -10,8 +10,8 @@ namespace film::FILM_ISA {
 template <class A>
 class Affine {
  public:
-  Affine(const NormProblem& p, const FactorTable<A>& table, bool weights)
-      : channels_(p.channels), factors_(p, table, weights) {
+  Affine(const NormProblem& p, const FactorTable<A>& table, bool backward)
+      : channels_(p.channels), factors_(p, table, backward) {
     const A zero = 0, one = 1;
     for (int64_t n = 0; n < p.batch; ++n)
       factors_.template set<true, false>(n * channels_, channels_, 0, {&zero, &zero, &one});
@@ -20,6 +20,12 @@ class Affine {
     RowFactors<A> by = factors_.from(n * channels_ + channel);
     by.mean = mean, by.rstd = rstd;
     return by;
+  }
+  // The same with z in place of v.
+  RowPass<A> of_z(RowPass<A> pass, int64_t n, int64_t channel) const {
+    const RowFactors<A> by = factors_.of_z(n * channels_ + channel);
+    pass.by.scale = by.scale, pass.by.shift = by.shift;
+    return pass;
   }
   const A* weight(int64_t n, int64_t channel) const { return factors_.weight(n * channels_ + channel); }
   // The same of dx, which is 0 where each element is its own mean.

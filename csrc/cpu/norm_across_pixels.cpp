@@ -56,9 +56,9 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
   const FactorTable<A> table(p, args.by);
   const Affine<A> affine(p, table, true);
   const Kept<A> kept(p, const_cast<void*>(args.statistics));
-  const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
-  ChannelSums sums(p, parts.of_sample, true, post);
-  const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
+  const SumKinds kinds(p, args);
+  ChannelSums sums(p, parts.of_sample, true, kinds.count());
+  const Slope<A> slope = slope_of<A>(p.activation, kAlong, kinds.post);
   const int64_t C = p.channels, most = block_rows(C);
 
   share(p.batch * parts.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
@@ -81,11 +81,12 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
         std::fill_n(along.data(), most, 0);
         sum_backward<A, false, true>(
             pass, {worker.d, C}, {worker.sum(0), worker.sum(1), affine.weight(some.n, 0), all.data(), along.data()});
-        if (post) {
+        if (kinds.of_z) add_products<A, false, true>(affine.of_z(pass, some.n, 0), {worker.d, C}, worker.sum(2));
+        if (kinds.post) {
           add_columns<A, false>(some.rows, C, grad, worker.sum(2));
           add_columns<A, false>(some.rows, C, {worker.product, C}, worker.sum(3));
         }
-        for (int k = 0; k < (post ? 4 : 2); ++k) move_sums(C, worker.sum(k), sums.of_part(i, k));
+        for (int k = 0; k < kinds.count(); ++k) move_sums(C, worker.sum(k), sums.of_part(i, k));
         if (args.grad_input.data == nullptr) return;
         for (int64_t r = 0; r < some.rows; ++r)
           set_terms<A>(p, kept.second[first + r], rstd[r], all[r], along[r], constant + r, slope_of_xhat + r);

@@ -135,9 +135,9 @@ void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) 
   const FactorTable<A> table(p, args.by);
   const Affine<A> affine(p, table, true);
   const Kept<A> kept(p, const_cast<void*>(args.statistics));
-  const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
-  ChannelSums sums(p, tiles.of_sample, true, post);
-  const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
+  const SumKinds kinds(p, args);
+  ChannelSums sums(p, tiles.of_sample, true, kinds.count());
+  const Slope<A> slope = slope_of<A>(p.activation, kAlong, kinds.post);
 
   share(p.batch * tiles.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
     TileWorker<A> worker(p, tiles, true);
@@ -164,7 +164,9 @@ void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) 
                                       affine.weight(n, channel), worker.all, worker.along});
         move_sums<A>(columns, worker.all, worker.means.data());
         move_sums<A>(columns, worker.along, worker.squares.data());
-        if (!post) return;
+        if (kinds.of_z)
+          add_products<A, true, false>(affine.of_z(pass, n, channel), {d, columns}, sums.of_part(tile, 2) + channel);
+        if (!kinds.post) return;
         add_rows<A>(rows, columns, grad, sums.of_part(tile, 2) + channel);
         add_rows<A>(rows, columns, {worker.product, columns}, sums.of_part(tile, 3) + channel);
       });

@@ -74,13 +74,13 @@ struct Standing {
 template <class A>
 class AffineTable {
  public:
-  // With `weights` there is what dx multiplies d with, too.
-  AffineTable(const NormProblem& p, const FactorTable<A>& table, bool weights)
+  // With `backward` there is also what dx multiplies d with, and what makes z, which FiLM is given.
+  AffineTable(const NormProblem& p, const FactorTable<A>& table, bool backward)
       : post_(p.position == Position::post),
+        backward_(backward),
         table_(table),
         count_(p.batch * p.channels),
-        all_((weights && post_ ? 4 : 3) * count_),
-        weights_(weights && post_) {}
+        all_((backward ? 5 : 3) * count_) {}
 
   // Of `count` of them, from `first` on; weight and bias, which stand from `channel` on, and statistics are a number
   // each, or the same for all.
@@ -96,35 +96,53 @@ class AffineTable {
       scale[i] = w[c] * factor * by.rstd[s];
       shift[i] = b[c] * factor + added - scale[i] * by.rest[s];
     }
-    if (weights_)
-      for (int64_t i = 0; i < count; ++i) shift[count_ + i] = scale[i] * gamma[i];
+    if (!backward_) return;
+    A *more = shift + count_, *z_shift = more + count_;
+    for (int64_t i = 0; i < count; ++i) {
+      more[i] = post_ ? scale[i] * gamma[i] : w[CHANNELS ? i : 0] * by.rstd[STATISTICS ? i : 0];
+      z_shift[i] = b[CHANNELS ? i : 0];
+    }
   }
   RowFactors<A> from(int64_t first) const {
     const A* at = all_ + first;
     return {at, nullptr, at + count_, at + 2 * count_, table_.gamma() + first, table_.beta() + first};
   }
   // What dx multiplies d with.
-  const A* weight(int64_t first) const { return all_ + (weights_ ? 3 : 1) * count_ + first; }
+  const A* weight(int64_t first) const { return all_ + (post_ ? 3 : 1) * count_ + first; }
+  // z = weight * xhat + bias in place of v; where FiLM comes after the activation they are the same.
+  RowFactors<A> of_z(int64_t first) const {
+    const A* at = all_ + first;
+    return {at, nullptr, at + 3 * count_, at + 4 * count_};
+  }
 
  private:
-  bool post_;
+  bool post_, backward_;
   const FactorTable<A>& table_;
   int64_t count_;
   Scratch<A> all_;
-  bool weights_;
 };
 
-// The gradients of the factors, from the sums of each channel of each sample, which stand as gamma and beta do.
+// What backward sums for each channel of each sample: d, d * xhat, and what more the factors' gradients are made of.
+struct SumKinds {
+  bool post;  // FiLM comes after the activation: grad, grad * act(v)
+  bool of_z;  // d * z, for with a bias its two parts may be large where dgamma is small
+
+  SumKinds(const NormProblem& p, const NormBackwardArgs& args)
+      : post(p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr)),
+        of_z(p.position == Position::pre && args.grad_gamma != nullptr && args.by.bias.data != nullptr) {}
+  int count() const { return post ? 4 : of_z ? 3 : 2; }
+};
+
+// The gradients of the factors, from these sums, in this order; they stand as gamma and beta do.
 struct FactorSums {
-  const double *d, *along;       // sum d, sum d * xhat
-  const double *grad, *product;  // sum grad, sum grad * act(v); of FiLM that comes after the activation
+  const double *d, *along, *third, *product;
 };
 
 template <class A>
 void finish_factors(const NormProblem& p, const NormBackwardArgs& args, const FactorTable<A>& table,
                     const FactorSums& sums) {
   if (!args.sums_wanted()) return;
-  const bool post = p.position == Position::post;
+  const SumKinds kinds(p, args);
   const auto of_channels = [&](int64_t first, int64_t last, auto element) {
     using T = decltype(element);
     T *grad_gamma = static_cast<T*>(args.grad_gamma), *grad_beta = static_cast<T*>(args.grad_beta);
@@ -134,10 +152,9 @@ void finish_factors(const NormProblem& p, const NormBackwardArgs& args, const Fa
         const int64_t at = table.at(n, c), to = n * p.channels + c;
         const double d = sums.d[at], along = sums.along[at], gamma = table.gamma()[at];
         weight[c - first] += gamma * along, bias[c - first] += gamma * d;
-        if (grad_gamma != nullptr)
-          grad_gamma[to] =
-              narrow<T>(static_cast<A>(post ? sums.product[at] : table.weight()[c] * along + table.bias()[c] * d));
-        if (grad_beta != nullptr) grad_beta[to] = narrow<T>(static_cast<A>(post ? sums.grad[at] : d));
+        const double of_film = kinds.post ? sums.product[at] : kinds.of_z ? sums.third[at] : table.weight()[c] * along;
+        if (grad_gamma != nullptr) grad_gamma[to] = narrow<T>(static_cast<A>(of_film));
+        if (grad_beta != nullptr) grad_beta[to] = narrow<T>(static_cast<A>(kinds.post ? sums.third[at] : d));
       }
     }
     with_storage<A>(p.parameter_dtype, [&](auto parameter) {

@@ -71,10 +71,10 @@ struct PartWorker {
 // What backward sums for each channel: of a part, and of all of a sample in the end.
 class ChannelSums {
  public:
-  ChannelSums(const NormProblem& p, int64_t parts_of_sample, bool wanted, bool post)
+  ChannelSums(const NormProblem& p, int64_t parts_of_sample, bool wanted, int kinds)
       : channels_(p.channels),
         of_sample_(parts_of_sample),
-        kinds_(post ? 4 : 2),
+        kinds_(kinds),
         of_parts_(wanted ? p.batch * of_sample_ * kinds_ * channels_ : 0),
         all_(wanted ? kinds_ * p.batch * channels_ : 0),
         step_(p.batch * channels_) {}

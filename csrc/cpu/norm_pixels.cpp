@@ -131,11 +131,11 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
   const int64_t C = p.channels, channels = p.batch * C, of_region = regions.samples * parts.of_sample;
   const AffineTable<A> factors(p, table, true);
   const Scratch<A> constant(channels), slope_of_xhat(channels);  // of dx
-  const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
+  const SumKinds kinds(p, args);
   const bool normalises = p.norm != Norm::none, dx_wanted = args.grad_input.data != nullptr;
   const bool sums_wanted = args.sums_wanted() || normalises;
-  ChannelSums sums(p, parts.of_sample, sums_wanted, post);
-  const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
+  ChannelSums sums(p, parts.of_sample, sums_wanted, kinds.count());
+  const Slope<A> slope = slope_of<A>(p.activation, kAlong, kinds.post);
   const A* statistics = static_cast<const A*>(args.statistics);
   const int64_t count = p.statistics();
   const double size = static_cast<double>(regions.group_channels * regions.samples * p.positions);
@@ -174,11 +174,16 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
       A* d = place(region, some, worker);
       const auto [pass, grad] = differentiate(some, worker, d);
       sum_backward<A, true, true>(pass, {d, C}, {worker.sum(0), worker.sum(1)});
-      if (post) {
+      if (kinds.of_z) {
+        RowPass<A> z = pass;
+        z.by = factors.of_z(some.n * C);
+        add_products<A, true, true>(z, {d, C}, worker.sum(2));
+      }
+      if (kinds.post) {
         add_columns<A, false>(some.rows, C, grad, worker.sum(2));
         add_columns<A, false>(some.rows, C, {worker.product, C}, worker.sum(3));
       }
-      for (int i = 0; i < (post ? 4 : 2); ++i) move_sums(C, worker.sum(i), sums.of_part(at, i));
+      for (int i = 0; i < kinds.count(); ++i) move_sums(C, worker.sum(i), sums.of_part(at, i));
     });
   };
   const auto finish = [&](int64_t region) {
@@ -194,9 +199,13 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
       for_samples([&](int64_t first) {
         const A* weight = factors.weight(first);
         double *d = sums.d() + first, *of_xhat = sums.along() + first;
-        for (int64_t c = 0; c < regions.group_channels; ++c) {
-          of_xhat[c] *= rstd;
-          all += weight[c] * d[c], along += weight[c] * of_xhat[c];
+        for (int64_t begin = 0; begin < regions.group_channels; begin += kChain) {
+          double part = 0, part_along = 0;
+          for (int64_t c = begin; c < std::min(begin + kChain, regions.group_channels); ++c) {
+            of_xhat[c] *= rstd;
+            part += weight[c] * d[c], part_along += weight[c] * of_xhat[c];
+          }
+          all += part, along += part_along;
         }
       });
       if (!normalises || p.is_constant()) continue;

@@ -156,11 +156,11 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
   const AffineTable<A> factors(p, table, true);
   const int64_t rows = p.batch * p.channels;
   const Scratch<A> constant(rows), slope_of_xhat(rows);  // of dx
-  const bool post = p.position == Position::post && (args.grad_gamma != nullptr || args.grad_beta != nullptr);
+  const SumKinds kinds(p, args);
   const bool normalises = p.norm != Norm::none, dx_wanted = args.grad_input.data != nullptr;
   const bool sums_wanted = args.sums_wanted() || normalises;
-  const Sums sums(rows, groups.chunks(), !sums_wanted ? 0 : post ? 4 : 2);
-  const Slope<A> slope = slope_of<A>(p.activation, kAlong, post);
+  const Sums sums(rows, groups.chunks(), sums_wanted ? kinds.count() : 0);
+  const Slope<A> slope = slope_of<A>(p.activation, kAlong, kinds.post);
   const A* statistics = static_cast<const A*>(args.statistics);
   const int64_t size = groups.rows * groups.columns;  // of a group
 
@@ -193,7 +193,12 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     const auto [pass, grad] = differentiate(group, b, worker, d);
     const int64_t row = groups.number(group, b.row), chunk = b.column / groups.block_columns;
     sum_backward<A, false, false>(pass, {d, b.columns}, {sums.part(0, row) + chunk, sums.part(1, row) + chunk});
-    if (!post) return;
+    if (kinds.of_z) {
+      RowPass<A> z = pass;
+      z.by = factors.of_z(row);
+      add_products<A, false, false>(z, {d, b.columns}, sums.part(2, row) + chunk);
+    }
+    if (!kinds.post) return;
     add_rows<A>(b.rows, b.columns, grad, sums.part(2, row) + chunk);
     add_rows<A>(b.rows, b.columns, {worker.product, b.columns}, sums.part(3, row) + chunk);
   };
@@ -204,9 +209,13 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     const A* weight = factors.weight(first);
     double *d = sums.row(0, first), *of_xhat = sums.row(1, first), all = 0, along = 0;
     sums.add_up(first, groups.rows);
-    for (int64_t r = 0; r < groups.rows; ++r) {
-      of_xhat[r] *= rstd;
-      all += weight[r] * d[r], along += weight[r] * of_xhat[r];
+    for (int64_t begin = 0; begin < groups.rows; begin += kChain) {
+      double some = 0, some_along = 0;
+      for (int64_t r = begin; r < std::min(begin + kChain, groups.rows); ++r) {
+        of_xhat[r] *= rstd;
+        some += weight[r] * d[r], some_along += weight[r] * of_xhat[r];
+      }
+      all += some, along += some_along;
     }
     if (!normalises || p.is_constant()) return;
     std::fill_n(constant + first, groups.rows, static_cast<A>(all / size));

@@ -209,6 +209,29 @@ void sum_backward(const RowPass<A>& pass, Rows<const A> d, const BackwardSums<A,
   }
 }
 
+// The sum of d * v for each channel: of each row, added to doubles, or with FACTORS of each column.
+template <class A, bool STATISTICS, bool FACTORS>
+void add_products(const RowPass<A>& pass, Rows<const A> d, Sum<A, !FACTORS>* sums) {
+  LaneSums<A> lanes;
+  for (int64_t r = 0; r < pass.rows; ++r) {
+    const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
+    const Factor<A, FACTORS> scale(pass.by.scale, r), shift(pass.by.shift, r);
+    for (int64_t first = 0; first < pass.columns; first += kChain * kLanes<A>) {
+      Vector<A> all{};
+      for_vectors<A>(std::min(pass.columns - first, kChain * kLanes<A>), [&](int64_t column, const auto& memory) {
+        const int64_t c = first + column;
+        const Vector<A> v = scale.get(c, memory) * xhat.get(c, memory) + shift.get(c, memory);
+        const Vector<A> product = memory.load(d.row(r) + c) * v;
+        if constexpr (FACTORS)
+          memory.store(sums + c, memory.load(sums + c) + product);
+        else
+          all += product;
+      });
+      if constexpr (!FACTORS) lanes.add(all, sums + r);
+    }
+  }
+}
+
 // dx = weight * d - constant - xhat * slope, where weight is of channels and the others are of groups; with statistics
 // and factors that vary different ways weight is multiplied by rstd.
 template <class A>

@@ -20,8 +20,9 @@ from .swap import checkpointed
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any] | None
 
 
-def find_film(model: nn.Module, example_inputs: Inputs = None) -> list[Site]:
-    """Every place in `model` where a convolution's output, or a norm's, meets a scale and shift per sample and channel.
+def find_film(model: nn.Module, example_inputs: Inputs = None, *, norms: bool = True) -> list[Site]:
+    """Every place in `model` where a convolution's output, or a norm's, meets a scale and shift per sample and channel;
+    and where a norm's output meets an activation, if `film_kernels.norm_film` serves both.
 
     That is a scale or shift, with one value a channel, that depends on what the model is called with; or a scale by
     parameters, whose gamma may be a task's own, unless a norm stands before it: then it is the norm's. A shift by
@@ -30,12 +31,13 @@ def find_film(model: nn.Module, example_inputs: Inputs = None) -> list[Site]:
     a site is listed only where a scale and a shift of each sample are made of the same conditioning.
 
     Args:
-        model: any module. Sites depend on its mode: a BatchNorm in training cannot be taken into a kernel.
+        model: any module. Sites depend on its mode: a dropout in training cannot be taken into a kernel.
         example_inputs: a tensor, the tuple of positional arguments, or a dict of keyword arguments. The model is run
             on them once, and its buffers, attributes and random numbers are restored afterwards; so control flow,
             graph breaks and shapes are seen as they are. Without them the model is traced symbolically, which has
             narrower limits, and knows no shapes. Where Dynamo is turned off (TORCHDYNAMO_DISABLE=1,
             `torch.compiler.set_stance("force_eager")`) it is traced so too, and shapes come from the inputs.
+        norms: False leaves out norms and activations that have nothing to do with FiLM, as for `film_kernels.fuse`.
 
     Returns:
         The sites in the order of execution, fusable or not; a module that is called twice has two.
@@ -48,14 +50,14 @@ def find_film(model: nn.Module, example_inputs: Inputs = None) -> list[Site]:
     training = any(module.training for module in model.modules())
     if example_inputs is None:
         subject = "example_inputs must be given for this model: without them it"
-        return _sites_in(_symbolic(model, subject), {}, training)
+        return _sites_in(_symbolic(model, subject), {}, training, norms)
     args, kwargs = arguments_of(example_inputs)
     off = why_off()
     if off is not None:
         graph = _symbolic(model, f"{off} turns off Dynamo, through which example_inputs are run; and this model")
-        return _sites_in(_with_shapes(graph, model, args, kwargs), {}, training)
+        return _sites_in(_with_shapes(graph, model, args, kwargs), {}, training, norms)
     names = {id(module): name for name, module in model.named_modules()}
-    return [site for graph in _run(model, args, kwargs) for site in _sites_in(graph, names, training)]
+    return [site for graph in _run(model, args, kwargs) for site in _sites_in(graph, names, training, norms)]
 
 
 def check_model(model: Any) -> None:
@@ -77,9 +79,9 @@ def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def _sites_in(module: fx.GraphModule, names: Mapping[int, str], training: bool) -> list[Site]:
-    sites = [site_of(match, names, training) for match in matches(module.graph)]
-    return sites + [site for body in checkpointed(module) for site in _sites_in(body, names, training)]
+def _sites_in(module: fx.GraphModule, names: Mapping[int, str], training: bool, norms: bool) -> list[Site]:
+    sites = [site_of(match, names, training) for match in matches(module.graph, norms)]
+    return sites + [site for body in checkpointed(module) for site in _sites_in(body, names, training, norms)]
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[fx.GraphModule]:

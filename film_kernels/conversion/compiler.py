@@ -19,24 +19,25 @@ def film_kernels(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """`torch.compile(model, backend="film_kernels")`: fusable FiLM sites become calls of `film_kernels.conv_film`, then
-    Inductor compiles the graph.
+    """`torch.compile(model, backend="film_kernels")`: fusable sites become calls of `film_kernels.conv_film` and
+    `norm_film`, then Inductor compiles the graph.
 
     Args:
         module: Dynamo's graph; it is changed.
         example_inputs: Dynamo's.
         mode: Inductor's, as torch.compile takes it.
-        options: `{"backend": "eager"}`, or another of `torch._dynamo.list_backends()`, in place of Inductor; what else
-            there is, is Inductor's own (`torch._inductor.list_options()`).
+        options: `{"backend": "eager"}`, or another of `torch._dynamo.list_backends()`, in place of Inductor;
+            `{"norms": False}` as for `film_kernels.fuse`; what else there is, is Inductor's own
+            (`torch._inductor.list_options()`).
 
     Raises:
         ValueError: `mode`, or `options` that are Inductor's, for another backend.
     """
     patches = dict(options or {})
-    name = patches.pop("backend", "inductor")
+    name, norms = patches.pop("backend", "inductor"), patches.pop("norms", True)
     if name != "inductor" and (mode or patches):
         raise ValueError(f"mode={mode!r} and options {sorted(patches)} are Inductor's; options['backend'] is {name!r}")
-    swap(module)
+    swap(module, norms)
     if name == "inductor":
         from torch import _inductor  # takes a second, which only who compiles should spend
 

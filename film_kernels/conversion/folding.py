@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
-from ..functional import conv_film
+from ..functional import conv_film, norm_film
+from ..norm_modules import rms_eps
 
 Step = tuple[Any, ...]  # ("scale" | "shift" | "divide" | "subtract", factor) or ("batch_norm", mean, var, w, b, eps)
 _ACTIVATION: Step = ("activation",)
@@ -54,7 +55,81 @@ def conv_steps_film(
         input, weight, bias, gamma, beta, stride, padding, dilation, groups,
         activation=inside, negative_slope=negative_slope, film_position=film_position,
     )  # fmt: skip
-    for step in pending:
+    return _pending(y, pending, activation, negative_slope)
+
+
+def norm_steps_film(
+    input: Tensor,
+    norm: dict[str, Any],
+    before: Sequence[Step],
+    activation: str,
+    negative_slope: float,
+    after: Sequence[Step],
+    film_position: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`after(activation(before(norm(input))))` in `dtype` by `film_kernels.norm_film`, whose arguments in `norm` are
+    those of the normalisation.
+
+    What is the same for all samples in front of the activation goes into weight and bias, which may be float32 beside
+    an input of 16 bits; the rest is gamma and beta, as in `conv_steps_film`.
+    """
+    input = input.to(dtype)
+    channel_dim, rank = norm["channel_dim"], input.dim() - 2
+    options = _options_of(norm, input)
+    channels = input.shape[channel_dim]
+
+    def composed(steps: Sequence[Step]) -> tuple[Rows, Rows]:
+        return compose(steps, rank, channel_dim)
+
+    count = 0
+    while count < len(before) and _is_of_all_samples(before[count], rank, channel_dim):
+        count += 1
+    steps = [*after] if film_position == "post" else [*before[count:]]
+    number = _length_of_one(steps, lambda step: True) if dtype == torch.float16 else len(steps)
+    taken, pending = steps[:number], steps[number:]
+    if pending and film_position == "pre":
+        pending.append(_ACTIVATION)
+    weight, bias = _affine(options.pop("weight"), options.pop("bias"), composed(before[:count]), channels, input)
+    gamma, beta = (None if one is None else _rows(one, channels, input).to(dtype) for one in composed(taken))
+    inside = "none" if _ACTIVATION in pending else activation
+    y = norm_film(
+        input, weight=weight, bias=bias, gamma=gamma, beta=beta,
+        activation=inside, negative_slope=negative_slope, film_position=film_position, **options,
+    )  # fmt: skip
+    return _pending(y, pending, activation, negative_slope).to(dtype)
+
+
+def _options_of(norm: dict[str, Any], input: Tensor) -> dict[str, Any]:
+    """Arguments of norm_film with what depends on the input: as many groups as channels, and rms_norm's own eps."""
+    options = dict(norm)
+    if options["num_groups"] == 0:
+        options["num_groups"] = input.shape[1]
+    if options["norm"] == "rms":
+        options["eps"] = rms_eps(input.dtype, options["eps"])
+    return options
+
+
+def _affine(
+    weight: Tensor | None, bias: Tensor | None, rows: tuple[Rows, Rows], channels: int, input: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a norm with a scale and a shift of all samples behind them, in the input's dtype, or in
+    float32 where they are wider."""
+    scale, shift = (None if one is None else _rows(one, channels, input)[0] for one in rows)
+    if scale is not None:
+        weight = scale if weight is None else _at_least_float32(weight) * scale
+        bias = None if bias is None else _at_least_float32(bias) * scale
+    if shift is not None:
+        bias = shift if bias is None else _at_least_float32(bias) + shift
+    given = [one.dtype for one in (weight, bias) if one is not None]
+    half = input.dtype in (torch.float16, torch.bfloat16) and all(dtype == input.dtype for dtype in given)
+    dtype = input.dtype if half else _at_least_float32(input).dtype
+    return tuple(None if one is None else one.to(dtype) for one in (weight, bias))  # type: ignore[return-value]
+
+
+def _pending(y: Tensor, steps: Sequence[Step], activation: str, negative_slope: float) -> Tensor:
+    """What is computed as the model has it behind a call."""
+    for step in steps:
         y = ACTIVATIONS[activation].apply(y, negative_slope) if step is _ACTIVATION else _as_written(y, step)
     return y
 
@@ -106,8 +181,8 @@ def _fits(step: Step) -> bool:
     return isinstance(value, (int, float)) and (value == 0 or 2**-10 <= abs(value) <= 2**10)
 
 
-def _is_of_all_samples(step: Step, spatial_rank: int) -> bool:
-    value = None if step[0] == "batch_norm" else _as_rows(step[1], spatial_rank)
+def _is_of_all_samples(step: Step, spatial_rank: int, channel_dim: int = 1) -> bool:
+    value = None if step[0] == "batch_norm" else _as_rows(step[1], spatial_rank, channel_dim)
     return not isinstance(value, Tensor) or value.shape[0] == 1
 
 
@@ -120,7 +195,7 @@ def _as_written(y: Tensor, step: Step) -> Tensor:
     return _WRITTEN[kind](y, values[0])
 
 
-def compose(steps: Sequence[Step], spatial_rank: int) -> tuple[Rows, Rows]:
+def compose(steps: Sequence[Step], spatial_rank: int, channel_dim: int = 1) -> tuple[Rows, Rows]:
     """(scale, shift) of all `steps` together, in float32 at least."""
     scale: Rows = None
     shift: Rows = None
@@ -130,7 +205,7 @@ def compose(steps: Sequence[Step], spatial_rank: int) -> tuple[Rows, Rows]:
         if kind == "batch_norm":
             one_scale, one_shift = _batch_norm(*values)
         else:
-            value = _as_rows(_at_least_float32(values[0]), spatial_rank)
+            value = _as_rows(_at_least_float32(values[0]), spatial_rank, channel_dim)
             if kind in ("scale", "divide"):
                 one_scale, one_shift = (value if kind == "scale" else 1 / value), None
             else:
@@ -178,11 +253,14 @@ def _batch_norm(
     return scale.unsqueeze(0), shift.unsqueeze(0)
 
 
-def _as_rows(factor: Tensor | float, spatial_rank: int) -> Tensor | float:
-    """A factor that broadcasts against (N, K, *out) without varying over positions, as (N | 1, K | 1)."""
+def _as_rows(factor: Tensor | float, spatial_rank: int, channel_dim: int = 1) -> Tensor | float:
+    """A factor that broadcasts against (N, K, *out), or (N, *out, K), without varying over positions, as (N | 1, K |
+    1)."""
     if not isinstance(factor, Tensor):
         return factor
     missing = spatial_rank + 2 - factor.dim()
+    if channel_dim == -1:
+        return factor.reshape(1 if missing > 0 else factor.shape[0], factor.shape[-1] if factor.dim() else 1)
     return factor.reshape((1,) * missing + tuple(factor.shape)).flatten(1) if missing > 0 else factor.flatten(1)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from .factors import is_conversion_to_itself
+from .norm_calls import before_widening
 
-_SIZES = (2, 3, 4, 5, 3)
-_SCALES = (1.0, 1e-4)  # of the small tensor: one shows the formula, the other its eps
-_HOMES = ("torch", "_operator")
+_SIZES = (2, 3, 4, 5, 6)
+_SCALES = (1.0, 1e-4, 1e8)  # of the small tensor: the first shows the formula, the others its eps and its limits
+_HOMES = ("torch", "_operator", "einops")
+_MOST_NUMBERS = 2**24
 
 
 def norm_written_as(
@@ -35,19 +38,47 @@ def norm_written_as(
     return None, None
 
 
+def is_norm_of(start: fx.Node, nodes: Sequence[fx.Node], inner: fx.Node, dims: tuple[int, ...], of: Tensor) -> bool:
+    """Whether `nodes` do nothing but bring the result of `start`, which is like `of`, to another layout for `inner`, a
+    norm over the last dimension, and back, so that it is one over `dims`. Views may hold sizes of the model's own, with
+    which only a tensor of that size can be run."""
+    for sizes in (_SIZES[: of.dim()], tuple(of.shape)):
+        if not all(isinstance(size, int) for size in sizes) or torch.Size(sizes).numel() > _MOST_NUMBERS:
+            continue
+        tensor = _numbers(sizes)
+        try:
+            result = _run(start, nodes, tensor, {inner: lambda x: x - x.mean(-1, keepdim=True)})
+        except Exception:
+            continue
+        expected = tensor - tensor.mean(dims, keepdim=True)
+        return result.shape == expected.shape and torch.allclose(result, expected, rtol=1e-9, atol=1e-9)
+    return False
+
+
 def _small_tensor(rank: int) -> Tensor:
+    return _numbers(_SIZES[:rank])
+
+
+def _numbers(sizes: Sequence[int]) -> Tensor:
     """The same at every call: random numbers are the user's."""
-    sizes = _SIZES[:rank]
     numbers = torch.arange(1, 1 + torch.Size(sizes).numel(), dtype=torch.float64, device="cpu")
     return (2 * torch.sin(1.7 * numbers) + 0.3).reshape(sizes)
 
 
-def _run(start: fx.Node, nodes: Sequence[fx.Node], tensor: Tensor) -> Tensor:
+def _run(
+    start: fx.Node,
+    nodes: Sequence[fx.Node],
+    tensor: Tensor,
+    instead: Mapping[fx.Node, Callable[[Tensor], Tensor]] = MappingProxyType({}),
+) -> Tensor:
     values: dict[fx.Node, Any] = {start: tensor.clone()}
     with torch.no_grad():
         for node in nodes:
+            if node in instead:
+                values[node] = instead[node](values[node.all_input_nodes[0]])
+                continue
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            if is_conversion_to_itself(node):
+            if is_conversion_to_itself(node) or before_widening(node) is not None:
                 values[node] = args[0]
             elif node.op == "call_method":
                 values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)

@@ -12,13 +12,13 @@ from torch import nn
 from .capture import Inputs, check_model, find_film
 from .dynamo import say_if_off
 from .method import install
-from .own_convolutions import methods_with_convolutions, modules_to_fuse
+from .own_layers import methods_with_layers, modules_to_fuse
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] = ()) -> Model:
-    """Make calls of `film_kernels.conv_film` of the fusable FiLM sites in `model`, which is changed itself.
+def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] = (), norms: bool = True) -> Model:
+    """Make calls of `film_kernels.conv_film` and `norm_film` of the fusable sites in `model`, which is changed itself.
 
     It is changed in place, as by `model.compile()`, because a second module beside it would drift apart from it: in
     mode, hooks, attributes, and in whatever knows modules by their class. What `model(...)` and `model.forward(...)`
@@ -30,11 +30,11 @@ def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] 
     dtypes or other arguments change, sites are found anew. (Of each method 1024 captures are kept; the next begins with
     none.) `torch.compile(model, backend="film_kernels")` is the same with Inductor behind it. Fused are
 
-    - forward of the model, and of its modules with a convolution, for those that are called by themselves, as `net` in
-      a method `policy.select_action`. A module that is called from another is captured with it, so that a convolution
-      and its FiLM may stand in two modules;
-    - other methods that call a convolution of their module's own and return something, as `encode` in
-      `def encode(self, x, g): return self.conv(x).relu() * g`, unless they loop over anything but convolutions.
+    - forward of the model, and of its modules with a convolution or norm, for those that are called by themselves, as
+      `net` in a method `policy.select_action`. A module that is called from another is captured with it, so that a
+      convolution and its FiLM may stand in two modules;
+    - other methods that call a convolution or norm of their module's own and return something, as `encode` in
+      `def encode(self, x, g): return self.conv(x).relu() * g`, unless they loop over anything but those.
       `@torch.compiler.disable` on one keeps it as it is;
     - the `methods` that are named. Of others, what runs in them beside fused modules runs as it is.
 
@@ -53,6 +53,8 @@ def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] 
             none is fusable, in the mode in which it is, is left as it is, unless `methods` are named. Without them,
             they are looked for when it is called.
         methods: names of more methods: of the model, "encode", or of a module in it, "net.encode".
+        norms: a norm with an activation behind it and no FiLM is one call too, as the same models have as many of them.
+            False leaves these as they are.
 
     Returns:
         `model`.
@@ -65,14 +67,14 @@ def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] 
     named = [_method(model, name) for name in _names(methods)]
     say_if_off()
     looked_for = example_inputs is not None and not named
-    if looked_for and not any(site.fusable for site in find_film(model, example_inputs)):
+    if looked_for and not any(site.fusable for site in find_film(model, example_inputs, norms=norms)):
         return model
     for module in modules_to_fuse(model):
-        for name in ("forward", *methods_with_convolutions(module)):
+        for name in ("forward", *methods_with_layers(module)):
             if _is_method(module, name):
-                install(module, name)
+                install(module, name, norms)
     for module, name in named:
-        install(module, name)
+        install(module, name, norms)
     return model
 
 

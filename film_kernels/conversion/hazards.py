@@ -20,9 +20,12 @@ def name_changed_values(graph: fx.Graph) -> None:
             node.args[0].replace_all_uses_with(node, lambda user, here=place[node]: place[user] > here)
 
 
-def what_changes_between(nodes: Sequence[fx.Node], reads: Sequence[tuple[Touched, fx.Node]]) -> str | None:
-    """Why the chain `nodes` cannot be computed at its end: a tensor is changed after it was read, or the two ends stand
-    in different contexts; None where it can. `reads` are the tensors that are read, each with the node that does."""
+def what_changes_between(
+    nodes: Sequence[fx.Node], reads: Sequence[tuple[Touched, fx.Node]], writes: Sequence[Touched] = ()
+) -> str | None:
+    """Why the chain `nodes` cannot be computed at its end: a tensor is changed after it was read, or read after it was
+    changed, or the two ends stand in different contexts; None where it can. `reads` are the tensors that are read, each
+    with the node that does, and `writes` those that are changed."""
     chain, readers = set(nodes), {reader for _, reader in reads}
     read: list[Touched] = []
     begun = False
@@ -32,13 +35,15 @@ def what_changes_between(nodes: Sequence[fx.Node], reads: Sequence[tuple[Touched
         begun = begun or here is nodes[0]
         if getattr(here.target, "__name__", "") in _CONTEXTS:
             if begun:
-                return "convolution and FiLM stand in different autocast or gradient modes"
+                return "what would be one call stands in different autocast or gradient modes"
             continue
+        if begun and here not in chain and any(may_share_memory(a, b) for a in here.all_input_nodes for b in writes):
+            return "what the norm changes is read before FiLM"
         changed = changed_by(here) if read and here not in chain else []
         if changed is None:
-            return f"between convolution and FiLM stands {_called(here)}, of which it is not known what it changes"
+            return f"in front of FiLM stands {_called(here)}, of which it is not known what it changes"
         if any(may_share_memory(one, other) for one in changed for other in read):
-            return "what the convolution or FiLM reads is changed in place in between"
+            return "what the call would read is changed in place in between"
         if here in readers:
             read += [value for value, reader in reads if reader is here]
     return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
@@ -34,7 +35,7 @@ class Link:
     @property
     def folds(self) -> bool:
         """Whether it is a scale and a shift that go into the fused call: its own, or a BatchNorm's."""
-        return bool(self.factors) or (isinstance(self.operation, Norm) and self.operation.reason is None)
+        return bool(self.factors) or isinstance(self.operation, Norm)
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,37 @@ class Match:
     """What a site begins with, a convolution where there is one, and what follows it up to its FiLM, or up to the
     activation after that.
 
+    One call serves it: of conv_film from the convolution on, or, where a norm stands before FiLM that is not a scale
+    and a shift by itself, of norm_film from that `norm` on; then `front` is what stands before it, which stays as it
+    is, and the norm itself. `links` are what the call takes in behind convolution or norm, in order, and `call` are
+    arguments of norm_film.
+
     FiLM is a scale or shift that comes with the call of the model. Where there is none, a scale by parameters counts:
     gamma may have been chosen by the name of a task, which the graph does not tell. Behind a norm such a scale is the
     norm's own, and a shift by parameters alone is a bias.
 
-    `links` are what stands behind the root, in order; `film` is the last scale or shift of the FiLM; `reason` says why
-    the site cannot be fused, and is None where it can."""
+    `film` is the last scale or shift of the FiLM, None where an activation follows the norm and there is none; `reason`
+    says why the site cannot be fused, and is None where it can."""
 
     root: Root
     links: tuple[Link, ...]
-    film: fx.Node
+    film: fx.Node | None
     reason: Reason | None
     by_parameters: bool = False  # whether a scale by parameters counts
+    front: tuple[Link, ...] = ()
+    norm: Norm | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def operator(self) -> str:
+        """Whose call it is."""
+        return "conv_film" if self.norm is None else "norm_film"
 
     @property
     def order(self) -> tuple[str, ...]:
         """The operations as found; a scale and a shift together, one of them FiLM's, are "film"."""
         names, pairs = ([self.root.name], [(False, False)]) if self.root.name else ([], [])
-        for link in self.links:
+        for link in (*self.front, *self.links):
             name, film = link.operation.name, link.is_film(self.by_parameters)
             own = not self.by_parameters and any(factor.kind in ("learnt", "fixed") for factor in link.factors)
             together = bool(names) and {names[-1], name} == {"scale", "shift"} and not pairs[-1][1]
@@ -72,16 +86,9 @@ class Match:
 
     @property
     def nodes(self) -> list[fx.Node]:
-        """From the root to the last one."""
-        return [self.root.node, *(link.operation.node for link in self.links)]
-
-    @property
-    def norm(self) -> Norm | None:
-        """What the site begins with, if that is a norm; otherwise the first that needs statistics, if there is one."""
-        if isinstance(self.root, Norm):
-            return self.root
-        norms = (link.operation for link in self.links if isinstance(link.operation, Norm))
-        return next((norm for norm in norms if norm.reason is not None), None)
+        """Those that one call stands for, from the first to the last."""
+        begin = [self.root.node] if self.norm is None else self.norm.nodes
+        return [*begin, *(link.operation.node for link in self.links)]
 
     @property
     def activation(self) -> Activation | None:

@@ -14,12 +14,13 @@ from .nodes import note_buffers, tensor_of
 from .reasons import Reason
 from .records import Convolution
 from .upward import Upward, Way
-from .without_convolution import match_without_convolution
+from .without_convolution import match_of_norm, match_without_convolution
 
 
-def matches(graph: fx.Graph) -> list[Match]:
+def matches(graph: fx.Graph, norms: bool = True) -> list[Match]:
     """Every place in `graph` where FiLM stands, fusable or not, in the graph's order: one for each convolution, and one
-    for each norm or other beginning without one."""
+    for each norm or other beginning without one. With `norms`, and every other norm with an activation that is
+    fusable."""
     note_buffers(graph)
     name_changed_values(graph)
     factors = Factors()
@@ -42,7 +43,12 @@ def matches(graph: fx.Graph) -> list[Match]:
     for match in others:
         if taken.isdisjoint(match.nodes):
             found.setdefault(match.root.node, match)
-    return [found[node] for node in sorted(found)]
+    all_of_them = [*found.values()]
+    taken = {node for match in all_of_them if match.reason is None for node in match.nodes}
+    for norm in upward.norms() if norms else ():
+        match = match_of_norm(norm, factors) if taken.isdisjoint(norm.nodes) else None
+        all_of_them += [] if match is None else [match]
+    return sorted(all_of_them, key=lambda match: match.root.node)
 
 
 def _first(ways: list[Way], factors: Factors, by_parameters: bool) -> Match | None:

@@ -29,9 +29,10 @@ class Fused:
     """One method of one module. The former method runs where somebody else traces or transforms the module; otherwise
     it runs in the graphs that Dynamo captures of it, with every fused method that it calls captured in the same."""
 
-    def __init__(self, name: str, own: str | None) -> None:
-        """`own` is the key under which the instance has a former method of its own, if it is not the class's."""
-        self.name, self.own = name, own
+    def __init__(self, name: str, own: str | None, norms: bool = True) -> None:
+        """`own` is the key under which the instance has a former method of its own, if it is not the class's; `norms`
+        is `fuse`'s."""
+        self.name, self.own, self.norms = name, own, norms
         self._captured: Callable[..., Any] | None = None
         self._watch = Watch(name)
 
@@ -45,7 +46,7 @@ class Fused:
         call = self._captured
         if call is None or self._watch.number > _MOST:
             self._watch = Watch(f"{type(module).__name__}.{self.name}")
-            call = self._captured = captured(_call, _swap_and_run, watch=self._watch)
+            call = self._captured = captured(_call, _swap_and_run[self.norms], watch=self._watch)
         try:
             return call(former, args, kwargs, torch.compiler.is_compiling, say_if_off)
         except BaseException:
@@ -53,7 +54,7 @@ class Fused:
             raise
 
 
-def install(module: nn.Module, name: str) -> None:
+def install(module: nn.Module, name: str, norms: bool) -> None:
     """Put a fused method before the method `name` of `module`, in the module's `__dict__`."""
     attributes = module.__dict__
     there = attributes.get(name)
@@ -63,8 +64,10 @@ def install(module: nn.Module, name: str) -> None:
             own = next(key for i in itertools.count() if (key := f"_film_kernels_former_{name}_{i}") not in attributes)
             attributes[own] = there
     elif there.__self__ is module:  # type: ignore[union-attr]
-        return
-    _bind(module, name, Fused(name, own))
+        if _fused_in(there).norms == norms:  # type: ignore[union-attr]
+            return
+        own = _fused_in(there).own  # type: ignore[union-attr]
+    _bind(module, name, Fused(name, own, norms))
 
 
 def _bind(module: nn.Module, key: str, fused: Fused) -> None:
@@ -110,7 +113,11 @@ def _reduce(module: nn.Module, protocol: Any) -> Any:
     """`module.__reduce_ex__`, which copy, deepcopy and pickle call: the class's, and the copies get methods that
     are bound to them. (With its `__dict__`, a shallow copy would get those of `module`.)"""
     attributes = module.__dict__
-    fused = {key: (one.name, one.own) for key, method in attributes.items() if (one := _fused_in(method)) is not None}
+    fused = {
+        key: (one.name, one.own, one.norms)
+        for key, method in attributes.items()
+        if (one := _fused_in(method)) is not None
+    }
     ours = {key: attributes.pop(key) for key in (*fused, _REDUCE, _REPLICATE) if key in attributes}
     try:
         reduced = type(module).__reduce_ex__(module, protocol)
@@ -124,11 +131,11 @@ def _reduce(module: nn.Module, protocol: Any) -> Any:
 
 
 def _rebuild(
-    make: Callable[..., nn.Module], arguments: tuple[Any, ...], fused: dict[str, tuple[str, str | None]]
+    make: Callable[..., nn.Module], arguments: tuple[Any, ...], fused: dict[str, tuple[str, str | None, bool]]
 ) -> nn.Module:
     module = make(*arguments)
-    for key, (name, own) in fused.items():
-        _bind(module, key, Fused(name, own))
+    for key, options in fused.items():
+        _bind(module, key, Fused(*options))
     return module
 
 
@@ -151,9 +158,18 @@ def _call(method, args, kwargs, is_compiling, otherwise):
     return method(*args, **kwargs)
 
 
-def _swap_and_run(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    swap(module)
+def _swap_and_run_with_norms(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    swap(module, norms=True)
     return as_it_is(module)
+
+
+def _swap_and_run_without_norms(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    swap(module, norms=False)
+    return as_it_is(module)
+
+
+# Functions with names of their own: Dynamo tells graphs of one backend from those of another by it.
+_swap_and_run = {True: _swap_and_run_with_norms, False: _swap_and_run_without_norms}
 
 
 def _is_watched() -> bool:

@@ -47,6 +47,12 @@ def arguments_of(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
+def first_argument(node: fx.Node) -> fx.Node | None:
+    """What a call does something to, where that is the result of a node."""
+    first = arguments_of(node, ("input",)).get("input")
+    return first if isinstance(first, fx.Node) else None
+
+
 def known_value(node: fx.Node) -> Any:
     """What the graph knows of `node`'s result: a fake tensor, several, a symbolic number, an attribute, or None."""
     if node.op == "get_attr" and "example_value" not in node.meta:

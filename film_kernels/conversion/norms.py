@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .nodes import arguments_of, is_one_of, module_of, target_of, tensor_of
-from .reasons import Reason
 from .records import Norm
 
 
@@ -66,11 +65,6 @@ def norm_of(node: fx.Node, passing: fx.Node) -> Norm | None:
     return None
 
 
-def why_no_norm(name: str) -> Reason:
-    """Why no kernel takes in a norm between a convolution and FiLM."""
-    return Reason(f"FiLM follows {name}, whose statistics need the whole result of the convolution first")
-
-
 def _norm(node: fx.Node, passing: fx.Node, kind: _Kind) -> Norm:
     given = _arguments(node, kind)
     channels, dims = _dimensions(kind.kind, given, tensor_of(passing))
@@ -79,30 +73,32 @@ def _norm(node: fx.Node, passing: fx.Node, kind: _Kind) -> Norm:
         node, passing, kind.kind if is_euclidean else "statistics", kind.name, _spelling(node), channels, dims,
         given.get("groups"), weight=given.get("weight"), bias=given.get("bias"),
         running_mean=given.get("running_mean"), running_var=given.get("running_var"),
-        eps=given.get("eps", _DEFAULT_EPS.get(kind.kind)), reason=why_no_norm(kind.name),
+        training=given.get("training", True) or given.get("running_mean") is None,
+        eps=given.get("eps", _DEFAULT_EPS.get(kind.kind)),
     )  # fmt: skip
 
 
 def _batch_norm(node: fx.Node, passing: fx.Node) -> Norm | None:
     module, given = module_of(node), _arguments(node, _BATCH)
     if isinstance(module, nn.modules.batchnorm._NormBase):
-        training, always = module.training or not module.track_running_stats, not module.track_running_stats
+        training = module.training or module.running_mean is None
     else:
-        training, always = given.get("training", False), given.get("running_mean") is None
+        training = given.get("training", False)
         if passing is not given["input"]:
             return None
-    reason = None
-    if always:
-        text = "FiLM follows a BatchNorm without running statistics: in every mode it needs those of the batch first"
-        reason = Reason(text)
-    elif training:
-        text = "a BatchNorm in training stands between convolution and FiLM: its statistics need the whole batch first"
-        reason = Reason(text, True, "freeze it")
     return Norm(
         node, passing, "batch", "batch_norm", _spelling(node),
         weight=given.get("weight"), bias=given.get("bias"), running_mean=given.get("running_mean"),
-        running_var=given.get("running_var"), eps=given.get("eps", 1e-5), reason=reason,
+        running_var=given.get("running_var"), training=training, momentum=given.get("momentum", 0.1),
+        is_synchronised=_is_synchronised(node), eps=given.get("eps", 1e-5),
     )  # fmt: skip
+
+
+def _is_synchronised(node: fx.Node) -> bool:
+    """Whether a SyncBatchNorm calls it. (In a graph of Dynamo's it is batch_norm as long as there is one process.)"""
+    within = list(node.meta.get("nn_module_stack", {}).values())
+    kinds = [target_of(node), *(kind for _, kind in within[-1:])]
+    return any(kind is nn.SyncBatchNorm for kind in kinds)
 
 
 def _spelling(node: fx.Node) -> str:

@@ -162,7 +162,7 @@ def _dropout(node: fx.Node, passing: fx.Node) -> Passing | None:
         active = (default if always else training is not False) and arguments.get("p", 0.5) != 0
     if not active:
         return Passing(node, "dropout")
-    text = "an active dropout stands between convolution and FiLM"
+    text = "an active dropout stands in front of FiLM"
     if always:
         text += ", in every mode: F.dropout is not told of training"
     return Passing(node, "dropout", Reason(text, not always, "move it behind FiLM"))
@@ -181,7 +181,7 @@ def _conversion(node: fx.Node, passing: fx.Node) -> Passing | None:
     if before is None or after is None or not same_shape(before, after):
         return None
     kind = f"to {after.dtype}" if after.dtype != before.dtype else "to another device or memory format"
-    reason = Reason(f"a conversion {kind} stands between convolution and FiLM")
+    reason = Reason(f"a conversion {kind} stands in front of FiLM")
     return Passing(node, str(target), reason)
 
 

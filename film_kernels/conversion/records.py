@@ -1,6 +1,6 @@
 """What stands in a chain, as records: a convolution, norms, activations, scales and shifts, and what changes nothing.
 
-`name` is what a listing calls a step, "" where it is not listed; `reason` says why a kernel cannot take it in, and is
+`name` is what a listing calls a step, "" where it is not listed; `reason` says why no kernel can take it in, and is
 None where one can. Values are nodes of the graph, tensors of a module that the graph calls, or numbers.
 """
 
@@ -46,7 +46,12 @@ class Norm:
     spelling: "module", "function", or "written" (out of other operations, or in another layout).
     channels: the dimension of the channels, 1 or -1, of which there is one `weight` and `bias` each.
     dims: the dimensions that are normalised over, counted from 0 or from the end as the model has them; None where
-        they are not known, or where `groups` tells.
+        they are not known, or where the kind tells.
+    inside: where it is written out, the nodes that compute it, in their order.
+    training: of "batch" and "instance": whether the statistics are those of what comes in, or `running_mean` and
+        `running_var`. `is_synchronised`: whether they are those of all processes.
+
+    Whether a kernel takes it in depends on what stands around it (norm_calls.py).
     """
 
     node: fx.Node
@@ -62,19 +67,31 @@ class Norm:
     bias: Any = None
     running_mean: Any = None
     running_var: Any = None
-    reason: Reason | None = None
+    training: Any = True
+    momentum: Any = 0.1
+    is_synchronised: bool = False
+    inside: tuple[fx.Node, ...] = ()
+    reason = None
 
     @property
     def is_batch_norm(self) -> bool:
-        """Whether in eval it is a scale and a shift per channel, that weight and bias can take in."""
+        """Whether in eval it is a scale and a shift per channel."""
         return self.kind == "batch"
 
     @property
+    def folds(self) -> bool:
+        """Whether it is a scale and a shift per channel, that a convolution's weight and bias can take in."""
+        return self.is_batch_norm and not self.training
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Those that compute it, in their order."""
+        return self.inside or (self.node,)
+
+    @property
     def reads(self) -> list[fx.Node]:
-        """The nodes that a fused call would read for it."""
-        if self.reason is not None:
-            return []
-        return _nodes((self.weight, self.bias, self.running_mean, self.running_var, self.eps))
+        """The nodes whose results it reads, its input among them."""
+        return [value for node in self.nodes for value in node.all_input_nodes if value not in self.nodes]
 
 
 @dataclass(frozen=True)

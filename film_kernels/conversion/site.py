@@ -20,14 +20,17 @@ _TORCH = str(Path(torch.__file__).parent)
 
 @dataclass(frozen=True)
 class Site:
-    """One place where a convolution's output, or a norm's, meets a scale and shift per sample and channel.
+    """One place where a convolution's output, or a norm's, meets a scale and shift per sample and channel, or where a
+    norm's output meets an activation.
 
     path: of the convolution's module in the model, or of the module whose forward calls the function; of the norm's
         where there is no convolution.
-    source: "file:line" of the FiLM.
+    source: "file:line" of the FiLM, or of the activation where there is none.
     order: the operations as found: ("conv2d", "batch_norm", "film", "relu").
     fusable: whether `film_kernels.fuse` makes one call of it.
     reason: why not, in a sentence; None where it is fusable.
+    operator: which call, "conv_film" (from the convolution on) or "norm_film" (from the last norm in front of FiLM on,
+        behind an unchanged convolution); None where it is not fusable.
     """
 
     path: str
@@ -35,14 +38,17 @@ class Site:
     order: tuple[str, ...]
     fusable: bool
     reason: str | None = None
+    operator: str | None = None
 
 
 def site_of(match: Match, names: Mapping[int, str], training: bool) -> Site:
     """`match` as a user sees it; `names` has the path of each module by its id, and `training` says whether any of
     them is in that mode."""
     is_input = isinstance(match.root, Other) and match.root.node.op == "placeholder"
-    path = _path(match.film if is_input else match.root.node, names)
-    return Site(path, _source(match.film), match.order, match.reason is None, in_words(match.reason, training))
+    place = match.nodes[-1] if match.film is None else match.film
+    path = _path(place if is_input else match.root.node, names)
+    reason = in_words(match.reason, training)
+    return Site(path, _source(place), match.order, reason is None, reason, None if reason else match.operator)
 
 
 def _path(node: fx.Node, names: Mapping[int, str]) -> str:

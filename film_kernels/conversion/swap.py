@@ -4,36 +4,54 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import torch
 from torch import fx
 
+from .effects import changed_by, may_share_memory
 from .factors import is_of_a_factor
-from .folding import Step, conv_steps_film
+from .folding import Step, conv_steps_film, norm_steps_film
 from .match import Link, Match
 from .matching import matches
 from .nodes import asks_for_the_shape, tensor_of
-from .records import Affine, Convolution, Norm
+from .records import Affine, Convolution, Norm, Root
 
 _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
 
 
-def swap(module: fx.GraphModule) -> list[Match]:
-    """Change the graph of `module`, one of Dynamo's, in place; the matches that were swapped."""
+def swap(module: fx.GraphModule, norms: bool = True) -> list[Match]:
+    """Change the graph of `module`, one of Dynamo's, in place; the matches that were swapped. `norms` is `fuse`'s."""
     taken: set[fx.Node] = set()
     swapped = []
-    for match in matches(module.graph):
+    for match in matches(module.graph, norms):
         if match.reason is None and taken.isdisjoint(match.nodes):
             taken.update(match.nodes)
             swapped.append(match)
     for match in reversed(swapped):  # what the last ones read, when it is swapped later, is replaced in their calls
         _swap_one(module.graph, match)
     _erase_unused(node for node in reversed(module.graph.nodes) if "written_anew" in node.meta)
+    if any(match.norm is not None for match in swapped):
+        _let_views_copy(module.graph)
     if swapped:
         module.graph.lint()
         module.recompile()
     for body in checkpointed(module):
-        swapped += swap(body)
+        swapped += swap(body, norms)
     return swapped
+
+
+def _let_views_copy(graph: fx.Graph) -> None:
+    """Make `reshape` of `view`. norm_film's result lies in memory as its input does, where another norm's may be
+    contiguous, so that a view of it, or of what is made of it, may have to be a copy. Where something may be changed
+    through the view, it stays one, and would raise."""
+    ours = (conv_steps_film, norm_steps_film)
+    changes = [changed_by(node) for node in graph.nodes if node.target not in ours]
+    changed = [one for some in changes for one in some or ()]
+    for node in graph.find_nodes(op="call_method", target="view") if None not in changes else ():
+        takes_dtype = node.kwargs or any(isinstance(arg, torch.dtype) for arg in node.args)
+        if not takes_dtype and not any(may_share_memory(node, one) for one in changed):
+            node.target = "reshape"
 
 
 def checkpointed(module: fx.GraphModule) -> list[fx.GraphModule]:
@@ -48,26 +66,29 @@ def checkpointed(module: fx.GraphModule) -> list[fx.GraphModule]:
 
 
 def _swap_one(graph: fx.Graph, match: Match) -> None:
-    assert isinstance(match.root, Convolution)  # whatever else a site begins with has a reason not to be fused
-    defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    arguments = {**defaults, **match.root.arguments}
     activation = match.activation
     last = match.nodes[-1]
+    options = {
+        "before": _steps(match.before),
+        "activation": "none" if activation is None else activation.name,
+        "negative_slope": 0.01 if activation is None else activation.negative_slope,
+        "after": _steps(match.after),
+        "film_position": match.film_position,
+    }
     with graph.inserting_after(last):
-        call = graph.call_function(
-            conv_steps_film,
-            tuple(arguments[name] for name in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
-            {
-                "before": _steps(match.before),
-                "activation": "none" if activation is None else activation.name,
-                "negative_slope": 0.01 if activation is None else activation.negative_slope,
-                "after": _steps(match.after),
-                "film_position": match.film_position,
-            },
-        )
+        if match.norm is None:
+            call = graph.call_function(conv_steps_film, _arguments_of_convolution(match.root), options)
+        else:
+            norm = {name: value for name, value in match.call.items() if name != "input"}
+            result = tensor_of(last)
+            assert result is not None  # Dynamo knows
+            options["dtype"] = result.dtype
+            call = graph.call_function(norm_steps_film, (match.call["input"], norm), options)
     call.meta.update(last.meta)
     last.replace_all_uses_with(call)
     unused = [*reversed(match.nodes)]
+    if match.norm is not None and match.norm.source is not match.call["input"]:
+        unused.append(match.norm.source)  # a conversion
     unused += [
         value
         for link in (*match.before, *match.after)
@@ -79,6 +100,13 @@ def _swap_one(graph: fx.Graph, match: Match) -> None:
     for node in left:
         _answer_questions(node)
     _erase_unused(left)
+
+
+def _arguments_of_convolution(root: Root) -> tuple[Any, ...]:
+    assert isinstance(root, Convolution)  # whatever else a site begins with has a reason not to be fused
+    defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    arguments = {**defaults, **root.arguments}
+    return tuple(arguments[name] for name in ("input", "weight", "bias", "stride", "padding", "dilation", "groups"))
 
 
 def _answer_questions(node: fx.Node) -> None:

@@ -10,7 +10,8 @@ from torch import fx
 from .crossings import crossing_of
 from .factors import Factors
 from .films import keeps_shape, kinds_beside
-from .nodes import arguments_of, asks_for_the_shape, users_of_values
+from .nodes import asks_for_the_shape, first_argument, users_of_values
+from .norms import norm_of
 from .operations import convolution_of, is_arithmetic, operation_of
 from .records import Affine, Convolution, Norm, Operation
 from .written_norms import written_norms
@@ -45,10 +46,20 @@ class Upward:
         for norm in written_norms(graph):
             self._norms.setdefault(norm.node, []).append(norm)
         self._begins_norm = {norm.source for norms in self._norms.values() for norm in norms}
+        self._graph = graph
         self._above: dict[fx.Node, list[tuple[fx.Node, Operation]] | None] = {}
 
+    def norms(self) -> list[Norm]:
+        """Every norm in the graph that is not a part of another."""
+        written = [norm for norms in self._norms.values() for norm in norms]
+        inside = {node for norm in written for node in norm.nodes}
+        calls = ((node, first_argument(node)) for node in self._graph.nodes if node not in inside)
+        found = (norm_of(node, source) for node, source in calls if source is not None)
+        return written + [norm for norm in found if norm is not None]
+
     def ways(self, node: fx.Node, *below: Operation) -> list[Way]:
-        """All ways up from `node`, with what is `below` it; none from behind another FiLM."""
+        """All ways up from `node`, with what is `below` it; none from behind another FiLM, but that norm which stands
+        between the two."""
         found, seen = [], {node}
         todo: list[tuple[fx.Node, tuple[Operation, ...]]] = []
         if not below or node not in self._begins_norm:
@@ -60,7 +71,7 @@ class Upward:
                 found.append(Way(top, operations, convolution, earlier))
                 continue
             steps = self._steps(top)
-            if not steps and steps is not None:
+            if not steps and (steps is not None or any(isinstance(one, Norm) for one in operations)):
                 found.append(Way(top, operations))
             for above, step in steps or []:
                 if above not in seen:
@@ -80,8 +91,8 @@ class Upward:
         if is_arithmetic(node):
             sources = node.all_input_nodes
         else:
-            first = arguments_of(node, ("input",)).get("input")
-            sources = [first] if isinstance(first, fx.Node) else []
+            first = first_argument(node)
+            sources = [] if first is None else [first]
         is_film = False
         for source in sources:
             if source in self._begins_norm or asks_for_the_shape(node, source):

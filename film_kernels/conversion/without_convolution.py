@@ -1,5 +1,5 @@
-"""FiLM with no convolution in front of it that could take it in: behind a norm, or behind anything else. It is listed,
-and not fused.
+"""FiLM with no convolution in front of it: behind a norm, which may take it in, or behind anything else, where it is
+listed, and not fused.
 
 In doubt it is not FiLM, since residuals, gates, masks and positional embeddings are scales and shifts too. Behind a
 norm a scale or a shift of each sample and channel is enough; elsewhere only both together are, of one conditioning.
@@ -21,9 +21,9 @@ from .operations import convolution_of, is_arithmetic
 from .reasons import Reason
 from .records import Affine, Norm, Operation, Other
 from .upward import Upward, Way
+from .written_norms import VIEWS
 
-_VIEWS = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "flatten", "unflatten", "reshape",
-          "view", "contiguous", "rearrange"}  # fmt: skip
+_KNOWN = ("channel", "learnt", "fixed", "constant")
 
 
 def match_without_convolution(way: Way, channels: int, factors: Factors, upward: Upward) -> Match | None:
@@ -35,11 +35,10 @@ def match_without_convolution(way: Way, channels: int, factors: Factors, upward:
         return None
     if result is not None and not _may_be_modulated(result, channels):
         return None
-    if isinstance(root, Norm) and _is_of_a_mixture(root.source, upward):
+    if isinstance(root, Norm) and _is_of_a_mixture(root.source, factors, upward):
         return None
-    chain = Chain(
-        root, 1 if result is None else result.dim() - 2, factors, [why_no_convolution(root)], channels=channels
-    )
+    rank = 1 if result is None else result.dim() - 2
+    chain = Chain(root, rank, factors, why_no_convolution(root), channels=channels)
     chain.follow(operations)
     match = chain.match()
     if match is None or not _is_conditioned(match, result):
@@ -58,12 +57,24 @@ def _may_be_modulated(result: Tensor, channels: int) -> bool:
     return not all(same(size, 1) for size in positions)
 
 
-def why_no_convolution(root: Norm | Other) -> Reason:
-    """Why FiLM behind `root` is not fused."""
+def match_of_norm(norm: Norm, factors: Factors) -> Match | None:
+    """`norm` with what follows it up to an activation, FiLM or none, where norm_film serves all of that."""
+    result = tensor_of(norm.node)
+    chain = Chain(norm, 1 if result is None else result.dim() - 2, factors, channels=norm.channels)
+    chain.descend()
+    match = chain.match(without_film=True)
+    return None if match is None or match.reason is not None or match.activation is None else match
+
+
+def why_no_convolution(root: Norm | Other) -> list[Reason]:
+    """Why FiLM behind `root` is not fused, unless that is a norm."""
     if isinstance(root, Norm):
-        return Reason(f"FiLM follows {root.name}, and no convolution that could take it in stands in front of that")
-    what = "a linear layer stands" if root.name else "no convolution stands"
-    return Reason(f"{what} in front of FiLM, and only convolutions have kernels that take it in")
+        return []
+    if root.name:
+        text = "a linear layer stands in front of FiLM, and only convolutions and norms have kernels that take it in"
+    else:
+        text = "neither a convolution nor a norm stands in front of FiLM, and only these have kernels that take it in"
+    return [Reason(text)]
 
 
 def _root_of(way: Way) -> tuple[Norm | Other, Sequence[Operation]]:
@@ -78,22 +89,28 @@ def _root_of(way: Way) -> tuple[Norm | Other, Sequence[Operation]]:
 def _behind_convolution(match: Match, norm: Norm) -> Match | None:
     """The same from the convolution on, where there are only views between it and the norm: the tokens of a picture."""
     node = norm.source
-    while word_of(node) in _VIEWS and node.args and isinstance(node.args[0], fx.Node):
+    while word_of(node) in VIEWS and node.args and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     convolution = convolution_of(node)
-    if convolution is None or node is norm.source or norm.reason is None:
+    if convolution is None or node is norm.source:
         return None
-    return replace(match, root=convolution, links=(Link(norm), *match.links), reason=norm.reason)
+    return replace(match, root=convolution, front=(Link(norm),))
 
 
-def _is_of_a_mixture(node: fx.Node, upward: Upward) -> bool:
+def _is_of_a_mixture(node: fx.Node, factors: Factors, upward: Upward) -> bool:
     """Whether `node` adds or multiplies a convolution's result and something that is not known to have its shape, as a
-    residual has: noise, a mask, positions. What then stands behind the norm is not known either."""
+    residual has, and is no FiLM either: noise, a mask, positions. What then stands behind the norm is not known
+    either."""
     if not is_arithmetic(node):
         return False
     result = tensor_of(node)
-    others = [tensor_of(one) for one in node.all_input_nodes]
-    if result is not None and all(other is not None and same_shape(other, result) for other in others):
+
+    def is_known(one: fx.Node) -> bool:
+        tensor = tensor_of(one)
+        has_shape = tensor is not None and result is not None and same_shape(tensor, result)
+        return has_shape or (result is not None and factors.of(one, result, result.dim() - 2).kind in _KNOWN)
+
+    if all(map(is_known, node.all_input_nodes)):
         return False
     return any(way.convolution is not None for one in node.all_input_nodes for way in upward.ways(one))
 

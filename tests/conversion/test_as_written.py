@@ -14,10 +14,12 @@ from tests.helpers.conversion import as_written
 from tests.helpers.conversion.equality import counted_calls, outputs_and_gradients
 from tests.helpers.conversion.spellings import Together, inputs
 
+NEED_SHAPES = {"one position, pooled factors", "permuted layer_norm", "moved nn.LayerNorm"}
+
 
 def test_what_is_listed():
     model = Together(as_written.Model(written) for written in as_written.ALL)
-    sites = {site.path: site for site in find_film(model, inputs(dtype=torch.float32))}
+    sites = {site.path: site for site in find_film(model, inputs(dtype=torch.float32), norms=False)}
     wrong = []
     for i, written in enumerate(as_written.ALL):
         site = sites.pop(f"parts.{i}.conv", None)
@@ -33,7 +35,7 @@ def test_no_convolution_is_left(dynamic):
     found = []
 
     def backend(module, example_inputs):
-        found.append((len(swap(module)), [node for node in module.graph.nodes if convolution_of(node)]))
+        found.append((len(swap(module, norms=False)), [node for node in module.graph.nodes if convolution_of(node)]))
         return module.forward
 
     model = Together(as_written.Model(written) for written in as_written.FUSED)
@@ -48,10 +50,12 @@ def test_what_is_fused(dtype):
     cases = [case for case in as_written.ALL if ("float32" in case.name) == (dtype == torch.float32)]
     model = Together(as_written.Model(written) for written in cases).to(dtype)
     twin = copy.deepcopy(model)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        fusable = sum(site.fusable for site in find_film(model, inputs(dtype=dtype)))
     fused = fuse(model)
     with counted_calls() as calls, torch._dynamo.config.patch(capture_scalar_outputs=True):
         found = outputs_and_gradients(fused, inputs(dtype=dtype))
-    assert len(calls) == sum(bool(written.order) and not written.word for written in cases)
+    assert len(calls) == fusable >= sum(bool(written.order) and not written.word for written in cases)
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
     expected = outputs_and_gradients(twin, inputs(dtype=dtype))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
@@ -63,14 +67,13 @@ def test_what_is_listed_without_example_inputs():
     traced = 0
     for written in as_written.ALL:
         try:
-            sites = find_film(as_written.Model(written))
+            sites = find_film(as_written.Model(written), norms=False)
         except ValueError as error:
             assert "example_inputs must be given" in str(error)
             continue
         traced += 1
         found = " ".join(word for site in sites for word in site.order[1:])
         assert found == limits.get(written.name, written.order.strip()), written.name
-        asks = written.name == "one position, pooled factors"
-        word = "give example_inputs" if asks else written.word
+        word = "give example_inputs" if written.name in NEED_SHAPES else "" if written.name in limits else written.word
         assert not sites or (word in (sites[0].reason or "") and bool(sites[0].reason) == bool(word)), written.name
     assert traced > len(as_written.ALL) - 6

@@ -55,12 +55,20 @@ def test_unets(kind, time):
     fused = Eager(fused_copy(model.unet))
     draws = [arguments(kind, seed) for seed in range(2)]
     sites = find_film(model, draws[0])
-    assert len(sites) >= 5 and all(site.path.endswith("conv1") for site in sites)
+    blocks = [name for name, module in model.named_modules() if type(module).__name__ == "ResnetBlock2D"]
+    expected = {("unet.conv_norm_out", "group_norm silu", "norm_film")}
+    for block in blocks:
+        expected.add((f"{block}.norm1", "group_norm silu", "norm_film"))
+        if time == "default":  # the time step is added behind the convolution, in front of the norm
+            expected.add((f"{block}.conv1", "conv2d shift", "conv_film"))
+            expected.add((f"{block}.norm2", "group_norm silu", "norm_film"))
+        else:
+            expected.add((f"{block}.conv1", "conv2d group_norm film silu", "norm_film"))
+    assert {(site.path, " ".join(site.order), site.operator) for site in sites} == expected
+    assert len(blocks) >= 5 and len(sites) == len(expected)
     with counted_calls() as calls:
         assert_as_good(model, fused, draws)
-    assert len(calls) == len(draws) * sum(site.fusable for site in sites)
-    if time == "default":  # the time step is added behind the convolution, in front of the norm
-        assert calls
+    assert len(calls) == len(draws) * len(sites)
     assert fused.unet.config == model.unet.config and fused.unet.config.sample_size == 8
 
 
@@ -76,7 +84,7 @@ def test_a_part_of_a_pipeline(tmp_path):
     assert pipe.config.unet == ("diffusers", "UNet2DModel")
     with counted_calls() as calls:
         (found,) = pipe(generator=torch.Generator().manual_seed(1), **options)
-    assert len(calls) >= 2 * 6
+    assert len(calls) >= 2 * 18
     torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(expected), rtol=1e-3, atol=1e-3)
     pipe.save_pretrained(tmp_path)
     again = UNet2DModel.from_pretrained(tmp_path, subfolder="unet", local_files_only=True)

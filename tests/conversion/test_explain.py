@@ -20,10 +20,11 @@ class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
-        self.norm = nn.GroupNorm(2, 4)
+        self.norm, self.act = nn.GroupNorm(2, 4), nn.PReLU()
     def forward(self, x, gamma, beta):
         x = torch.relu(gamma[:, :, None, None] * self.conv(x) + beta[:, :, None, None])
-        return self.norm(self.other(x)) * gamma[:, :, None, None] + beta[:, :, None, None]
+        x = torch.relu(self.norm(x) * gamma[:, :, None, None] + beta[:, :, None, None])
+        return self.act(self.other(x)) * gamma[:, :, None, None]
 
 def make_model():
     return Block(), (torch.randn(2, 3, 5, 5), torch.randn(2, 4), torch.randn(2, 4))
@@ -78,13 +79,14 @@ def lines_of(capsys, function: str) -> list[str]:
 
 @pytest.mark.parametrize("function", ["make_model", "alone"])
 def test_prints_a_table(capsys, function):
-    mode, head, fused, refused, empty, reason, empty_again, total, *last = lines_of(capsys, function)
+    mode, head, fused, normed, refused, empty, reason, _, empty_again, total, *last = lines_of(capsys, function)
     assert mode == "Block in training mode"
     assert head.split() == ["path", "operations", "fused", "where"]
     assert fused.split() == ["conv", "conv2d", "film", "relu", "yes", "of_a_user.py:11"]
-    assert refused.split() == ["other", "conv2d", "group_norm", "film", "no", "(1)", "of_a_user.py:12"]
-    assert reason.startswith("(1)  FiLM follows group_norm, whose") and empty == empty_again == ""
-    assert total == "1 of 2 sites are fused by film_kernels.fuse(model)"
+    assert normed.split() == ["norm", "group_norm", "film", "relu", "yes", "of_a_user.py:12"]
+    assert refused.split() == ["other", "conv2d", "prelu", "scale", "no", "(1)", "of_a_user.py:13"]
+    assert reason.startswith("(1)  prelu is not an activation") and empty == empty_again == ""
+    assert total == "2 of 3 sites are fused by film_kernels.fuse(model)"
     assert bool(last) == (function == "alone")
     if last:
         assert "of_a_user:alone may return a pair, (model, example_inputs)" in " ".join(last)
@@ -96,7 +98,7 @@ def test_a_reason_is_printed_once_and_rows_are_as_wide_as_the_terminal(capsys, m
         lines = lines_of(capsys, "many")
         assert all(len(line) <= width for line in lines)
         words = " ".join(lines).split()
-        assert words.count("statistics") == 1 and words.count("(1)") == 4 and words.count("yes") == 3
+        assert words.count("activation") == 1 and words.count("(1)") == 4 and words.count("yes") == 6
         assert max(len(line) for line in lines) > 50
     assert "a_module_with_a_long_name.0.conv   conv2d film relu" in "\n".join(lines)
 
@@ -128,4 +130,4 @@ def test_on_the_command_line(tmp_path):
         command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": package}
     )
     assert done.returncode == 0, done.stderr
-    assert "1 of 2 sites" in done.stdout
+    assert "2 of 3 sites" in done.stdout

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from film_kernels import fuse
+from film_kernels import find_film, fuse
 from film_kernels.conversion.operations import convolution_of
 from film_kernels.conversion.swap import swap
 from tests.helpers.conversion import refusals
@@ -65,7 +66,7 @@ def test_what_is_refused_is_as_it_was():
     torch.manual_seed(1)
     no_dropout = [case for case in (*refusals.REFUSED, *refusals.NOT_FILM) if "dropout" not in case.name]
     model = Together(refusals.Refused(case) for case in no_dropout)
-    fused = fused_copy(model)
+    fused = fuse(copy.deepcopy(model), norms=False)  # as what stands in front of a refused FiLM may be fused
     model.eval()
     with counted_calls() as calls:
         fused.train()
@@ -177,13 +178,29 @@ def test_numbers_that_change():
 
 
 def test_nothing_to_fuse():
-    training = Block().train()  # its BatchNorm works on the batch
-    for model, args in (
-        (nn.Sequential(nn.Conv2d(3, K, 3), nn.ReLU()), torch.randn(1, 3, 5, 5)),
-        (training, block_inputs()),
+    for model in (
+        nn.Sequential(nn.Conv2d(3, K, 3), nn.ReLU()),
+        nn.Sequential(nn.GroupNorm(1, 3), nn.Conv2d(3, K, 3), nn.GroupNorm(2, K), nn.PReLU()),
     ):
+        args = torch.randn(1, 3, 5, 5)
         before = [dict(module.__dict__) for module in model.modules()]
         assert fuse(model, args) is model
         assert [dict(module.__dict__) for module in model.modules()] == before
     with pytest.raises(TypeError, match="model must be"):
         fuse("model")
+
+
+def test_norms_without_film_are_an_option():
+    model = nn.Sequential(nn.Conv2d(3, K, 3), nn.GroupNorm(2, K), nn.SiLU())
+    x = torch.randn(2, 3, 7, 6)
+    plain = copy.deepcopy(model)
+    assert [site.operator for site in find_film(model, x)] == ["norm_film"]
+    assert find_film(model, x, norms=False) == []
+    before = dict(model.__dict__)
+    assert fuse(model, x, norms=False).__dict__ == before
+    for norms in (True, False, True):  # asked for anew
+        fused = pickle.loads(pickle.dumps(fuse(model, norms=norms)))
+        for one in (model, fused, copy.deepcopy(fused)):
+            with counted_calls() as calls:
+                torch.testing.assert_close(one(x), plain(x), rtol=1e-4, atol=1e-5)
+            assert calls == ["group silu post"] * norms

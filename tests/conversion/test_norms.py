@@ -9,6 +9,7 @@ from torch import nn
 
 from film_kernels.conversion.capture import _run, _symbolic
 from film_kernels.conversion.matching import matches
+from film_kernels.conversion.records import Norm
 
 K = 6
 
@@ -108,8 +109,10 @@ def test_what_is_known_of_a_norm(name, traced):
     inputs = (torch.randn(2, 3, 8, 7), torch.randn(2, K), torch.randn(2, K))
     graph = (_symbolic(model, "") if traced else _run(model, inputs, {})[0]).graph
     (match,) = matches(graph)
-    norm = match.norm
-    assert norm is not None and norm.source in match.nodes and norm.channels == 1
+    found = [link.operation for link in (*match.front, *match.links)]
+    (norm,) = (one for one in found if isinstance(one, Norm))
+    assert norm.source in (match.root.node, *(link.operation.node for link in match.front)) and norm.channels == 1
+    assert match.norm is norm
     assert (norm.kind, norm.dims, norm.groups, norm.eps) == (kind, dims, groups, eps)
     assert norm.spelling in ("module", "function") if spelling == "any" else norm.spelling == spelling
     assert (norm.weight is not None, norm.bias is not None) == ("w" in affine, "b" in affine)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from film_kernels import find_film, fuse
-from tests.helpers.conversion.patterns import TABLE, Pattern, statistics
+from film_kernels.conversion.compiler import film_kernels
+from tests.helpers.conversion.equality import counted_calls, outputs_and_gradients
+from tests.helpers.conversion.patterns import TABLE, Pattern
 from tests.helpers.conversion.published import WORDS, C, K, N, group_norm, tall
 
 
@@ -69,27 +71,46 @@ def test_what_is_said(row):
     for site in find_film(Together(patterns), example_inputs()):
         found[int(site.path.split(".")[1])].append(site)
     said = [
-        (pattern.spelling, *((" ".join(site.order), site.reason) for site in found[i]))
+        (pattern.spelling, *((" ".join(site.order), site.reason, site.operator) for site in found[i]))
         for i, pattern in enumerate(patterns)
     ]
-    expected = [
-        (pattern.spelling, *([(pattern.order, pattern.reason)] if pattern.order else [])) for pattern in patterns
-    ]
-    assert said == expected
+    assert said == [(pattern.spelling, *expected_of(pattern)) for pattern in patterns]
     for sites in found.values():
         assert all(
             site.fusable == (site.reason is None) and "/tests/helpers/conversion/p" in site.source for site in sites
         )
 
 
+def expected_of(pattern):
+    """What is found: operations, the reason why it is not fused, the operator whose call it is."""
+    for order, reason in ((pattern.order, pattern.reason), (pattern.also, None)):
+        operator = None if reason else "norm_film" if "|" in order else "conv_film"
+        if order:
+            yield " ".join(order.replace("|", "").split()), reason, operator
+
+
+@pytest.mark.parametrize("way", ["fuse", "torch.compile"])
+@pytest.mark.parametrize("mode", ["training", "eval"])
 @pytest.mark.parametrize("row", TABLE)
-def test_results_are_what_they_were(row):
-    """Of everything, fused or not."""
+def test_results_are_what_they_were(row, mode, way):
+    """Of everything, fused or not: values, gradients, running statistics, names."""
     torch.manual_seed(0)
-    model = Together(TABLE[row]).eval()
-    fused, inputs = fuse(copy.deepcopy(model)), example_inputs()
-    for one, other in zip(fused(*inputs), model(*inputs), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    model = Together(TABLE[row])  # in training, but for what patterns freeze
+    if mode == "eval":
+        model.eval()
+    twin, inputs = copy.deepcopy(model), example_inputs()
+    fusable = sum(site.fusable for site in find_film(model, inputs))
+    torch._dynamo.reset()
+    fused = fuse(twin) if way == "fuse" else torch.compile(twin, backend=film_kernels, options={"backend": "eager"})
+    with counted_calls() as calls:
+        torch.manual_seed(1)  # a dropout's
+        found = outputs_and_gradients(fused, inputs)
+    assert len(calls) == fusable
+    torch.manual_seed(1)
+    expected = outputs_and_gradients(model, inputs)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(twin.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-6)
 
 
 def test_arguments_by_name_in_a_symbolic_trace():
@@ -102,4 +123,4 @@ def test_arguments_by_name_in_a_symbolic_trace():
             return self.norm(input=self.conv(input=x)) * tall(g)
 
     (site,) = find_film(Named())
-    assert site.order == ("conv2d", "group_norm", "scale") and site.reason == statistics("group_norm")
+    assert site.order == ("conv2d", "group_norm", "scale") and site.operator == "norm_film"

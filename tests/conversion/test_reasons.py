@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from film_kernels import find_film
+from film_kernels import find_film, fuse
 from tests.helpers.conversion.spellings import K, Together, inputs, tall
 
 
@@ -21,22 +23,24 @@ class Site(nn.Module):
 
 
 def elsewhere(m, v, g, b):
-    return m.norm(v) * g + v
+    v = m.norm(v)
+    return v * g + v
 
 
 CASES = (  # chain, module, and what is advised or said in training and in eval; None where it is fused
-    (lambda m, v, g, b: m.norm(v) * g + b, nn.BatchNorm2d(K), ("(model.eval(), or freeze it)",), None),
+    (lambda m, v, g, b: m.norm(v) * g + b, nn.BatchNorm2d(K), None, None),
+    (lambda m, v, g, b: m.norm(v) * g + b, nn.BatchNorm2d(K, track_running_stats=False), None, None),
+    (lambda m, v, g, b: m.norm(v) * g + v, nn.BatchNorm2d(K), None, None),
+    (lambda m, v, g, b: m.norm(v) * g + b, nn.SyncBatchNorm(K), ("(model.eval(), or freeze it)",), None),
     (lambda m, v, g, b: m.norm(v) * g + b, nn.Dropout(0.5), ("(model.eval(), or move it behind FiLM)",), None),
-    (lambda m, v, g, b: m.norm(F.dropout(v, training=m.training)) * g, nn.BatchNorm2d(K),
-     ("dropout", "BatchNorm", "(model.eval(), or move it behind FiLM, or freeze it)"), None),
-    (lambda m, v, g, b: m.act(m.norm(v)) * g + b, nn.BatchNorm2d(K),
-     ("BatchNorm in training", "in eval mode too: prelu is not"), ("prelu is not",)),
-    (elsewhere, nn.BatchNorm2d(K),
-     ("BatchNorm in training", "in eval mode too", "used elsewhere"), ("used elsewhere",)),
-    (lambda m, v, g, b: F.group_norm(m.norm(v), 2).relu().tanh() * g, nn.BatchNorm2d(K),
-     ("in eval mode too", "group_norm", "two activations"), ("group_norm", "two activations")),
-    (lambda m, v, g, b: m.norm(v) * g + b, nn.BatchNorm2d(K, track_running_stats=False),
-     ("without running statistics",), ("without running statistics",)),
+    (lambda m, v, g, b: F.dropout(m.norm(v), training=m.training) * g, nn.SyncBatchNorm(K),
+     ("dropout", "SyncBatchNorm", "(model.eval(), or freeze it, or move it behind FiLM)"), None),
+    (lambda m, v, g, b: m.act(m.norm(v)) * g + b, nn.SyncBatchNorm(K),
+     ("SyncBatchNorm in training", "in eval mode too: prelu is not"), ("prelu is not",)),
+    (elsewhere, nn.SyncBatchNorm(K),
+     ("SyncBatchNorm in training", "in eval mode too", "used elsewhere"), ("used elsewhere",)),
+    (lambda m, v, g, b: F.group_norm(m.norm(v), 2).relu().tanh() * g, nn.SyncBatchNorm(K),
+     ("two activations",), ("two activations",)),
     (lambda m, v, g, b: F.dropout(v, 0.5) * g, nn.Identity(), ("in every mode",), ("in every mode",)),
     (lambda m, v, g, b: F.dropout(v, 0.5, True) * g, nn.Identity(), ("dropout",), ("(move it behind FiLM)",)),
 )  # fmt: skip
@@ -45,7 +49,7 @@ CASES = (  # chain, module, and what is advised or said in training and in eval;
 @pytest.mark.parametrize("training", [True, False])
 def test_advice_is_given_where_it_helps(training):
     model = Together(Site(write, module) for write, module, *_ in CASES).train(training)
-    sites = find_film(model, inputs(dtype=torch.float32))
+    sites = find_film(model, inputs(dtype=torch.float32), norms=False)
     assert len(sites) == len(CASES)
     for site, (*_, in_training, in_eval) in zip(sites, CASES, strict=True):
         words = in_training if training else in_eval
@@ -55,3 +59,17 @@ def test_advice_is_given_where_it_helps(training):
         assert all(word in site.reason for word in words), site
         if in_eval is not None and site is not sites[-1]:  # of the last, a graph does not tell whose True it is
             assert "model.eval()" not in site.reason, site
+
+
+def test_a_batch_norm_that_averages_over_all_calls():
+    """Its factor is a number that is read from a tensor: Dynamo calls it between two graphs, a trace shows it."""
+    model = Site(lambda m, v, g, b: m.norm(v) * g + b, nn.BatchNorm2d(K, momentum=None))
+    (site,) = find_film(model)
+    assert "momentum=None" in site.reason and "(model.eval(), or freeze it)" in site.reason
+    (site,) = find_film(model.eval())
+    assert site.operator == "conv_film"
+    x, *others = inputs(dtype=torch.float32)
+    plain, fused = model.train(), fuse(copy.deepcopy(model))
+    for _ in range(2):
+        torch.testing.assert_close(fused(x, *others), plain(x, *others), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())

@@ -95,37 +95,37 @@ def other_dtype(m, h):
 
 NORMS = (
     Written("F.normalize", **of_the_result(
-        lambda m, h: F.normalize(h, dim=1) * m.scale * K**0.5, "normalize scale scale", word="normalize")),
-    Written("mean of squares", **of_the_result(mean_rms, "rms_norm", word="rms_norm")),
-    Written("division by its root", **of_the_result(mean_rms_divided, "rms_norm scale", word="rms_norm")),
-    Written("Euclidean norm", **of_the_result(norm_rms, "rms_norm scale", word="rms_norm")),
-    Written("var_mean", **of_the_result(var_mean, "layer_norm", word="layer_norm")),
-    Written("mean and var", **of_the_result(mean_and_var, "layer_norm scale shift", word="layer_norm")),
-    Written("centred first", **of_the_result(centred_first, "layer_norm", word="layer_norm")),
-    Written("over positions", **of_the_result(over_positions, "norm", word="statistics")),
-    Written("by groups", **of_the_result(by_groups, "norm scale", word="statistics")),
-    Written("permuted layer_norm", **of_the_result(permuted, "layer_norm", word="layer_norm")),
-    Written("transposed rms_norm", **of_the_result(transposed, "rms_norm", word="rms_norm")),
+        lambda m, h: F.normalize(h, dim=1) * m.scale * K**0.5, "normalize scale scale")),
+    Written("mean of squares", **of_the_result(mean_rms, "rms_norm")),
+    Written("division by its root", **of_the_result(mean_rms_divided, "rms_norm scale")),
+    Written("Euclidean norm", **of_the_result(norm_rms, "rms_norm scale")),
+    Written("var_mean", **of_the_result(var_mean, "layer_norm")),
+    Written("mean and var", **of_the_result(mean_and_var, "layer_norm scale shift")),
+    Written("centred first", **of_the_result(centred_first, "layer_norm")),
+    Written("over positions", **of_the_result(over_positions, "norm", word="by a formula")),
+    Written("by groups", **of_the_result(by_groups, "norm scale", word="by a formula")),
+    Written("permuted layer_norm", **of_the_result(permuted, "layer_norm")),
+    Written("transposed rms_norm", **of_the_result(transposed, "rms_norm")),
     Written("moved nn.LayerNorm", **of_the_result(
-        moved, "layer_norm", word="layer_norm", modules=lambda: {"norm": nn.LayerNorm(K)})),
+        moved, "layer_norm", modules=lambda: {"norm": nn.LayerNorm(K)})),
     Written("GroupNorm, float32", **of_the_result(
-        float_group_norm, "group_norm", word="group_norm", modules=lambda: {"norm": nn.GroupNorm(2, K)})),
+        float_group_norm, "group_norm", modules=lambda: {"norm": nn.GroupNorm(2, K)})),
     Written("group_norm in float64", **of_the_result(
-        other_dtype, "double group_norm to", word="group_norm")),
+        other_dtype, "double group_norm to", word="to torch.float32")),
     Written("instance_norm", **of_the_result(
-        lambda m, h: F.instance_norm(h), "instance_norm", word="instance_norm")),
+        lambda m, h: F.instance_norm(h), "instance_norm")),
     Written("InstanceNorm with statistics", **of_the_result(
-        lambda m, h: m.norm(h), "instance_norm", word="instance_norm",
+        lambda m, h: m.norm(h), "instance_norm", word="running statistics",
         modules=lambda: {"norm": nn.InstanceNorm2d(K, track_running_stats=True).train()})),
     Written("rms_norm over positions", **of_the_result(
-        lambda m, h: F.rms_norm(h, h.shape[2:]), "rms_norm", word="rms_norm")),
+        lambda m, h: F.rms_norm(h, h.shape[2:]), "rms_norm", word="over dimensions")),
     Written("batch_norm of the batch", **of_the_result(
-        lambda m, h: F.batch_norm(h, None, None, training=True), "batch_norm", word="batch")),
+        lambda m, h: F.batch_norm(h, None, None, training=True), "batch_norm")),
     Written("a bias, then GroupNorm", **of_the_result(
-        lambda m, h: m.norm(h.add_(m.shift)), "shift group_norm", word="group_norm",
+        lambda m, h: m.norm(h.add_(m.shift)), "shift group_norm",
         modules=lambda: {"norm": nn.GroupNorm(2, K)})),
     Written("mish", lambda m, x, g, b, e: F.mish(m.norm(m.conv(x))) * tall(g) + tall(b), "group_norm mish film",
-            "group_norm", lambda: {"norm": nn.GroupNorm(2, K)}),
+            "", lambda: {"norm": nn.GroupNorm(2, K)}),
     Written("a residual, then a norm", lambda m, x, g, b, e: film(
         F.normalize(m.conv(x) + x[:, :1, :6, :5], dim=1), g, b)),
 )  # fmt: skip

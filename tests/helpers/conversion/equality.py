@@ -67,13 +67,17 @@ def assert_as_good(model: nn.Module, fused: nn.Module, draws) -> None:
 
 @contextlib.contextmanager
 def counted_calls() -> Iterator[list[str]]:
-    """The activation and FiLM's position of every fused call."""
+    """The activation and FiLM's position of every fused call, behind the norm's name where it is norm_film's."""
     calls: list[str] = []
 
-    def counting(*args, **options):
-        calls.append(f"{options['activation']} {options['film_position']}")
-        return folding_conv_film(*args, **options)
+    def counting(function):
+        def call(*args, **options):
+            names = (options.get(name) for name in ("norm", "activation", "film_position"))
+            calls.append(" ".join(name for name in names if name is not None))
+            return function(*args, **options)
 
-    folding_conv_film = folding.conv_film
-    with mock.patch.object(folding, "conv_film", counting):
+        return call
+
+    functions = {name: counting(getattr(folding, name)) for name in ("conv_film", "norm_film")}
+    with mock.patch.multiple(folding, **functions):
         yield calls

@@ -73,14 +73,96 @@ def squeeze_and_excite(m, x, g, b, e):
     return v * v.mean((2, 3), keepdim=True).sigmoid()
 
 
+def unbiased(m, x, g, b, e):
+    v = m["conv"](x)
+    return film((v - v.mean(1, keepdim=True)) / (v.var(1, keepdim=True) + 1e-5).sqrt(), g, b)
+
+
+def normalised_elsewhere(m, x, g, b, e):
+    v = m["norm"](m["conv"](x))
+    return film(F.relu(v), g, b) + v
+
+
+def film_by_maps(v, g, b):
+    return v * position_map(g) + position_map(b)
+
+
+def norm_without_gradient(m, x, g, b, e):
+    v = m["conv"](x)
+    with torch.no_grad():
+        v = m["norm"](v)
+    return film(v, g, b)
+
+
+def input_changed(m, x, g, b, e):
+    v = m["conv"](x)
+    h = m["norm"](v)
+    v.add_(1)
+    return film(h, g, b)
+
+
+def weight_changed(m, x, g, b, e):
+    weight = m["norm"].weight * 1
+    v = F.group_norm(m["conv"](x), 2, weight)
+    weight.mul_(2)
+    return film(v, g, b)
+
+
+def in_place(m, x, g, b, e):
+    v = m["conv"](x)
+    v -= v.mean(1, keepdim=True)
+    return film(v * torch.rsqrt(v.pow(2).mean(1, keepdim=True) + 1e-5), g, b)
+
+
+def statistics_read(m, x, g, b, e):
+    v = m["norm"](m["conv"](x))
+    g = g + m["norm"].running_mean
+    return film(v, g, b)
+
+
+def turned(m, x, g, b, e):
+    v = m["conv"](x)  # as high as it is wide
+    return film(m["norm"](v.permute(0, 2, 3, 1)).permute(0, 3, 2, 1), g, b)
+
+
+def permuted(m, x, g, b, e):
+    v = m["conv"](x)
+    return film(m["norm"](v.transpose(1, 2)).transpose(1, 2), g, b)
+
+
+def bounded(m, x, g, b, e):
+    v = m["conv"](x).clamp(-100, 100)
+    return film(v * torch.rsqrt(v.pow(2).mean(1, keepdim=True) + 1e-5), g, b)
+
+
 REFUSED = (
-    Refusal("GroupNorm", **through(norm=lambda: nn.GroupNorm(2, K)), word="group_norm"),
-    Refusal("LayerNorm", **through(norm=lambda: nn.LayerNorm((6, 5))), word="layer_norm"),
-    Refusal("InstanceNorm", **through(norm=lambda: nn.InstanceNorm2d(K)), word="instance_norm"),
-    Refusal("GroupNorm, relu", **through(norm=lambda: nn.GroupNorm(2, K), act=nn.ReLU), word="group_norm"),
-    Refusal("BatchNorm in training", **through(norm=lambda: nn.BatchNorm2d(K)), word="BatchNorm in training"),
-    Refusal("BatchNorm of the batch", **through(norm=lambda: nn.BatchNorm2d(K, track_running_stats=False).eval()),
-            word="without running statistics"),
+    Refusal("LayerNorm", **through(norm=lambda: nn.LayerNorm((6, 5))), word="over dimensions, or with weights"),
+    Refusal("InstanceNorm", **through(norm=lambda: nn.InstanceNorm2d(K, track_running_stats=True)),
+            word="running statistics"),
+    Refusal("an unbiased variance", unbiased, "an unbiased variance"),
+    Refusal("GroupNorm, prelu", **through(norm=lambda: nn.GroupNorm(2, K), act=nn.PReLU), word="prelu is not"),
+    Refusal("GroupNorm, two activations", **through(norm=lambda: nn.GroupNorm(2, K), act=nn.ReLU, again=nn.Tanh),
+            word="two activations"),
+    Refusal("GroupNorm used elsewhere", normalised_elsewhere, "the norm's output is used elsewhere",
+            lambda: {"norm": nn.GroupNorm(2, K)}),
+    Refusal("GroupNorm, map", lambda m, x, g, b, e: film_by_maps(m["norm"](m["conv"](x)), g, b),
+            "varies over positions", lambda: {"norm": nn.GroupNorm(2, K)}),
+    Refusal("GroupNorm, dtypes", lambda m, x, g, b, e: film(m["norm"](m["conv"](x)), g.double(), b),
+            "torch.float64 of the norm's", lambda: {"norm": nn.GroupNorm(2, K)}),
+    Refusal("GroupNorm without gradients", norm_without_gradient, "gradient modes",
+            lambda: {"norm": nn.GroupNorm(2, K)}),
+    Refusal("the norm's input changed in place", input_changed, "changed in place",
+            lambda: {"norm": nn.GroupNorm(2, K)}),
+    Refusal("the norm's weight changed in place", weight_changed, "changed in place",
+            lambda: {"norm": nn.GroupNorm(2, K)}),
+    Refusal("in place of its input", in_place, "its own input in place"),
+    Refusal("running statistics read in between", statistics_read, "is read before FiLM",
+            lambda: {"norm": nn.BatchNorm2d(K)}),
+    Refusal("SyncBatchNorm", **through(norm=lambda: nn.SyncBatchNorm(K)), word="all processes"),
+    Refusal("turned between permutations", turned, "by a formula",
+            lambda: {"conv": nn.Conv2d(3, K, (4, 3)), "norm": nn.LayerNorm(K)}),
+    Refusal("permuted GroupNorm", permuted, "over dimensions, or with weights", lambda: {"norm": nn.GroupNorm(2, 6)}),
+    Refusal("bounds that show with great values alone", bounded, "by a formula"),
     Refusal("dropout", **through(drop=lambda: nn.Dropout(0.3)), word="active dropout"),
     Refusal("functional dropout", lambda m, x, g, b, e: film(F.dropout2d(m["conv"](x), 0.3), g, b), "active dropout"),
     Refusal("PReLU", **through(act=nn.PReLU), word="prelu is not"),

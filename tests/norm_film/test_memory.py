@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from film_kernels import NormFiLM
+from film_kernels import NormFiLM, norm_film
 from tests.helpers.norm_cases import SERVING, Case, gradients, ours, tensors_of
 from tests.test_memory import kept_bytes
 
@@ -90,3 +90,28 @@ def test_same_bits_from_run_to_run(backend, case):
     tensors, grad = tensors_of(case), torch.randn(case.input, dtype=torch.float64)
     first, again = (gradients(lambda leaves: ours(case, leaves, backend), tensors, grad) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((9, 1, 16000, 16000), {"norm": "group", "num_groups": 1}),
+        ((9, 4_000_000, 64), {"norm": "rms", "channel_dim": -1}),
+    ],
+    ids=["positions", "tokens"],
+)
+def test_tensors_past_2_to_the_31_elements(shape, options):
+    """Offsets of input, output and gradient pass 2^31: the last sample must come out as it does alone. (15 GB)"""
+    x = torch.zeros(shape, dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    x[-1].view(-1)[-100_000:] = torch.randn(100_000)
+    gamma = torch.randn(9, shape[options.get("channel_dim", 1)]).bfloat16()
+    one = torch.ones((), dtype=torch.bfloat16)
+    alone = x[-1:].clone().requires_grad_()
+    expected = norm_film(alone, gamma=gamma[-1:], backend="cpu", **options)
+    expected.backward(one.expand_as(expected))
+    y = norm_film(x.requires_grad_(), gamma=gamma, backend="cpu", **options)
+    assert torch.equal(y[-1:], expected)
+    y.backward(one.expand_as(y))
+    assert torch.equal(x.grad[-1:], alone.grad)

@@ -1,4 +1,5 @@
-"""film_kernels: convolution, ReLU and FiLM in one pass, with a backward that keeps one bit an element."""
+"""film_kernels: FiLM joined with what stands before and after it, a convolution or a normalisation and an activation, in
+operators with a backward of their own."""
 
 from . import reference
 from .backends import available_backends, use_backend

@@ -50,7 +50,7 @@ def explain(factory: str) -> None:
         raise ValueError(f"{error}; {pair}") from error
     print(_mode(model))
     if not sites:
-        print("no convolution's output meets FiLM")
+        print("no convolution's or norm's output meets FiLM")
         return
     reasons = list(dict.fromkeys(site.reason for site in sites if site.reason is not None))
     rows = [("path", "operations", "fused", "where")]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from .backends import BACKENDS, remembered_choice
+from .backends import goes_plain, remembered_choice
 from .derivatives import differentiable_gradients, gradients
 from .operators import OPERATORS, Some, operator_of
 from .problems import Problem
@@ -33,8 +33,7 @@ def call_and_tell(problem: Problem, pin: str | None, tensors: Some, tells: bool 
     """`call`'s y, and what the kernels keep for backward, without a gradient: None where the plain formula served, or
     where not `tells`."""
     if _is_watched(tensors):
-        unusual = pin is None and BACKENDS["vendor"].why_not(problem) is not None
-        unusual = unusual or (pin is None and (_is_exported() or _is_counted()))
+        unusual = pin is None and (goes_plain(problem) or _is_exported() or _is_counted())
         if is_transformed() or pin == "reference" or unusual or any(map(_has_rules_of_its_own, tensors)):
             return _plain(problem, pin, tensors), None
         y, kept = call_registered(problem, pin, tensors, tells)

@@ -103,6 +103,13 @@ def choose(problem: Problem, pin: str | None) -> Backend:
     return next((b for b in able if not b.of(problem).is_slow(problem)), able[0])
 
 
+def goes_plain(problem: Problem) -> bool:
+    """Whether the plain formula is the choice for `problem` without a pin, as far as whoever traces can ask: so that it
+    is traced itself, in place of an operator that runs it."""
+    vendor = BACKENDS["vendor"]
+    return vendor.why_not(problem) is not None or (problem.device.type != "cpu" and vendor.of(problem).is_slow(problem))
+
+
 @functools.lru_cache(maxsize=4096)
 def _remembered(problem: Problem, pin: str | None, precision: str | None) -> Kernels:
     return choose(problem, pin).of(problem)

@@ -1,5 +1,5 @@
-"""film_kernels: FiLM joined with what stands before and after it, a convolution or a normalisation and an activation, in
-operators with a backward of their own."""
+"""film_kernels: FiLM joined with what stands before and after it, a convolution or a normalisation and an activation,
+in operators with a backward of their own."""
 
 from . import reference
 from .backends import available_backends, use_backend

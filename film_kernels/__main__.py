@@ -43,7 +43,7 @@ def explain(factory: str) -> None:
     model, example_inputs = _made_by(factory)
     pair = f"{factory} may return a pair, (model, example_inputs)"
     try:
-        sites = find_film(model, example_inputs)
+        sites = find_film(model, example_inputs, norms=True)  # all that `fuse` takes
     except ValueError as error:
         if example_inputs is not None:
             raise

@@ -20,9 +20,8 @@ from .swap import checkpointed
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any] | None
 
 
-def find_film(model: nn.Module, example_inputs: Inputs = None, *, norms: bool = True) -> list[Site]:
-    """Every place in `model` where a convolution's output, or a norm's, meets a scale and shift per sample and channel;
-    and where a norm's output meets an activation, if `film_kernels.norm_film` serves both.
+def find_film(model: nn.Module, example_inputs: Inputs = None, *, norms: bool = False) -> list[Site]:
+    """Every place in `model` where a convolution's output, or a norm's, meets a scale and shift per sample and channel.
 
     That is a scale or shift, with one value a channel, that depends on what the model is called with; or a scale by
     parameters, whose gamma may be a task's own, unless a norm stands before it: then it is the norm's. A shift by
@@ -37,7 +36,7 @@ def find_film(model: nn.Module, example_inputs: Inputs = None, *, norms: bool = 
             graph breaks and shapes are seen as they are. Without them the model is traced symbolically, which has
             narrower limits, and knows no shapes. Where Dynamo is turned off (TORCHDYNAMO_DISABLE=1,
             `torch.compiler.set_stance("force_eager")`) it is traced so too, and shapes come from the inputs.
-        norms: False leaves out norms and activations that have nothing to do with FiLM, as for `film_kernels.fuse`.
+        norms: norms with an activation behind them and no FiLM as well, which `film_kernels.fuse` takes too.
 
     Returns:
         The sites in the order of execution, fusable or not; a module that is called twice has two.

@@ -19,7 +19,7 @@ NEED_SHAPES = {"one position, pooled factors", "permuted layer_norm", "moved nn.
 
 def test_what_is_listed():
     model = Together(as_written.Model(written) for written in as_written.ALL)
-    sites = {site.path: site for site in find_film(model, inputs(dtype=torch.float32), norms=False)}
+    sites = {site.path: site for site in find_film(model, inputs(dtype=torch.float32))}
     wrong = []
     for i, written in enumerate(as_written.ALL):
         site = sites.pop(f"parts.{i}.conv", None)
@@ -51,7 +51,7 @@ def test_what_is_fused(dtype):
     model = Together(as_written.Model(written) for written in cases).to(dtype)
     twin = copy.deepcopy(model)
     with torch._dynamo.config.patch(capture_scalar_outputs=True):
-        fusable = sum(site.fusable for site in find_film(model, inputs(dtype=dtype)))
+        fusable = sum(site.fusable for site in find_film(model, inputs(dtype=dtype), norms=True))
     fused = fuse(model)
     with counted_calls() as calls, torch._dynamo.config.patch(capture_scalar_outputs=True):
         found = outputs_and_gradients(fused, inputs(dtype=dtype))
@@ -67,7 +67,7 @@ def test_what_is_listed_without_example_inputs():
     traced = 0
     for written in as_written.ALL:
         try:
-            sites = find_film(as_written.Model(written), norms=False)
+            sites = find_film(as_written.Model(written))
         except ValueError as error:
             assert "example_inputs must be given" in str(error)
             continue

@@ -54,7 +54,7 @@ def test_unets(kind, time):
     model = Eager(small(kind, time))
     fused = Eager(fused_copy(model.unet))
     draws = [arguments(kind, seed) for seed in range(2)]
-    sites = find_film(model, draws[0])
+    sites = find_film(model, draws[0], norms=True)
     blocks = [name for name, module in model.named_modules() if type(module).__name__ == "ResnetBlock2D"]
     expected = {("unet.conv_norm_out", "group_norm silu", "norm_film")}
     for block in blocks:

@@ -110,7 +110,7 @@ def test_the_mode_is_said(capsys):
 
 def test_a_model_without_film(capsys):
     main(["explain", "of_a_user:none"])
-    assert capsys.readouterr().out == "Linear in training mode\nno convolution's output meets FiLM\n"
+    assert capsys.readouterr().out == "Linear in training mode\nno convolution's or norm's output meets FiLM\n"
 
 
 @pytest.mark.parametrize(("factory", "words"), [

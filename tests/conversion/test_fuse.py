@@ -194,8 +194,8 @@ def test_norms_without_film_are_an_option():
     model = nn.Sequential(nn.Conv2d(3, K, 3), nn.GroupNorm(2, K), nn.SiLU())
     x = torch.randn(2, 3, 7, 6)
     plain = copy.deepcopy(model)
-    assert [site.operator for site in find_film(model, x)] == ["norm_film"]
-    assert find_film(model, x, norms=False) == []
+    assert [site.operator for site in find_film(model, x, norms=True)] == ["norm_film"]
+    assert find_film(model, x) == []
     before = dict(model.__dict__)
     assert fuse(model, x, norms=False).__dict__ == before
     for norms in (True, False, True):  # asked for anew

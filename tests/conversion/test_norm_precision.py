@@ -31,7 +31,7 @@ def test_by_the_error_rule(training):
 def test_autocast_gives_the_dtypes_it_gave(training, dtype):
     model = perturbed(Sites(all_norms())).train(training)
     x, words = draw()
-    fusable = sum(site.fusable for site in find_film(model, (x, words)))
+    fusable = sum(site.fusable for site in find_film(model, (x, words), norms=True))
     fused, exact = fused_copy(model), copy.deepcopy(model).double()(x.double(), words.double())
     with torch.autocast("cpu", dtype=dtype), counted_calls() as calls:
         found, expected = fused(x, words), model(x, words)
@@ -61,7 +61,7 @@ def test_a_norm_in_float32_within_a_model_of_16_bits(dtype):
 
     model = perturbed(Block())
     args = [torch.randn(shape).to(dtype) for shape in ((2, 3, 8, 7), (2, K), (2, K))]
-    (site,) = find_film(model, tuple(args))
+    (site,) = find_film(model, tuple(args), norms=True)
     assert site.operator == "norm_film"
     graphs = []
 

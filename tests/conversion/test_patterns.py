@@ -68,7 +68,7 @@ def example_inputs():
 def test_what_is_said(row):
     patterns = TABLE[row]
     found: dict[int, list] = {i: [] for i in range(len(patterns))}
-    for site in find_film(Together(patterns), example_inputs()):
+    for site in find_film(Together(patterns), example_inputs(), norms=True):
         found[int(site.path.split(".")[1])].append(site)
     said = [
         (pattern.spelling, *((" ".join(site.order), site.reason, site.operator) for site in found[i]))
@@ -99,7 +99,7 @@ def test_results_are_what_they_were(row, mode, way):
     if mode == "eval":
         model.eval()
     twin, inputs = copy.deepcopy(model), example_inputs()
-    fusable = sum(site.fusable for site in find_film(model, inputs))
+    fusable = sum(site.fusable for site in find_film(model, inputs, norms=True))
     torch._dynamo.reset()
     fused = fuse(twin) if way == "fuse" else torch.compile(twin, backend=film_kernels, options={"backend": "eager"})
     with counted_calls() as calls:

@@ -194,7 +194,7 @@ def test_blocks(user, training):
     torch.manual_seed(0)
     model = user.make().train(training)
     draws = [arguments(user.spatial, seed) for seed in range(3)]
-    sites = find_film(model, draws[0])
+    sites = find_film(model, draws[0], norms=True)
     rows = user.in_training if training else user.found
     assert [(site.path, " ".join(site.order)) for site in sites] == [row[:2] for row in rows]
     assert all(word in (site.operator or site.reason) for site, (*_, word) in zip(sites, rows, strict=True))
@@ -208,11 +208,11 @@ def test_nablafx(tcn):
     for act, order in (("tanh", "conv1d batch_norm film tanh"), ("prelu", "conv1d batch_norm film")):
         model = tcn(**options, cond_type="film", act_type=act).eval()
         paths = [f"blocks.{i}.conv" for i in range(3)]
-        sites = find_film(model, draws[0])
+        sites = find_film(model, draws[0], norms=True)
         assert [(s.path, " ".join(s.order), s.fusable) for s in sites] == [(path, order, True) for path in paths]
         assert all("components.py:" in site.source for site in sites)
         check(model, 3, draws)
-    sites = find_film(model.train(), draws[0])
+    sites = find_film(model.train(), draws[0], norms=True)
     assert [site.operator for site in sites] == ["norm_film"] * 3
     check(model, 3, draws)
 

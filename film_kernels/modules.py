@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import adapters, functional, scripted
-from .activations import ACTIVATIONS, FILM_POSITIONS
-from .checks import check_choice, finite
+from .film_options import FilmOptions
 
 
 class FiLM(nn.Module):
@@ -25,7 +24,7 @@ class FiLM(nn.Module):
         return scripted.film(x, gamma, beta)
 
 
-class _Fused(nn.modules.conv._ConvNd):
+class _Fused(FilmOptions, nn.modules.conv._ConvNd):
     """What `FusedFiLM` adds to `nn.Conv2d`, and `FusedFiLM1d` to `nn.Conv1d`: it stands before them among the bases."""
 
     def __init__(
@@ -49,10 +48,7 @@ class _Fused(nn.modules.conv._ConvNd):
     ) -> None:
         geometry = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*geometry, bias, padding_mode, device, dtype)  # type: ignore[arg-type]  # the next base's
-        self.activation = check_choice("activation", activation, ACTIVATIONS)
-        self.negative_slope = finite("negative_slope", negative_slope)
-        self.film_position = check_choice("film_position", film_position, FILM_POSITIONS)
-        self.gamma_offset = finite("gamma_offset", gamma_offset)
+        self._set_options(activation, negative_slope, film_position, gamma_offset)
 
     def forward(self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
         """x (N, C, *in) or (C, *in); gamma and beta (N, K), (1, K), (K,), (N, K, 1, ...) or None (1 and 0).
@@ -73,14 +69,6 @@ class _Fused(nn.modules.conv._ConvNd):
             z, x.dim() == len(self.kernel_size) + 1, gamma, beta,
             self.activation, self.negative_slope, self.film_position, self.gamma_offset,
         )  # fmt: skip
-
-    def extra_repr(self) -> str:
-        options = f"activation={self.activation!r}, film_position={self.film_position!r}"
-        if self.activation == "leaky_relu":
-            options += f", negative_slope={self.negative_slope}"
-        if self.gamma_offset:
-            options += f", gamma_offset={self.gamma_offset}"
-        return f"{super().extra_repr()}, {options}"
 
 
 class FusedFiLM(_Fused, nn.Conv2d):

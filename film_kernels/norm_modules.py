@@ -7,29 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import functional, running, scripted
-from .activations import ACTIVATIONS, FILM_POSITIONS
-from .checks import check_choice, finite
+from .film_options import FilmOptions
 
 
-class _NormFilm(nn.Module):
-    """The options that all of them have: those of `film_kernels.norm_film`, where the formula stands."""
-
-    def _set_options(self, activation: str, negative_slope: float, film_position: str, gamma_offset: float) -> None:
-        self.activation = check_choice("activation", activation, ACTIVATIONS)
-        self.negative_slope = finite("negative_slope", negative_slope)
-        self.film_position = check_choice("film_position", film_position, FILM_POSITIONS)
-        self.gamma_offset = finite("gamma_offset", gamma_offset)
-
-    def extra_repr(self) -> str:
-        options = f"activation={self.activation!r}, film_position={self.film_position!r}"
-        if self.activation == "leaky_relu":
-            options += f", negative_slope={self.negative_slope}"
-        if self.gamma_offset:
-            options += f", gamma_offset={self.gamma_offset}"
-        return f"{super().extra_repr()}, {options}"
-
-
-class NormFiLM(_NormFilm, nn.GroupNorm):
+class NormFiLM(FilmOptions, nn.GroupNorm):
     """An `nn.GroupNorm` whose forward is normalisation, FiLM and activation in one operator.
 
     Same constructor, initialisation and state_dict as `nn.GroupNorm`, so a checkpoint of the layer it replaces loads
@@ -74,7 +55,7 @@ class NormFiLM(_NormFilm, nn.GroupNorm):
         )
 
 
-class BatchNormFiLM(_NormFilm, nn.modules.batchnorm._BatchNorm):
+class BatchNormFiLM(FilmOptions, nn.modules.batchnorm._BatchNorm):
     """An `nn.BatchNorm1d`, `2d` or `3d` whose forward is normalisation, FiLM and activation in one operator.
 
     Constructor, initialisation, state_dict, running statistics and the meaning of `train()` and `eval()` are theirs. As
@@ -129,7 +110,7 @@ class BatchNormFiLM(_NormFilm, nn.modules.batchnorm._BatchNorm):
         )
 
 
-class LayerNormFiLM(_NormFilm, nn.LayerNorm):
+class LayerNormFiLM(FilmOptions, nn.LayerNorm):
     """An `nn.LayerNorm` over the channels whose forward is normalisation, FiLM and activation in one operator.
 
     Same constructor, initialisation and state_dict as `nn.LayerNorm` of one size. The channels come last, as for
@@ -172,15 +153,14 @@ class LayerNormFiLM(_NormFilm, nn.LayerNorm):
                 gamma_offset=self.gamma_offset, channel_dim=self.channel_dim,
             )  # fmt: skip
         last = x if self.channel_dim == -1 else x.movedim(1, -1)
-        z = F.layer_norm(last, self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
-        y = scripted.activation_and_film(
-            z, False, scripted.channels_alone(gamma, self.channel_dim), scripted.channels_alone(beta, self.channel_dim),
+        z = F.layer_norm(last, self.normalized_shape, self.weight, self.bias, self.eps)
+        return scripted.over_channels(
+            z, self.channel_dim, gamma, beta,
             self.activation, self.negative_slope, self.film_position, self.gamma_offset,
         )  # fmt: skip
-        return y.movedim(1, -1) if self.channel_dim == -1 else y
 
 
-class RMSNormFiLM(_NormFilm, nn.RMSNorm):
+class RMSNormFiLM(FilmOptions, nn.RMSNorm):
     """An `nn.RMSNorm` over the channels whose forward is normalisation, FiLM and activation in one operator.
 
     Same constructor, initialisation and state_dict as `nn.RMSNorm` of one size. The channels come last, as for
@@ -222,12 +202,11 @@ class RMSNormFiLM(_NormFilm, nn.RMSNorm):
                 gamma_offset=self.gamma_offset, channel_dim=self.channel_dim,
             )  # fmt: skip
         last = x if self.channel_dim == -1 else x.movedim(1, -1)
-        z = F.rms_norm(last, self.normalized_shape, self.weight, self.eps).movedim(-1, 1)
-        y = scripted.activation_and_film(
-            z, False, scripted.channels_alone(gamma, self.channel_dim), scripted.channels_alone(beta, self.channel_dim),
+        z = F.rms_norm(last, self.normalized_shape, self.weight, self.eps)
+        return scripted.over_channels(
+            z, self.channel_dim, gamma, beta,
             self.activation, self.negative_slope, self.film_position, self.gamma_offset,
         )  # fmt: skip
-        return y.movedim(1, -1) if self.channel_dim == -1 else y
 
 
 def rms_eps(dtype: torch.dtype, eps: float | None) -> float:

@@ -74,7 +74,25 @@ def activated(v: Tensor, activation: str, negative_slope: float) -> Tensor:
     raise ValueError(f"activation {activation} has no formula here")
 
 
-def channels_alone(factor: Tensor | None, channel_dim: int) -> Tensor | None:
+def over_channels(
+    z: Tensor,
+    channel_dim: int,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    film_position: str,
+    gamma_offset: float,
+) -> Tensor:
+    """`activation_and_film` of `z` with its channels last, (N, *out, K), and so gamma and beta if `channel_dim` is -1;
+    or else they and what is returned have them second."""
+    gamma, beta = _channels_alone(gamma, channel_dim), _channels_alone(beta, channel_dim)
+    z = z.movedim(-1, 1)
+    y = activation_and_film(z, False, gamma, beta, activation, negative_slope, film_position, gamma_offset)
+    return y.movedim(1, -1) if channel_dim == -1 else y
+
+
+def _channels_alone(factor: Tensor | None, channel_dim: int) -> Tensor | None:
     """A gamma or beta with the channels last, (N, 1, ..., C), as (N, C)."""
     if factor is None or channel_dim != -1 or factor.dim() < 3:
         return factor

@@ -12,9 +12,9 @@ class Affine {
  public:
   Affine(const NormProblem& p, const FactorTable<A>& table, bool backward)
       : channels_(p.channels), factors_(p, table, backward) {
-    const A zero = 0, one = 1;
+    const double zero = 0, one = 1;
     for (int64_t n = 0; n < p.batch; ++n)
-      factors_.template set<true, false>(n * channels_, channels_, 0, {&zero, &zero, &one});
+      factors_.template set<true, false>(n * channels_, channels_, 0, {&zero, &one});
   }
   RowFactors<A> with(int64_t n, int64_t channel, const A* mean, const A* rstd) const {
     RowFactors<A> by = factors_.from(n * channels_ + channel);

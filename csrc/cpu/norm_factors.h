@@ -65,9 +65,8 @@ inline double rstd_of(const NormProblem& p, double second) {
 }
 
 // Statistics of one row or column after another, or the same of all.
-template <class A>
 struct Standing {
-  const A *mean, *rest, *rstd;  // `rest` is what the mean has beyond the digits of its type
+  const double *mean, *rstd;
 };
 
 // What v is made with, a number for each row or column, as RowFactors names them; rstd is a part of scale.
@@ -85,21 +84,23 @@ class AffineTable {
   // Of `count` of them, from `first` on; weight and bias, which stand from `channel` on, and statistics are a number
   // each, or the same for all.
   template <bool CHANNELS, bool STATISTICS>
-  void set(int64_t first, int64_t count, int64_t channel, const Standing<A>& by) const {
+  void set(int64_t first, int64_t count, int64_t channel, const Standing& by) const {
     A *mean = all_ + first, *scale = mean + count_, *shift = scale + count_;
     const A *w = table_.weight() + channel, *b = table_.bias() + channel;
     const A *gamma = table_.gamma() + first, *beta = table_.beta() + first;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t c = CHANNELS ? i : 0, s = STATISTICS ? i : 0;
-      const A factor = post_ ? A(1) : gamma[i], added = post_ ? A(0) : beta[i];
-      mean[i] = by.mean[s];
-      scale[i] = w[c] * factor * by.rstd[s];
-      shift[i] = b[c] * factor + added - scale[i] * by.rest[s];
+      const double factor = post_ ? 1 : gamma[i], added = post_ ? 0 : beta[i], whole = w[c] * factor * by.rstd[s];
+      mean[i] = static_cast<A>(by.mean[s]);
+      scale[i] = static_cast<A>(whole);
+      // With what the mean has beyond the digits of its type.
+      shift[i] = static_cast<A>(b[c] * factor + added - whole * (by.mean[s] - mean[i]));
     }
     if (!backward_) return;
     A *more = shift + count_, *z_shift = more + count_;
     for (int64_t i = 0; i < count; ++i) {
-      more[i] = post_ ? scale[i] * gamma[i] : w[CHANNELS ? i : 0] * by.rstd[STATISTICS ? i : 0];
+      const double whole = w[CHANNELS ? i : 0] * by.rstd[STATISTICS ? i : 0];
+      more[i] = static_cast<A>(post_ ? whole * gamma[i] : whole);
       z_shift[i] = b[CHANNELS ? i : 0];
     }
   }

@@ -25,22 +25,20 @@ struct Regions {
 };
 
 // The statistics of each channel of a region: those of its group.
-template <class A>
 struct OfChannels {
-  int64_t channels;
-  Scratch<A> all;
+  std::vector<double> mean, rstd;
 
-  explicit OfChannels(int64_t channels) : channels(channels), all(3 * channels) {}
-  void set(int64_t first, int64_t count, double mean, double rstd) const {
-    const A near = static_cast<A>(mean);
-    std::fill_n(all + first, count, near);
-    std::fill_n(all + channels + first, count, static_cast<A>(mean - near));
-    std::fill_n(all + 2 * channels + first, count, static_cast<A>(rstd));
+  explicit OfChannels(int64_t channels) : mean(channels), rstd(channels) {}
+  void set(int64_t first, int64_t count, double mean_of, double rstd_of) {
+    std::fill_n(mean.data() + first, count, mean_of);
+    std::fill_n(rstd.data() + first, count, rstd_of);
   }
   // Into the factors of all samples of a region.
+  template <class A>
   void set_factors(const AffineTable<A>& factors, const Regions& regions, int64_t region) const {
+    const int64_t channels = static_cast<int64_t>(mean.size());
     for (int64_t n = region * regions.samples; n < (region + 1) * regions.samples; ++n)
-      factors.template set<true, true>(n * channels, channels, 0, {all, all + channels, all + 2 * channels});
+      factors.template set<true, true>(n * channels, channels, 0, {mean.data(), rstd.data()});
   }
 };
 
@@ -87,7 +85,7 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
                       soon(parts.stored(args.input, parts.after(part)), p.dtype));
   };
   const auto finish = [&](int64_t region) {
-    const OfChannels<A> of_channels(C);
+    OfChannels of_channels(C);
     if (!normalises) {
       of_channels.set(0, C, 0, 1);
       return of_channels.set_factors(factors, regions, region);
@@ -147,7 +145,7 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
     return normalises ? rstd_of(p, statistics[count + region * regions.groups + group]) : 1;
   };
   const auto prepare = [&](int64_t region) {
-    const OfChannels<A> of_channels(C);
+    OfChannels of_channels(C);
     for (int64_t g = 0; g < regions.groups; ++g)
       of_channels.set(g * regions.group_channels, regions.group_channels,
                       normalises ? statistics[region * regions.groups + g] : 0, rstd_in(region, g));

@@ -60,8 +60,7 @@ struct Worker {
 // The factors of all rows of a group.
 template <class A>
 void set_factors(const AffineTable<A>& factors, const Groups& groups, int64_t group, double mean, double rstd) {
-  const A near = static_cast<A>(mean), rest = static_cast<A>(mean - near), inverse = static_cast<A>(rstd);
-  const Standing<A> by{&near, &rest, &inverse};
+  const Standing by{&mean, &rstd};
   const int64_t first = groups.number(group, 0);
   if (groups.of_batch)
     factors.template set<false, false>(first, groups.rows, group, by);

@@ -36,41 +36,56 @@ Moments moments_of(int64_t rows, int64_t columns, Rows<const A> x) {
   const A near = static_cast<A>(sum_of<A>((sums[0] + sums[1]) + (sums[2] + sums[3])) / count);
   const Vector<A> centre = splat(near);
   Vector<A> rest[4] = {}, squares[4] = {};
+  double off = 0, around = 0;
+  int64_t chain = 0;
+  const auto finish_chain = [&] {
+    off += sum_of<A>((rest[0] + rest[1]) + (rest[2] + rest[3]));
+    around += sum_of<A>((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    for (int i = 0; i < 4; ++i) rest[i] = squares[i] = Vector<A>{};
+    chain = 0;
+  };
   for (int64_t r = 0; r < rows; ++r) {
     const A* at = x.row(r);
     int64_t c = 0;
-    for (; c + 4 * L <= columns; c += 4 * L)
+    for (; c + 4 * L <= columns; c += 4 * L) {
       for (int i = 0; i < 4; ++i) {
         const Vector<A> step = load(at + c + i * L) - centre;
         rest[i] += step, squares[i] += step * step;
       }
+      if (++chain == kChain) finish_chain();
+    }
     for (; c < columns; c += L) {
       const int64_t left = columns - c;
       Vector<A> step = load_part(at + c, left) - centre;
       if (left < L) step = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(left) ? step : Vector<A>{};
       rest[r % 4] += step, squares[r % 4] += step * step;
+      if (++chain == kChain) finish_chain();
     }
   }
-  const double off = sum_of<A>((rest[0] + rest[1]) + (rest[2] + rest[3]));
-  const double around = sum_of<A>((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  finish_chain();
   const double squared = around - off * (off / count);
   return {count, static_cast<double>(near) + off / count, squared < 0 ? 0 : squared};  // and NaN stays NaN
 }
 
 template <class A>
 double squares_of(int64_t columns, const A* x) {
-  Vector<A> sums[2] = {};
-  int64_t c = 0;
-  for (; c + 2 * kLanes<A> <= columns; c += 2 * kLanes<A>)
-    for (int i = 0; i < 2; ++i) {
-      const Vector<A> v = load(x + c + i * kLanes<A>);
-      sums[i] += v * v;
+  double sum = 0;
+  for (int64_t first = 0; first < columns; first += 4 * kChain * kLanes<A>) {
+    const int64_t end = std::min(columns, first + 4 * kChain * kLanes<A>);
+    Vector<A> sums[4] = {};
+    int64_t c = first;
+    for (; c + 4 * kLanes<A> <= end; c += 4 * kLanes<A>)
+      for (int i = 0; i < 4; ++i) {
+        const Vector<A> v = load(x + c + i * kLanes<A>);
+        sums[i] += v * v;
+      }
+    for (; c < end; c += kLanes<A>) {
+      const Vector<A> v = load_part(x + c, end - c);
+      sums[0] += v * v;
     }
-  for (; c < columns; c += kLanes<A>) {
-    const Vector<A> v = load_part(x + c, columns - c);
-    sums[0] += v * v;
+    sum += sum_of<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
-  return sum_of<A>(sums[0] + sums[1]);
+  return sum;
 }
 
 // Adds the sums of vectors' lanes to doubles: as many vectors as there are lanes at a time, which shrink to one as they

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..functional import conv_film, norm_film
+from .direct import direct_call
 from .effects import changed_by, may_share_memory
 from .factors import is_of_a_factor
 from .folding import Step, conv_steps_film, norm_steps_film
@@ -45,7 +47,7 @@ def _let_views_copy(graph: fx.Graph) -> None:
     """Make `reshape` of `view`. norm_film's result lies in memory as its input does, where another norm's may be
     contiguous, so that a view of it, or of what is made of it, may have to be a copy. Where something may be changed
     through the view, it stays one, and would raise."""
-    ours = (conv_steps_film, norm_steps_film)
+    ours = (conv_steps_film, norm_steps_film, conv_film, norm_film)
     changes = [changed_by(node) for node in graph.nodes if node.target not in ours]
     changed = [one for some in changes for one in some or ()]
     for node in graph.find_nodes(op="call_method", target="view") if None not in changes else ():
@@ -66,24 +68,10 @@ def checkpointed(module: fx.GraphModule) -> list[fx.GraphModule]:
 
 
 def _swap_one(graph: fx.Graph, match: Match) -> None:
-    activation = match.activation
     last = match.nodes[-1]
-    options = {
-        "before": _steps(match.before),
-        "activation": "none" if activation is None else activation.name,
-        "negative_slope": 0.01 if activation is None else activation.negative_slope,
-        "after": _steps(match.after),
-        "film_position": match.film_position,
-    }
     with graph.inserting_after(last):
-        if match.norm is None:
-            call = graph.call_function(conv_steps_film, _arguments_of_convolution(match.root), options)
-        else:
-            norm = {name: value for name, value in match.call.items() if name != "input"}
-            result = tensor_of(last)
-            assert result is not None  # Dynamo knows
-            options["dtype"] = result.dtype
-            call = graph.call_function(norm_steps_film, (match.call["input"], norm), options)
+        direct = direct_call(match)
+        call = _composed(graph, match) if direct is None else graph.call_function(direct[0], (), direct[1])
     call.meta.update(last.meta)
     last.replace_all_uses_with(call)
     unused = [*reversed(match.nodes)]
@@ -100,6 +88,25 @@ def _swap_one(graph: fx.Graph, match: Match) -> None:
     for node in left:
         _answer_questions(node)
     _erase_unused(left)
+
+
+def _composed(graph: fx.Graph, match: Match) -> fx.Node:
+    """The call where factors are composed first."""
+    activation = match.activation
+    options = {
+        "before": _steps(match.before),
+        "activation": "none" if activation is None else activation.name,
+        "negative_slope": 0.01 if activation is None else activation.negative_slope,
+        "after": _steps(match.after),
+        "film_position": match.film_position,
+    }
+    if match.norm is None:
+        return graph.call_function(conv_steps_film, _arguments_of_convolution(match.root), options)
+    norm = {name: value for name, value in match.call.items() if name != "input"}
+    result = tensor_of(match.nodes[-1])
+    assert result is not None  # Dynamo knows
+    options["dtype"] = result.dtype
+    return graph.call_function(norm_steps_film, (match.call["input"], norm), options)
 
 
 def _arguments_of_convolution(root: Root) -> tuple[Any, ...]:

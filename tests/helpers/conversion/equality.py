@@ -10,8 +10,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from film_kernels import fuse
-from film_kernels.conversion import folding
+from film_kernels import arguments, fuse, norm_arguments
+from film_kernels.problems import conv_film, norm_film
 
 
 def fused_copy(model: nn.Module) -> nn.Module:
@@ -67,17 +67,21 @@ def assert_as_good(model: nn.Module, fused: nn.Module, draws) -> None:
 
 @contextlib.contextmanager
 def counted_calls() -> Iterator[list[str]]:
-    """The activation and FiLM's position of every fused call, behind the norm's name where it is norm_film's."""
+    """The activation and FiLM's position of every fused call, behind the norm's name where it is norm_film's. They are
+    counted where the front doors prepare their arguments: a graph may hold the functions themselves."""
     calls: list[str] = []
 
-    def counting(function):
-        def call(*args, **options):
-            names = (options.get(name) for name in ("norm", "activation", "film_position"))
-            calls.append(" ".join(name for name in names if name is not None))
-            return function(*args, **options)
+    def counting(prepare, names):
+        places = [names.index(name) for name in ("norm", "activation", "film_position") if name in names]
 
-        return call
+        def counted(tensors, options, *others):
+            calls.append(" ".join(options[place] for place in places))
+            return prepare(tensors, options, *others)
 
-    functions = {name: counting(getattr(folding, name)) for name in ("conv_film", "norm_film")}
-    with mock.patch.multiple(folding, **functions):
+        return counted
+
+    with (
+        mock.patch.object(arguments, "prepare", counting(arguments.prepare, conv_film.OPTIONS)),
+        mock.patch.object(norm_arguments, "prepare", counting(norm_arguments.prepare, norm_film.OPTIONS)),
+    ):
         yield calls

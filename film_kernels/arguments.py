@@ -20,6 +20,7 @@ from .problems.conv_film import OPTIONS, REQUIRED, TENSORS, ConvFilm, Tensors, p
 
 _AS_THEY_ARE = frozenset((int, float, str, type(None)))
 _OFFSET = OPTIONS.index("gamma_offset")
+_read_kind = operator.attrgetter("shape", "dtype", "device", "layout")  # kind_of, without Python's cost at every call
 
 
 def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tensors, bool]:
@@ -42,7 +43,7 @@ def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tenso
         unbatched = input.dim() == weight.dim() - 1
         if unbatched:
             input = input.unsqueeze(0)
-        kinds = (kind_of(input), kind_of(weight), kind_of(bias), kind_of(gamma), kind_of(beta))
+        kinds = kinds_of((input, weight, bias, gamma, beta))
         channels_last = writes_channels_last(input, weight)
     except (AttributeError, RuntimeError):
         check_types(TENSORS, tensors, REQUIRED)
@@ -55,6 +56,13 @@ def prepare(tensors: Tensors, options: tuple[Any, ...]) -> tuple[ConvFilm, Tenso
 def kind_of(tensor: Tensor | None) -> Kind | None:
     """What the checks ask of a tensor."""
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
+
+
+def kinds_of(tensors: Sequence[Tensor | None]) -> tuple[Kind | None, ...]:
+    """`kind_of` each. Raises AttributeError where something else is among them."""
+    if torch.compiler.is_compiling():  # Dynamo does not trace _read_kind
+        return tuple(map(kind_of, tensors))
+    return tuple([None if tensor is None else _read_kind(tensor) for tensor in tensors])
 
 
 def remembered(

@@ -48,9 +48,8 @@ def prepare(tensors: Tensors, options: tuple[Any, ...], running: Statistics) -> 
 
 def _prepared(tensors: Tensors, options: tuple[Any, ...]) -> tuple[NormFilm, Tensors]:
     input, weight, bias, gamma, beta = tensors
-    kind_of = arguments.kind_of
     try:
-        kinds = (kind_of(input), kind_of(weight), kind_of(bias), kind_of(gamma), kind_of(beta))
+        kinds = arguments.kinds_of(tensors)
         channels_last = is_channels_last(input)
     except (AttributeError, RuntimeError):
         check_types(TENSORS, tensors, REQUIRED)

@@ -20,6 +20,8 @@ from .problems import Problem
 from .registered import call_registered
 from .saved import check_saved, checked_kept
 
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))  # whose operators are PyTorch's own
+
 
 def call(problem: Problem, pin: str | None, tensors: Some) -> Tensor:
     """`y` by the pinned backend or the best one, differentiable. The arguments come checked, from the front door.
@@ -54,7 +56,7 @@ def _is_watched(tensors: Some) -> bool:
         or _is_exported()
         or is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(t is not None and type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
+        or not _PLAIN.issuperset(map(type, tensors))
     )
 
 
@@ -105,12 +107,10 @@ class _Fused(torch.autograd.Function):
         operator = operator_of(problem)
         ctx.save_for_backward(kept, *operator.pick_saved(tensors))
         ctx.problem, ctx.kernels, ctx.kept_as = problem, kernels, (kept.shape, kept.dtype)
-        others, versions, copies = operator.pick_others(tensors), [], []
-        read = kernels.reads(problem, ctx.needs_input_grad[3:])
-        for at, tensor in enumerate(others):
-            versions.append(0 if tensor is None else _version(tensor))
-            copies.append(tensor.clone() if read[at] and tensor is not None else None)
-        ctx.others, ctx.versions, ctx.copies = others, versions, copies
+        others, read = operator.pick_others(tensors), kernels.reads(problem, ctx.needs_input_grad[3:])
+        ctx.others, ctx.versions = others, [None if tensor is None else _version(tensor) for tensor in others]
+        pairs = zip(others, read, strict=True)
+        ctx.copies = [tensor.clone() if asked and tensor is not None else None for tensor, asked in pairs]
         if tells:
             ctx.mark_non_differentiable(kept)
             return y, kept

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import kind_of, remembered
+from .arguments import kinds_of, remembered
 from .backends import check_backend, choose, remembered_choice
 from .backends.base import Kernels
 from .derivatives import Wanted, differentiable_gradients, gradients, with_strides
@@ -121,7 +121,7 @@ class _Registered:
         operator, channels_last = self.operator, call.channels_last
         if channels_last is None:
             channels_last = operator.writes_channels_last(call.tensors)
-        kinds, options = tuple(map(kind_of, call.tensors)), operator.options_of(call.options)
+        kinds, options = kinds_of(call.tensors), operator.options_of(call.options)
         problem = remembered(operator.problem_of, kinds, channels_last, options)
         n_k = problem.tensor_shapes[-1]
         for at in (-2, -1):  # gamma and beta, which the front door would have expanded

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +15,18 @@ from .problems import Problem
 
 def check_saved(problem: Problem, operator: Operator, saved: Some) -> None:
     """Raise RuntimeError unless the tensors of `operator.saved` are still what `problem` says."""
-    device, shapes = problem.device, operator.pick_saved(problem.tensor_shapes)
-    dtypes = operator.pick_saved(problem.tensor_dtypes)
+    device, shapes, dtypes = _expected(problem, operator)
     for at, tensor in enumerate(saved):
         if tensor is None or (tensor.dtype is dtypes[at] and tensor.shape == shapes[at] and tensor.device == device):
             continue
         raise RuntimeError(_came_back(problem, operator.saved[at], tensor, shapes[at], dtypes[at]))
+
+
+@functools.lru_cache(maxsize=4096)
+def _expected(problem: Problem, operator: Operator) -> tuple[torch.device, tuple[Any, ...], tuple[Any, ...]]:
+    """The device, shapes and dtypes of the tensors of `operator.saved`."""
+    pick = operator.pick_saved
+    return problem.device, pick(problem.tensor_shapes), pick(problem.tensor_dtypes)
 
 
 def _came_back(problem: Problem, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str:

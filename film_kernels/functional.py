@@ -162,14 +162,15 @@ def norm_film(
         ValueError: a wrong shape, option or device, or a backend that cannot serve the call; the message names the
             argument.
     """
-    statistics = running.Statistics(running_mean, running_var, training, momentum)
+    has_statistics = norm == "batch" or running_mean is not None or running_var is not None
+    statistics = running.Statistics(running_mean, running_var, training, momentum) if has_statistics else None
     problem, tensors = norm_arguments.prepare(
         (input, weight, bias, gamma, beta),
         (norm, num_groups, eps, activation, negative_slope, film_position, gamma_offset, channel_dim),
         statistics,
     )
     pin = pinned(backend)
-    if problem.norm != "batch" or not statistics.are_kept:
+    if statistics is None or problem.norm != "batch" or not statistics.are_kept:
         return ops.call(problem, pin, tensors)
     y, found = ops.call_and_tell(problem, pin, tensors)
     with torch.no_grad():

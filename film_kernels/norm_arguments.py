@@ -18,12 +18,13 @@ _NORM, _EPS, _OFFSET, _CHANNEL_DIM = map(OPTIONS.index, ("norm", "eps", "gamma_o
 _WIDE_UNDER_AUTOCAST = frozenset(("group", "channel", "rms", "l2"))
 
 
-def prepare(tensors: Tensors, options: tuple[Any, ...], running: Statistics) -> tuple[NormFilm, Tensors]:
+def prepare(tensors: Tensors, options: tuple[Any, ...], running: Statistics | None) -> tuple[NormFilm, Tensors]:
     """Check the arguments of norm_film, and bring the tensors to the shapes of the design.
 
     `tensors` is (input, weight, bias, gamma, beta), and `options` are the others in the order of
-    `problems.norm_film.OPTIONS`. Returns the record and the tensors, gamma and beta expanded to (N, C) without a copy.
-    With running statistics that stay as they are, weight and bias are what stands for all of the normalisation.
+    `problems.norm_film.OPTIONS`; `running` is None where there are no running statistics. Returns the record and the
+    tensors, gamma and beta expanded to (N, C) without a copy. With running statistics that stay as they are, weight and
+    bias are what stands for all of the normalisation.
     Raises TypeError or ValueError naming the argument.
     """
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():  # Dynamo does not trace the latter
@@ -35,7 +36,7 @@ def prepare(tensors: Tensors, options: tuple[Any, ...], running: Statistics) -> 
         check_types(TENSORS, tensors, REQUIRED)
         tensors = _with_offset(tensors, offset, options[_CHANNEL_DIM])
         options = (*options[:_OFFSET], 0.0, *options[_OFFSET + 1 :])
-    if options[_NORM] == "batch" or running.are_kept:
+    if running is not None:
         check_types(TENSORS, tensors, REQUIRED)
         running.check(options[_NORM], tensors[0])
         if not running.training and options[_NORM] == "batch":

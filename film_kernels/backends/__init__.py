@@ -23,6 +23,11 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Cud
 
 
 _pins: contextvars.ContextVar[tuple[list[str], ...]] = contextvars.ContextVar("film_kernels_pins", default=())
+_VARIABLE = "FILM_KERNELS_BACKEND"
+# os.environ raises and catches a KeyError for a variable that is not set, which costs as much as a call's other checks
+# together. The dictionary behind it, which this Python may not have, tells first.
+_KEY = os.environ.encodekey(_VARIABLE)
+_ENVIRONMENT = getattr(os.environ, "_data", {_KEY: _VARIABLE})
 
 
 class _Traced(threading.local):
@@ -79,11 +84,12 @@ def pinned(backend: str | None) -> str | None:
     if backend is not None:
         check_backend("backend", backend)
         return backend
-    variable = os.environ.get("FILM_KERNELS_BACKEND")
+    compiling = torch.compiler.is_compiling()
+    variable = os.environ.get(_VARIABLE) if compiling or _KEY in _ENVIRONMENT else None
     if variable:
-        check_backend("FILM_KERNELS_BACKEND", variable)
+        check_backend(_VARIABLE, variable)
         return variable
-    return _traced.backend if torch.compiler.is_compiling() else _innermost()
+    return _traced.backend if compiling else _innermost()
 
 
 def choose(problem: Problem, pin: str | None) -> Backend:

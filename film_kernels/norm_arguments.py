@@ -13,7 +13,7 @@ from .layouts import is_channels_last
 from .problems.norm_film import NO_NORM, OPTIONS, REQUIRED, TENSORS, NormFilm, Tensors, problem_of
 from .running import Statistics
 
-_NORM, _EPS, _OFFSET, _CHANNEL_DIM = map(OPTIONS.index, ("norm", "eps", "gamma_offset", "channel_dim"))
+_NORM, _OFFSET, _CHANNEL_DIM = map(OPTIONS.index, ("norm", "gamma_offset", "channel_dim"))
 # CUDA's autocast computes these in float32, and the CPU's leaves all as they are.
 _WIDE_UNDER_AUTOCAST = frozenset(("group", "channel", "rms", "l2"))
 
@@ -65,13 +65,11 @@ def _prepared(tensors: Tensors, options: tuple[Any, ...]) -> tuple[NormFilm, Ten
 
 def _known_beforehand(tensors: Tensors, options: tuple[Any, ...], running: Statistics) -> tuple[NormFilm, Tensors]:
     """The call without a normalisation that stands for one by running statistics."""
-    problem, tensors = _prepared(tensors, options)  # all that can be wrong is found where it stands
-    input, weight, bias, gamma, beta = tensors
-    scale, shift = running.folded(problem.eps, weight, bias)
-    if input.dtype not in (torch.bfloat16, torch.float16):
-        scale, shift = scale.to(input.dtype), shift.to(input.dtype)
-    options = (NO_NORM, None, *options[_EPS:])
-    return _prepared((input, scale, shift, gamma, beta), options)
+    problem, (input, weight, bias, gamma, beta) = _prepared(tensors, options)
+    dtype = problem.accumulates_in
+    scale, shift = running.folded(dtype, problem.eps, weight, bias)
+    problem = problem._replace(norm=NO_NORM, has_weight=True, has_bias=True, parameter_dtype=dtype)
+    return problem, (input, scale, shift, gamma, beta)
 
 
 def _with_offset(tensors: Tensors, offset: Tensor, channel_dim: Any) -> Tensors:

@@ -44,15 +44,19 @@ class Statistics(NamedTuple):
                 f"input must have more than one value for each channel in training, got {in_words(input.shape)}"
             )
 
-    def folded(self, eps: float, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The scale and shift for each channel, in float32 or wider, that stand for the normalisation by the running
-        statistics and the affine after it."""
+    def folded(
+        self, dtype: torch.dtype, eps: float, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The scale and shift for each channel, in `dtype`, that stand for the normalisation by the running statistics
+        and the affine after it."""
         mean, variance = _wide(self.mean), _wide(self.variance)
+        if dtype == torch.float64:
+            mean, variance = mean.double(), variance.double()
         scale = torch.rsqrt(variance + eps)
         if weight is not None:
             scale = scale * weight
         shift = -mean * scale
-        return scale, shift if bias is None else shift + bias
+        return scale.to(dtype), (shift if bias is None else shift + bias).to(dtype)
 
     def update(self, problem: NormFilm, found: Tensor) -> None:
         """Write what a batch had, (2, C) with means and variances, into them. The variance is written without its

@@ -144,6 +144,20 @@ def test_running_statistics_without_gradients_and_of_floats_that_are_wider(backe
         torch.testing.assert_close((mean, variance), (one, other))
 
 
+@pytest.mark.parametrize("of_input", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("of_statistics", [torch.float32, torch.float64])
+def test_evaluation_by_running_statistics_of_another_dtype(backend, of_input, of_statistics):
+    x, mean, variance = torch.randn(4, 6, 7, dtype=of_input), torch.randn(6), torch.rand(6) + 0.5
+    mean, variance = mean.to(of_statistics), variance.to(of_statistics)
+    y = norm_film(
+        x, "batch", running_mean=mean, running_var=variance, training=False, activation="none", backend=backend
+    )
+    expected = F.batch_norm(x.double(), mean.double(), variance.double())
+    assert y.dtype == of_input
+    tolerance = 4 * torch.finfo(of_input).eps
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+
+
 def test_one_of_the_running_statistics_alone(backend):
     x, mean = torch.randn(4, 6, 7), torch.zeros(6)
     norm_film(x, "batch", running_mean=mean, momentum=1.0, backend=backend)

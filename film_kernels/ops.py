@@ -52,8 +52,8 @@ def call_and_tell(problem: Problem, pin: str | None, tensors: Some, tells: bool 
 def _is_watched(tensors: Some) -> bool:
     """Whether someone (torch.compile, functorch, a dispatch mode, a tensor subclass) must see an operator."""
     return (
-        torch.compiler.is_compiling()
-        or _is_exported()
+        torch.compiler.is_compiling()  # export too
+        or torch._C._is_tracing()
         or is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0
         or not _PLAIN.issuperset(map(type, tensors))

@@ -117,22 +117,30 @@ def goes_plain(problem: Problem) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _remembered(problem: Problem, pin: str | None, precision: str | None) -> Kernels:
+def _remembered(problem: Problem, pin: str | None) -> Kernels | None:
+    """None where the choice depends on PyTorch's setting for float32 convolutions on GPUs as well."""
+    if problem.dtype is torch.float32 and problem.device.type == "cuda":
+        return None
+    return choose(problem, pin).of(problem)
+
+
+@functools.lru_cache(maxsize=4096)
+def _remembered_with(precision: str, problem: Problem, pin: str | None) -> Kernels:
     return choose(problem, pin).of(problem)
 
 
 def remembered_choice(problem: Problem, pin: str | None) -> Kernels:
-    """The kernels of the backend that `choose` chooses, worked out once for what that depends on: PyTorch's setting for
-    float32 convolutions on GPUs too."""
-    precision = None
-    if problem.dtype is torch.float32 and problem.device.type == "cuda":
-        precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return _remembered(problem, pin, precision)
+    """The kernels of the backend that `choose` chooses, worked out once for what that depends on."""
+    found = _remembered(problem, pin)
+    if found is not None:
+        return found
+    return _remembered_with(torch.backends.cudnn.conv.fp32_precision, problem, pin)  # type: ignore[attr-defined]
 
 
 def forget_choices() -> None:
     """What was remembered may not hold any more."""
     _remembered.cache_clear()
+    _remembered_with.cache_clear()
 
 
 def check_backend(argument: str, name: object) -> None:

@@ -2,6 +2,7 @@
 // channel, and each column has its statistics.
 #include "norm_across.h"
 #include "norm_kernels.h"
+#include "norm_moments.h"
 #include "norm_parts.h"
 #include "norm_sums.h"
 

@@ -5,6 +5,7 @@
 
 #include "norm_factors.h"
 #include "norm_schedule.h"
+#include "norm_sums.h"
 
 namespace film::FILM_ISA {
 

@@ -6,7 +6,7 @@
 
 #include "../norm_problem.h"
 #include "kernels.h"
-#include "norm_sums.h"
+#include "norm_rows.h"
 #include "scratch.h"
 #include "strip.h"
 

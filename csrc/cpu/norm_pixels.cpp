@@ -2,6 +2,7 @@
 // column is summed by itself, over the positions of a sample ("group") or of all samples ("batch").
 #include "norm_backward.h"
 #include "norm_kernels.h"
+#include "norm_moments.h"
 #include "norm_parts.h"
 
 namespace film::FILM_ISA {

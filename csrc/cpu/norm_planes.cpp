@@ -2,6 +2,7 @@
 // statistics in common, is some rows of a sample ("group") or those of a channel in all samples ("batch").
 #include "norm_backward.h"
 #include "norm_kernels.h"
+#include "norm_moments.h"
 
 namespace film::FILM_ISA {
 namespace {

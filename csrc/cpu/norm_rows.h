@@ -33,6 +33,12 @@ struct RowFactors {
   const A *after = nullptr, *plus = nullptr;
 };
 
+// z = weight * xhat + bias, of which FiLM is made.
+template <class A>
+struct MakesZ {
+  const A *weight, *bias;
+};
+
 // Rows of memory that are read or written soon: while those of now are worked on, a cache can fetch them.
 struct Soon {
   const char* at;

@@ -47,9 +47,9 @@ struct Groups {
             column,
             std::min(block_columns, columns - column)};
   }
-  // What is read after a block, where all of its group is still in the cache for the second stage or not.
-  Block after(int64_t group, int64_t b) const {
-    return stay ? block(std::min(group + 1, count - 1), b) : block(group, std::min(b + 1, blocks - 1));
+  // What is read after a block: where all of its group is at hand already, or is to be, the next group's.
+  Block after(int64_t group, int64_t b, bool at_hand) const {
+    return at_hand ? block(std::min(group + 1, count - 1), b) : block(group, std::min(b + 1, blocks - 1));
   }
   StoredRows stored(const Cube& cube, const Block& b) const {
     return {cube.data, b.n * cube.n + b.channel * cube.c + b.column, of_batch ? cube.n : cube.c};
@@ -114,7 +114,7 @@ void forward_of_planes(const NormProblem& p, const NormForwardArgs& args) {
     const StoredRows to = groups.stored(args.output, b);
     const Rows<A> y = target<A>(to, p.dtype, b.columns, worker.out);
     modulate({b.rows, b.columns, read(b, worker), factors.from(groups.number(group, b.row))}, p.lower_slope, y,
-             soon(groups.stored(args.input, groups.after(group, block)), p.dtype));
+             soon(groups.stored(args.input, groups.after(group, block, groups.stay)), p.dtype));
     narrow_rows(to, p.dtype, b.rows, b.columns, y);
   };
   in_stages(groups.shares(), [] { return Worker<A>(); }, [](int64_t) {}, measure, finish, apply);
@@ -191,6 +191,7 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
                            {soon_after(args.input), soon_after(args.grad)}};
   };
   const bool keeps = dx_wanted && sums_wanted && groups.stay;
+  const bool ahead = groups.stay && groups.size() <= kElementsAhead;
   const auto place = [&](const Block& b, const BackwardWorker<A>& worker) -> A* {
     return keeps ? worker.kept + b.row * groups.columns + b.column * b.rows : worker.d;
   };
@@ -199,8 +200,9 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     if (!sums_wanted) return;
     const Block b = groups.block(group, block);
     A* d = place(b, worker);
-    BackwardRows<A> at = rows_of(group, b, groups.after(group, block));
-    if (keeps) at.soon.one = soon(at.grad_input, p.dtype);  // the second stage has the next group's input fetched
+    BackwardRows<A> at = rows_of(group, b, groups.after(group, block, ahead));
+    if (keeps && ahead)
+      at.soon.one = soon(at.grad_input, p.dtype);  // the second stage has the next group's input fetched
     const auto [pass, grad] = backward.differentiate(at, worker, d);
     const int64_t row = groups.number(group, b.row), chunk = b.column / groups.block_columns;
     sum_backward<A, false, false>(
@@ -221,7 +223,7 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
   const auto apply = [&](int64_t group, int64_t block, const BackwardWorker<A>& worker) {
     if (!dx_wanted) return;
     const Block b = groups.block(group, block);
-    const BackwardRows<A> at = rows_of(group, b, groups.after(group, block));
+    const BackwardRows<A> at = rows_of(group, b, groups.after(group, block, ahead));
     backward.write_grad_input(at, worker, place(b, worker), keeps, terms.from(groups.number(group, b.row), factors),
                               at.soon.one);
   };

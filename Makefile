@@ -18,7 +18,7 @@ test: $(STAMP)
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 test-kernels: $(STAMP)  ## what reaches the CPU kernels; FILM_KERNELS_CPU_ISA chooses the instruction set
-	$(PYTHON) -m pytest -q $(PYTEST_ARGS) -k "cpu or winograd" tests/test_backends.py tests/test_winograd.py tests/test_errors.py tests/test_special_values.py tests/test_memory.py tests/norm_film/test_backends.py
+	$(PYTHON) -m pytest -q $(PYTEST_ARGS) -k "cpu or winograd" tests/test_backends.py tests/test_winograd.py tests/test_errors.py tests/test_special_values.py tests/test_memory.py tests/norm_film/test_backends.py tests/norm_film/test_numerics.py
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest --slow -m slow

@@ -21,12 +21,7 @@ class Affine {
     by.mean = mean, by.rstd = rstd;
     return by;
   }
-  // The same with z in place of v.
-  RowPass<A> of_z(RowPass<A> pass, int64_t n, int64_t channel) const {
-    const RowFactors<A> by = factors_.of_z(n * channels_ + channel);
-    pass.by.scale = by.scale, pass.by.shift = by.shift;
-    return pass;
-  }
+  MakesZ<A> of_z(int64_t n, int64_t channel) const { return factors_.of_z(n * channels_ + channel); }
   const A* weight(int64_t n, int64_t channel) const { return factors_.weight(n * channels_ + channel); }
   // The same of dx, which is 0 where each element is its own mean.
   const A* weight_of_dx(const NormProblem& p, int64_t n, int64_t channel) const {

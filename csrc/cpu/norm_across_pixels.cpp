@@ -2,6 +2,7 @@
 // statistics.
 #include "norm_across.h"
 #include "norm_kernels.h"
+#include "norm_moments.h"
 #include "norm_parts.h"
 #include "norm_sums.h"
 
@@ -76,12 +77,12 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
         const RowPass<A> pass{some.rows, C, widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
                               affine.with(some.n, 0, mean, rstd)};
         const Rows<const A> grad = widened<A>(parts.stored(args.grad, some), p.dtype, some.rows, C, worker.grad);
-        slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C});
+        slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C}, nullptr);
         std::fill_n(all.data(), most, 0);
         std::fill_n(along.data(), most, 0);
-        sum_backward<A, false, true>(
-            pass, {worker.d, C}, {worker.sum(0), worker.sum(1), affine.weight(some.n, 0), all.data(), along.data()});
-        if (kinds.of_z) add_products<A, false, true>(affine.of_z(pass, some.n, 0), {worker.d, C}, worker.sum(2));
+        sum_backward<A, false, true>(pass, {worker.d, C}, affine.of_z(some.n, 0),
+                                     {worker.sum(0), worker.sum(1), kinds.of_z ? worker.sum(2) : nullptr,
+                                      affine.weight(some.n, 0), all.data(), along.data()});
         if (kinds.post) {
           add_columns<A, false>(some.rows, C, grad, worker.sum(2));
           add_columns<A, false>(some.rows, C, {worker.product, C}, worker.sum(3));
@@ -93,8 +94,7 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
         const StoredRows to = parts.stored(args.grad_input, some);
         const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
         grad_input_rows<A, false, true>(pass, {worker.d, C},
-                                        {affine.weight_of_dx(p, some.n, 0), constant, slope_of_xhat}, dx,
-                                        soon(to, p.dtype), soon(to, p.dtype));
+                                        {affine.weight_of_dx(p, some.n, 0), constant, slope_of_xhat}, dx);
         narrow_rows(to, p.dtype, some.rows, C, dx);
       });
     }

@@ -2,6 +2,7 @@
 // channel, and each column has its statistics.
 #include "norm_across.h"
 #include "norm_kernels.h"
+#include "norm_moments.h"
 #include "norm_parts.h"
 #include "norm_sums.h"
 
@@ -83,8 +84,7 @@ Rows<const A> measured(const NormProblem& p, const Tiles& tiles, const Cube& cub
     }
   }
   if (!p.takes_mean()) return x;
-  column_moments<A>(p.channels, columns, x, sums, worker.means.data(), worker.squares.data(),
-                    soon({worker.x, 0, columns}, DType::f32));
+  column_moments<A>(p.channels, columns, x, sums, worker.means.data(), worker.squares.data());
   for (int64_t c = 0; c < columns; ++c) worker.mean[c] = static_cast<A>(worker.means[c]);
   return x;
 }
@@ -158,14 +158,13 @@ void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) 
             widened<A>(tiles.stored(args.grad, tile, channel), p.dtype, rows, columns, worker.grad);
         A* d = worker.d + channel * columns;
         const RowPass<A> pass = pass_of(channel, rows);
-        slope(pass, p.lower_slope, grad, {d, columns}, {worker.product, columns});
-        sum_backward<A, true, false>(pass, {d, columns},
+        slope(pass, p.lower_slope, grad, {d, columns}, {worker.product, columns}, nullptr);
+        sum_backward<A, true, false>(pass, {d, columns}, affine.of_z(n, channel),
                                      {sums.of_part(tile, 0) + channel, sums.of_part(tile, 1) + channel,
-                                      affine.weight(n, channel), worker.all, worker.along});
+                                      kinds.of_z ? sums.of_part(tile, 2) + channel : nullptr, affine.weight(n, channel),
+                                      worker.all, worker.along});
         move_sums<A>(columns, worker.all, worker.means.data());
         move_sums<A>(columns, worker.along, worker.squares.data());
-        if (kinds.of_z)
-          add_products<A, true, false>(affine.of_z(pass, n, channel), {d, columns}, sums.of_part(tile, 2) + channel);
         if (!kinds.post) return;
         add_rows<A>(rows, columns, grad, sums.of_part(tile, 2) + channel);
         add_rows<A>(rows, columns, {worker.product, columns}, sums.of_part(tile, 3) + channel);
@@ -178,8 +177,7 @@ void backward_across_planes(const NormProblem& p, const NormBackwardArgs& args) 
         const StoredRows to = tiles.stored(args.grad_input, tile, channel);
         const Rows<A> dx = target<A>(to, p.dtype, columns, worker.out);
         grad_input_rows<A, true, false>(pass_of(channel, rows), {worker.d + channel * columns, columns},
-                                        {affine.weight_of_dx(p, n, channel), worker.constant, worker.slope}, dx,
-                                        soon(to, p.dtype), soon(to, p.dtype));
+                                        {affine.weight_of_dx(p, n, channel), worker.constant, worker.slope}, dx);
         narrow_rows(to, p.dtype, rows, columns, dx);
       });
     }

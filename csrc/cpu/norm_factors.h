@@ -110,10 +110,10 @@ class AffineTable {
   }
   // What dx multiplies d with.
   const A* weight(int64_t first) const { return all_ + (post_ ? 3 : 1) * count_ + first; }
-  // z = weight * xhat + bias in place of v; where FiLM comes after the activation they are the same.
-  RowFactors<A> of_z(int64_t first) const {
+  // What z is made with; where FiLM comes after the activation it is v.
+  MakesZ<A> of_z(int64_t first) const {
     const A* at = all_ + first;
-    return {at, nullptr, at + 3 * count_, at + 4 * count_};
+    return {at + 3 * count_, at + 4 * count_};
   }
 
  private:

@@ -1,10 +1,9 @@
 // Normalisation of groups of channels where these lie side by side: a row is the channels of one position, and each
 // column is summed by itself, over the positions of a sample ("group") or of all samples ("batch").
-#include "norm_factors.h"
+#include "norm_backward.h"
 #include "norm_kernels.h"
+#include "norm_moments.h"
 #include "norm_parts.h"
-#include "norm_schedule.h"
-#include "norm_sums.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -112,7 +111,8 @@ void forward_of_pixels(const NormProblem& p, const NormForwardArgs& args) {
       const StoredRows to = parts.stored(args.output, some);
       const Rows<A> y = target<A>(to, p.dtype, C, worker.out);
       const Rows<const A> x = widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x);
-      modulate({some.rows, C, x, factors.from(some.n * C)}, p.lower_slope, y, soon(to, p.dtype));
+      modulate({some.rows, C, x, factors.from(some.n * C)}, p.lower_slope, y,
+               soon(parts.stored(args.output, parts.after(some)), p.dtype));
       narrow_rows(to, p.dtype, some.rows, C, y);
     });
   };
@@ -126,17 +126,16 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
   const Regions regions(p);
   const Parts parts(p);
   const FactorTable<A> table(p, args.by);
-  const int64_t C = p.channels, channels = p.batch * C, of_region = regions.samples * parts.of_sample;
+  const int64_t C = p.channels, of_region = regions.samples * parts.of_sample;
   const AffineTable<A> factors(p, table, true);
-  const Scratch<A> constant(channels), slope_of_xhat(channels);  // of dx
+  const GradInputTerms<A> terms(p);
   const SumKinds kinds(p, args);
   const bool normalises = p.norm != Norm::none, dx_wanted = args.grad_input.data != nullptr;
   const bool sums_wanted = args.sums_wanted() || normalises;
   ChannelSums sums(p, parts.of_sample, sums_wanted, kinds.count());
-  const Slope<A> slope = slope_of<A>(p.activation, kAlong, kinds.post);
+  const BackwardOfRows<A, true> backward(p, kinds.post);
   const A* statistics = static_cast<const A*>(args.statistics);
   const int64_t count = p.statistics();
-  const double size = static_cast<double>(regions.group_channels * regions.samples * p.positions);
 
   const bool keeps =
       dx_wanted && sums_wanted && of_region * parts.rows * C <= kElementsKept && takes_whole_regions(regions.count);
@@ -150,17 +149,18 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
       of_channels.set(g * regions.group_channels, regions.group_channels,
                       normalises ? statistics[region * regions.groups + g] : 0, rstd_in(region, g));
     of_channels.set_factors(factors, regions, region);
-    std::fill_n(constant + region * regions.samples * C, regions.samples * C, A(0));
-    std::fill_n(slope_of_xhat + region * regions.samples * C, regions.samples * C, A(0));
+    terms.clear(region * regions.samples * C, regions.samples * C);
   };
-
-  // d of some rows, and what it was made from.
-  const auto differentiate = [&](const Part& some, const PartWorker<A>& worker, A* d) {
-    const RowPass<A> pass{some.rows, C, widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
-                          factors.from(some.n * C)};
-    const Rows<const A> grad = widened<A>(parts.stored(args.grad, some), p.dtype, some.rows, C, worker.grad);
-    slope(pass, p.lower_slope, grad, {d, C}, {worker.product, C});
-    return std::pair(pass, grad);
+  const auto rows_of = [&](const Part& some) {
+    const auto stored = [&](const Cube& cube) { return parts.stored(cube, some); };
+    const auto soon_after = [&](const Cube& cube) { return soon(parts.stored(cube, parts.after(some)), p.dtype); };
+    return BackwardRows<A>{some.rows,
+                           C,
+                           stored(args.input),
+                           stored(args.grad),
+                           stored(args.grad_input),
+                           factors.from(some.n * C),
+                           {soon_after(args.input), soon_after(args.grad)}};
   };
   const auto place = [&](int64_t region, const Part& some, const PartWorker<A>& worker) -> A* {
     return keeps ? worker.kept + ((some.n - region * regions.samples) * p.positions + some.first) * C : worker.d;
@@ -170,13 +170,9 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
     const int64_t at = region * of_region + index;
     parts.part(at).in_blocks(C, [&](const Part& some) {
       A* d = place(region, some, worker);
-      const auto [pass, grad] = differentiate(some, worker, d);
-      sum_backward<A, true, true>(pass, {d, C}, {worker.sum(0), worker.sum(1)});
-      if (kinds.of_z) {
-        RowPass<A> z = pass;
-        z.by = factors.of_z(some.n * C);
-        add_products<A, true, true>(z, {d, C}, worker.sum(2));
-      }
+      const auto [pass, grad] = backward.differentiate(rows_of(some), worker, d);
+      sum_backward<A, true, true>(pass, {d, C}, factors.of_z(some.n * C),
+                                  {worker.sum(0), worker.sum(1), kinds.of_z ? worker.sum(2) : nullptr});
       if (kinds.post) {
         add_columns<A, false>(some.rows, C, grad, worker.sum(2));
         add_columns<A, false>(some.rows, C, {worker.product, C}, worker.sum(3));
@@ -189,47 +185,23 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
     for (int64_t n = region * regions.samples; n < (region + 1) * regions.samples; ++n) sums.add_up(n);
     for (int64_t g = 0; g < regions.groups; ++g) {
       const double rstd = rstd_in(region, g);
-      double all = 0, along = 0;
+      GroupSums all;
       const auto for_samples = [&](const auto& body) {  // with where the group's channels begin
         for (int64_t n = region * regions.samples; n < (region + 1) * regions.samples; ++n)
           body(n * C + g * regions.group_channels);
       };
       for_samples([&](int64_t first) {
-        const A* weight = factors.weight(first);
-        double *d = sums.d() + first, *of_xhat = sums.along() + first;
-        for (int64_t begin = 0; begin < regions.group_channels; begin += kChain) {
-          double part = 0, part_along = 0;
-          for (int64_t c = begin; c < std::min(begin + kChain, regions.group_channels); ++c) {
-            of_xhat[c] *= rstd;
-            part += weight[c] * d[c], part_along += weight[c] * of_xhat[c];
-          }
-          all += part, along += part_along;
-        }
+        all.add(regions.group_channels, factors.weight(first), sums.d() + first, sums.along() + first, rstd);
       });
-      if (!normalises || p.is_constant()) continue;
-      for_samples([&](int64_t first) {
-        std::fill_n(constant + first, regions.group_channels, static_cast<A>(all / size));
-        std::fill_n(slope_of_xhat + first, regions.group_channels, static_cast<A>(along / size * rstd));
-      });
+      for_samples([&](int64_t first) { terms.set(first, regions.group_channels, all, p.group_size(), rstd); });
     }
   };
   const auto apply = [&](int64_t region, int64_t index, const PartWorker<A>& worker) {
     if (!dx_wanted) return;
     parts.part(region * of_region + index).in_blocks(C, [&](const Part& some) {
-      A* d = place(region, some, worker);
-      const int64_t first = some.n * C;
-      RowPass<A> pass{some.rows, C, {}, factors.from(first)};
-      if (keeps)
-        pass.x = widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x);
-      else
-        pass = differentiate(some, worker, d).first;
-      const StoredRows to = parts.stored(args.grad_input, some);
-      const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-      grad_input_rows<A, true, true>(
-          pass, {d, C},
-          {p.is_constant() ? constant + first : factors.weight(first), constant + first, slope_of_xhat + first}, dx,
-          soon(to, p.dtype), soon(to, p.dtype));
-      narrow_rows(to, p.dtype, some.rows, C, dx);
+      backward.write_grad_input(rows_of(some), worker, place(region, some, worker), keeps,
+                                terms.from(some.n * C, factors),
+                                soon(parts.stored(args.grad_input, parts.after(some)), p.dtype));
     });
   };
   in_stages(

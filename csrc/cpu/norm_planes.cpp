@@ -1,22 +1,22 @@
 // Normalisation of groups of planes: a row is the positions of one channel of one sample, and a group, which has its
 // statistics in common, is some rows of a sample ("group") or those of a channel in all samples ("batch").
-#include "norm_factors.h"
+#include "norm_backward.h"
 #include "norm_kernels.h"
-#include "norm_schedule.h"
-#include "norm_sums.h"
+#include "norm_moments.h"
 
 namespace film::FILM_ISA {
 namespace {
 
-// Some columns of some rows of a group.
+// Some columns of some rows of a group, the first of which is of a sample and a channel.
 struct Block {
-  int64_t row, rows, column, columns;
+  int64_t n, channel, row, rows, column, columns;
 };
 
 // Groups of rows, cut into blocks: of whole rows, or of a part of one.
 struct Groups {
   int64_t batch, channels, count, rows, columns, block_rows, block_columns;
-  bool of_batch;
+  int64_t chunks, blocks;  // of a row, of a group
+  bool of_batch, stay;     // stay: in the cache of a thread, from one stage to the next
 
   explicit Groups(const NormProblem& p)
       : batch(p.batch),
@@ -28,26 +28,31 @@ struct Groups {
         columns(p.positions),
         block_rows(std::max<int64_t>(kBlock / p.positions, 1)),
         block_columns(std::min(kBlock, p.positions)),
-        of_batch(p.norm == Norm::batch) {}
+        chunks((columns + block_columns - 1) / block_columns),
+        blocks((rows + block_rows - 1) / block_rows * chunks),
+        of_batch(p.norm == Norm::batch),
+        stay(size() <= kElementsKept && takes_whole_regions(count)) {}
 
-  int64_t chunks() const { return (columns + block_columns - 1) / block_columns; }  // of a row
-  int64_t blocks() const { return (rows + block_rows - 1) / block_rows * chunks(); }
-  Block block(int64_t b) const {
-    const int64_t row = b / chunks() * block_rows, column = b % chunks() * block_columns;
-    return {row, std::min(block_rows, rows - row), column, std::min(block_columns, columns - column)};
-  }
+  int64_t size() const { return rows * columns; }  // of a group
   // Rows are numbered through the groups: so stand the numbers of channels of samples, too.
   int64_t number(int64_t group, int64_t row) const { return group * rows + row; }
-  Shares shares() const { return {count, blocks(), batch * channels * columns}; }
+  Shares shares() const { return {count, blocks, batch * channels * columns}; }
 
-  // Where a thread goes on to after a group.
-  int64_t after(int64_t group) const { return std::min(group + 1, count - 1); }
-
-  StoredRows stored(const Cube& cube, int64_t group, const Block& b) const {
-    const int64_t at = number(group, b.row);
-    const int64_t first =
-        of_batch ? at % batch * cube.n + at / batch * cube.c : at / channels * cube.n + at % channels * cube.c;
-    return {cube.data, first + b.column, of_batch ? cube.n : cube.c};
+  Block block(int64_t group, int64_t b) const {
+    const int64_t row = b / chunks * block_rows, column = b % chunks * block_columns, at = number(group, row);
+    return {of_batch ? at % batch : at / channels,
+            of_batch ? at / batch : at % channels,
+            row,
+            std::min(block_rows, rows - row),
+            column,
+            std::min(block_columns, columns - column)};
+  }
+  // What is read after a block: where all of its group is at hand already, or is to be, the next group's.
+  Block after(int64_t group, int64_t b, bool at_hand) const {
+    return at_hand ? block(std::min(group + 1, count - 1), b) : block(group, std::min(b + 1, blocks - 1));
+  }
+  StoredRows stored(const Cube& cube, const Block& b) const {
+    return {cube.data, b.n * cube.n + b.channel * cube.c + b.column, of_batch ? cube.n : cube.c};
   }
 };
 
@@ -78,17 +83,23 @@ void forward_of_planes(const NormProblem& p, const NormForwardArgs& args) {
   const FactorTable<A> table(p, args.by, groups.of_batch);
   const AffineTable<A> factors(p, table, false);
   const Modulate<A> modulate = modulate_of<A>(p.activation, kAlong, p.position);
-  const int64_t blocks = groups.blocks();
+  const int64_t blocks = groups.blocks;
   std::vector<Moments> moments(p.norm == Norm::none ? 0 : groups.count * blocks);
   A* statistics = static_cast<A*>(args.statistics);
 
-  const auto read = [&](int64_t group, const Block& b, const Worker<A>& worker) {
-    return widened<A>(groups.stored(args.input, group, b), p.dtype, b.rows, b.columns, worker.x);
+  const auto read = [&](const Block& b, const Worker<A>& worker) {
+    return widened<A>(groups.stored(args.input, b), p.dtype, b.rows, b.columns, worker.x);
   };
   const auto measure = [&](int64_t group, int64_t block, const Worker<A>& worker) {
     if (p.norm == Norm::none) return;
-    const Block b = groups.block(block);
-    moments[group * blocks + block] = moments_of<A>(b.rows, b.columns, read(group, b, worker));
+    const Block b = groups.block(group, block);
+    const Rows<const A> x = read(b, worker);
+    Moments& found = moments[group * blocks + block];
+    // Narrowed results are written in one go, which would wait for each line of memory.
+    if (groups.stay && size_of(p.dtype) < static_cast<int64_t>(sizeof(A)))
+      found = moments_of<A>(b.rows, b.columns, x, soon(groups.stored(args.output, b), p.dtype));
+    else
+      found = moments_of<A>(b.rows, b.columns, x);
   };
   const auto finish = [&](int64_t group) {
     if (p.norm == Norm::none) return set_factors(factors, groups, group, 0, 1);
@@ -99,11 +110,11 @@ void forward_of_planes(const NormProblem& p, const NormForwardArgs& args) {
     set_factors(factors, groups, group, all.mean, rstd_of(p, variance));
   };
   const auto apply = [&](int64_t group, int64_t block, const Worker<A>& worker) {
-    const Block b = groups.block(block);
-    const StoredRows to = groups.stored(args.output, group, b);
+    const Block b = groups.block(group, block);
+    const StoredRows to = groups.stored(args.output, b);
     const Rows<A> y = target<A>(to, p.dtype, b.columns, worker.out);
-    modulate({b.rows, b.columns, read(group, b, worker), factors.from(groups.number(group, b.row))}, p.lower_slope, y,
-             soon(groups.stored(args.input, groups.after(group), b), p.dtype));
+    modulate({b.rows, b.columns, read(b, worker), factors.from(groups.number(group, b.row))}, p.lower_slope, y,
+             soon(groups.stored(args.input, groups.after(group, block, groups.stay)), p.dtype));
     narrow_rows(to, p.dtype, b.rows, b.columns, y);
   };
   in_stages(groups.shares(), [] { return Worker<A>(); }, [](int64_t) {}, measure, finish, apply);
@@ -153,50 +164,50 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
   const Groups groups(p);
   const FactorTable<A> table(p, args.by, groups.of_batch);
   const AffineTable<A> factors(p, table, true);
-  const int64_t rows = p.batch * p.channels;
-  const Scratch<A> constant(rows), slope_of_xhat(rows);  // of dx
+  const GradInputTerms<A> terms(p);
   const SumKinds kinds(p, args);
   const bool normalises = p.norm != Norm::none, dx_wanted = args.grad_input.data != nullptr;
   const bool sums_wanted = args.sums_wanted() || normalises;
-  const Sums sums(rows, groups.chunks(), sums_wanted ? kinds.count() : 0);
-  const Slope<A> slope = slope_of<A>(p.activation, kAlong, kinds.post);
+  const Sums sums(p.batch * p.channels, groups.chunks, sums_wanted ? kinds.count() : 0);
+  const BackwardOfRows<A, false> backward(p, kinds.post);
   const A* statistics = static_cast<const A*>(args.statistics);
-  const int64_t size = groups.rows * groups.columns;  // of a group
 
   const auto rstd_in = [&](int64_t group) { return normalises ? rstd_of(p, statistics[groups.count + group]) : 1; };
   const auto prepare = [&](int64_t group) {
     const int64_t first = groups.number(group, 0);
     set_factors(factors, groups, group, normalises ? statistics[group] : 0, rstd_in(group));
     sums.clear(first, groups.rows);
-    std::fill_n(constant + first, groups.rows, A(0));
-    std::fill_n(slope_of_xhat + first, groups.rows, A(0));
+    terms.clear(first, groups.rows);
   };
-  // d of a block, and what it was made from.
-  const auto differentiate = [&](int64_t group, const Block& b, const BackwardWorker<A>& worker, A* d) {
-    const RowPass<A> pass{b.rows, b.columns,
-                          widened<A>(groups.stored(args.input, group, b), p.dtype, b.rows, b.columns, worker.x),
-                          factors.from(groups.number(group, b.row))};
-    const Rows<const A> grad = widened<A>(groups.stored(args.grad, group, b), p.dtype, b.rows, b.columns, worker.grad);
-    slope(pass, p.lower_slope, grad, {d, b.columns}, {worker.product, b.columns});
-    return std::pair(pass, grad);
+  const auto rows_of = [&](int64_t group, const Block& b, const Block& next) {
+    const auto stored = [&](const Cube& cube) { return groups.stored(cube, b); };
+    const auto soon_after = [&](const Cube& cube) { return soon(groups.stored(cube, next), p.dtype); };
+    return BackwardRows<A>{b.rows,
+                           b.columns,
+                           stored(args.input),
+                           stored(args.grad),
+                           stored(args.grad_input),
+                           factors.from(groups.number(group, b.row)),
+                           {soon_after(args.input), soon_after(args.grad)}};
   };
-  const auto place = [&](const Block& b, const BackwardWorker<A>& worker, bool kept) -> A* {
-    return kept ? worker.kept + b.row * groups.columns + b.column * b.rows : worker.d;
+  const bool keeps = dx_wanted && sums_wanted && groups.stay;
+  const bool ahead = groups.stay && groups.size() <= kElementsAhead;
+  const auto place = [&](const Block& b, const BackwardWorker<A>& worker) -> A* {
+    return keeps ? worker.kept + b.row * groups.columns + b.column * b.rows : worker.d;
   };
-  const bool keeps = dx_wanted && sums_wanted && size <= kElementsKept && takes_whole_regions(groups.count);
 
   const auto sum = [&](int64_t group, int64_t block, const BackwardWorker<A>& worker) {
     if (!sums_wanted) return;
-    const Block b = groups.block(block);
-    A* d = place(b, worker, keeps);
-    const auto [pass, grad] = differentiate(group, b, worker, d);
+    const Block b = groups.block(group, block);
+    A* d = place(b, worker);
+    BackwardRows<A> at = rows_of(group, b, groups.after(group, block, ahead));
+    if (keeps && ahead)
+      at.soon.one = soon(at.grad_input, p.dtype);  // the second stage has the next group's input fetched
+    const auto [pass, grad] = backward.differentiate(at, worker, d);
     const int64_t row = groups.number(group, b.row), chunk = b.column / groups.block_columns;
-    sum_backward<A, false, false>(pass, {d, b.columns}, {sums.part(0, row) + chunk, sums.part(1, row) + chunk});
-    if (kinds.of_z) {
-      RowPass<A> z = pass;
-      z.by = factors.of_z(row);
-      add_products<A, false, false>(z, {d, b.columns}, sums.part(2, row) + chunk);
-    }
+    sum_backward<A, false, false>(
+        pass, {d, b.columns}, factors.of_z(row),
+        {sums.part(0, row) + chunk, sums.part(1, row) + chunk, kinds.of_z ? sums.part(2, row) + chunk : nullptr});
     if (!kinds.post) return;
     add_rows<A>(b.rows, b.columns, grad, sums.part(2, row) + chunk);
     add_rows<A>(b.rows, b.columns, {worker.product, b.columns}, sums.part(3, row) + chunk);
@@ -204,41 +215,19 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
   const auto finish = [&](int64_t group) {
     if (!sums_wanted) return;
     const int64_t first = groups.number(group, 0);
-    const double rstd = rstd_in(group);
-    const A* weight = factors.weight(first);
-    double *d = sums.row(0, first), *of_xhat = sums.row(1, first), all = 0, along = 0;
     sums.add_up(first, groups.rows);
-    for (int64_t begin = 0; begin < groups.rows; begin += kChain) {
-      double some = 0, some_along = 0;
-      for (int64_t r = begin; r < std::min(begin + kChain, groups.rows); ++r) {
-        of_xhat[r] *= rstd;
-        some += weight[r] * d[r], some_along += weight[r] * of_xhat[r];
-      }
-      all += some, along += some_along;
-    }
-    if (!normalises || p.is_constant()) return;
-    std::fill_n(constant + first, groups.rows, static_cast<A>(all / size));
-    std::fill_n(slope_of_xhat + first, groups.rows, static_cast<A>(along / size * rstd));
+    GroupSums all;
+    all.add(groups.rows, factors.weight(first), sums.row(0, first), sums.row(1, first), rstd_in(group));
+    terms.set(first, groups.rows, all, groups.size(), rstd_in(group));
   };
   const auto apply = [&](int64_t group, int64_t block, const BackwardWorker<A>& worker) {
     if (!dx_wanted) return;
-    const Block b = groups.block(block);
-    A* d = place(b, worker, keeps);
-    const int64_t at = groups.number(group, b.row);
-    RowPass<A> pass{b.rows, b.columns, {}, factors.from(at)};
-    if (keeps)
-      pass.x = widened<A>(groups.stored(args.input, group, b), p.dtype, b.rows, b.columns, worker.x);
-    else
-      pass = differentiate(group, b, worker, d).first;
-    const StoredRows to = groups.stored(args.grad_input, group, b);
-    const Rows<A> dx = target<A>(to, p.dtype, b.columns, worker.out);
-    grad_input_rows<A, false, false>(
-        pass, {d, b.columns}, {p.is_constant() ? constant + at : factors.weight(at), constant + at, slope_of_xhat + at},
-        dx, soon(groups.stored(args.input, groups.after(group), b), p.dtype),
-        soon(groups.stored(args.grad, groups.after(group), b), p.dtype));
-    narrow_rows(to, p.dtype, b.rows, b.columns, dx);
+    const Block b = groups.block(group, block);
+    const BackwardRows<A> at = rows_of(group, b, groups.after(group, block, ahead));
+    backward.write_grad_input(at, worker, place(b, worker), keeps, terms.from(groups.number(group, b.row), factors),
+                              at.soon.one);
   };
-  in_stages(groups.shares(), [&] { return BackwardWorker<A>(keeps ? size : 0); }, prepare, sum, finish, apply);
+  in_stages(groups.shares(), [&] { return BackwardWorker<A>(keeps ? groups.size() : 0); }, prepare, sum, finish, apply);
   finish_factors(p, args, table, {sums.row(0, 0), sums.row(1, 0), sums.row(2, 0), sums.row(3, 0)});
 }
 

@@ -33,12 +33,25 @@ struct RowFactors {
   const A *after = nullptr, *plus = nullptr;
 };
 
-// Rows of memory that are read soon: while those of now are worked on, a cache can fetch them.
+// z = weight * xhat + bias, of which FiLM is made.
+template <class A>
+struct MakesZ {
+  const A *weight, *bias;
+};
+
+// Rows of memory that are read or written soon: while those of now are worked on, a cache can fetch them.
 struct Soon {
   const char* at;
   int64_t pitch, size;  // bytes from row to row, and of an element
 
   void fetch(int64_t row, int64_t column) const { __builtin_prefetch(at + row * pitch + column * size, 0, 2); }
+};
+
+// Two of them.
+struct BothSoon {
+  Soon one, other;
+
+  void fetch(int64_t row, int64_t column) const { one.fetch(row, column), other.fetch(row, column); }
 };
 
 template <class A>
@@ -54,9 +67,10 @@ using Modulate = void (*)(const RowPass<A>&, double lower_slope, Rows<A> y, cons
 template <class A>
 Modulate<A> modulate_of(Activation, Along, Position);
 
-// d = grad * act'(v), and with `product` grad * act(v) too.
+// d = grad * act'(v), and with `product` grad * act(v) too; what to fetch meanwhile may be null.
 template <class A>
-using Slope = void (*)(const RowPass<A>&, double lower_slope, Rows<const A> grad, Rows<A> d, Rows<A> product);
+using Slope = void (*)(const RowPass<A>&, double lower_slope, Rows<const A> grad, Rows<A> d, Rows<A> product,
+                       const BothSoon*);
 template <class A>
 Slope<A> slope_of(Activation, Along, bool product);
 

@@ -12,6 +12,8 @@ constexpr int64_t kBlock = 2048;           // elements that passes follow one an
 constexpr int64_t kElementsAlone = 16384;  // fewer are not worth waking another thread
 // Elements of a group whose d is kept from one stage for the next, in the cache.
 constexpr int64_t kElementsKept = 128 * 1024;
+// Of a group beside whose x, gradient, d and dx the cache has room for the next group's input and gradient.
+constexpr int64_t kElementsAhead = 64 * 1024;
 
 inline bool takes_whole_regions(int64_t regions) {
   const int64_t threads = thread_count();

@@ -12,7 +12,8 @@ Vector<A> times(Vector<A> grad, Vector<A> slope) {
 }
 
 template <class A, bool STATISTICS, bool FACTORS, bool PRODUCT, class Act>
-void slope(const RowPass<A>& pass, double lower_slope, Rows<const A> grad, Rows<A> d, Rows<A> product) {
+void slope(const RowPass<A>& pass, double lower_slope, Rows<const A> grad, Rows<A> d, Rows<A> product,
+           const BothSoon* soon) {
   const Act act(lower_slope);
   for (int64_t r = 0; r < pass.rows; ++r) {
     const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
@@ -21,6 +22,7 @@ void slope(const RowPass<A>& pass, double lower_slope, Rows<const A> grad, Rows<
     A *out = d.row(r), *other = PRODUCT ? product.row(r) : nullptr;
     for_vectors<A>(pass.columns, [&](int64_t c, const auto& memory) {
       const Vector<A> v = scale.get(c, memory) * xhat.get(c, memory) + shift.get(c, memory), up = memory.load(g + c);
+      if (soon != nullptr) soon->fetch(r, c);
       if constexpr (PRODUCT) {
         const ValueAndSlope<A> found = act.template both<A>(v);
         memory.store(out + c, times<Act, A>(up, found.slope));

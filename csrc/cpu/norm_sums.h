@@ -1,92 +1,11 @@
-// Passes over rows that have nothing to do with the activation: moments, the sums of backward, and dx.
+// Passes over rows that have nothing to do with the activation: sums, those of backward, and dx.
 #pragma once
+
+#include <array>
 
 #include "norm_rows.h"
 
 namespace film::FILM_ISA {
-
-// How many numbers there were, their mean, and the sum of the squares of their distances from it.
-struct Moments {
-  double count = 0, mean = 0, squares = 0;
-
-  // Those of both together (Chan, Golub and LeVeque, 1979). Nothing cancels, whatever the mean is.
-  void add(const Moments& other) {
-    if (other.count == 0) return;
-    const double total = count + other.count, step = other.mean - mean;
-    mean += step * (other.count / total);
-    squares += other.squares + step * step * (count * (other.count / total));
-    count = total;
-  }
-};
-
-// Of all elements of some rows, which are no more than a block. The first pass finds the mean nearly, the second the
-// rest of it and the squares.
-template <class A>
-Moments moments_of(int64_t rows, int64_t columns, Rows<const A> x) {
-  constexpr int64_t L = kLanes<A>;
-  Vector<A> sums[4] = {};
-  for (int64_t r = 0; r < rows; ++r) {
-    const A* at = x.row(r);
-    int64_t c = 0;
-    for (; c + 4 * L <= columns; c += 4 * L)
-      for (int i = 0; i < 4; ++i) sums[i] += load(at + c + i * L);
-    for (; c < columns; c += L) sums[r % 4] += load_part(at + c, columns - c);
-  }
-  const double count = static_cast<double>(rows * columns);
-  const A near = static_cast<A>(sum_of<A>((sums[0] + sums[1]) + (sums[2] + sums[3])) / count);
-  const Vector<A> centre = splat(near);
-  Vector<A> rest[4] = {}, squares[4] = {};
-  double off = 0, around = 0;
-  int64_t chain = 0;
-  const auto finish_chain = [&] {
-    off += sum_of<A>((rest[0] + rest[1]) + (rest[2] + rest[3]));
-    around += sum_of<A>((squares[0] + squares[1]) + (squares[2] + squares[3]));
-    for (int i = 0; i < 4; ++i) rest[i] = squares[i] = Vector<A>{};
-    chain = 0;
-  };
-  for (int64_t r = 0; r < rows; ++r) {
-    const A* at = x.row(r);
-    int64_t c = 0;
-    for (; c + 4 * L <= columns; c += 4 * L) {
-      for (int i = 0; i < 4; ++i) {
-        const Vector<A> step = load(at + c + i * L) - centre;
-        rest[i] += step, squares[i] += step * step;
-      }
-      if (++chain == kChain) finish_chain();
-    }
-    for (; c < columns; c += L) {
-      const int64_t left = columns - c;
-      Vector<A> step = load_part(at + c, left) - centre;
-      if (left < L) step = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(left) ? step : Vector<A>{};
-      rest[r % 4] += step, squares[r % 4] += step * step;
-      if (++chain == kChain) finish_chain();
-    }
-  }
-  finish_chain();
-  const double squared = around - off * (off / count);
-  return {count, static_cast<double>(near) + off / count, squared < 0 ? 0 : squared};  // and NaN stays NaN
-}
-
-template <class A>
-double squares_of(int64_t columns, const A* x) {
-  double sum = 0;
-  for (int64_t first = 0; first < columns; first += 4 * kChain * kLanes<A>) {
-    const int64_t end = std::min(columns, first + 4 * kChain * kLanes<A>);
-    Vector<A> sums[4] = {};
-    int64_t c = first;
-    for (; c + 4 * kLanes<A> <= end; c += 4 * kLanes<A>)
-      for (int i = 0; i < 4; ++i) {
-        const Vector<A> v = load(x + c + i * kLanes<A>);
-        sums[i] += v * v;
-      }
-    for (; c < end; c += kLanes<A>) {
-      const Vector<A> v = load_part(x + c, end - c);
-      sums[0] += v * v;
-    }
-    sum += sum_of<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  }
-  return sum;
-}
 
 // Adds the sums of vectors' lanes to doubles: as many vectors as there are lanes at a time, which shrink to one as they
 // are added in pairs.
@@ -112,17 +31,41 @@ class LaneSums {
   int count_ = 0;
 };
 
+// Calls body(column, how to load there, sums) for each vector of a row, which adds to KINDS sums, and adds these to
+// doubles. There are CHAINS of each side by side.
+template <class A, int KINDS, int CHAINS, class Body>
+inline void sum_chains(LaneSums<A>& lanes, int64_t columns, const std::array<double*, KINDS>& to, const Body& body) {
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t first = 0; first < columns; first += CHAINS * kChain * L) {
+    const int64_t end = std::min(columns, first + CHAINS * kChain * L);
+    Vector<A> sums[CHAINS][KINDS] = {};
+    int64_t c = first;
+    for (; c + CHAINS * L <= end; c += CHAINS * L)
+      for (int i = 0; i < CHAINS; ++i) body(c + i * L, WholeVector<A>{}, sums[i]);
+    for (; c + L <= end; c += L) body(c, WholeVector<A>{}, sums[0]);
+    if (c < end) body(c, PartOfVector<A>{end - c}, sums[CHAINS - 1]);
+    for (int k = 0; k < KINDS; ++k) {
+      Vector<A> all = sums[0][k];
+      for (int i = 1; i < CHAINS; ++i) all += sums[i][k];
+      lanes.add(all, to[k]);
+    }
+  }
+}
+
+// A row that is longer than one chain has several, for in one alone each addition waits for the last.
+template <class A, int KINDS, class Body>
+inline void sum_row(LaneSums<A>& lanes, int64_t columns, const std::array<double*, KINDS>& to, const Body& body) {
+  columns > kChain* kLanes<A> ? sum_chains<A, KINDS, 4>(lanes, columns, to, body)
+                              : sum_chains<A, KINDS, 1>(lanes, columns, to, body);
+}
+
 // Adds the sum of each row to `sums`.
 template <class A>
 void add_rows(int64_t rows, int64_t columns, Rows<const A> x, double* sums) {
   LaneSums<A> lanes;
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t first = 0; first < columns; first += kChain * kLanes<A>) {
-      Vector<A> all{};
-      for_vectors<A>(std::min(columns - first, kChain * kLanes<A>),
-                     [&](int64_t c, const auto& memory) { all += memory.load(x.row(r) + first + c); });
-      lanes.add(all, sums + r);
-    }
+    sum_row<A, 1>(lanes, columns, {sums + r},
+                  [&](int64_t c, const auto& memory, Vector<A>* all) { all[0] += memory.load(x.row(r) + c); });
 }
 
 // Adds each row, or with SQUARES the squares of its numbers, to `sums`, four rows at a time.
@@ -150,32 +93,6 @@ void move_sums(int64_t count, A* from, double* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i], from[i] = 0;
 }
 
-// Of each column: mean[c], and around[c], the squares around it. `sums` has been made by add_columns.
-template <class A>
-void column_moments(int64_t rows, int64_t columns, Rows<const A> x, const A* sums, double* mean, double* around,
-                    const Soon& soon) {
-  constexpr int64_t L = kLanes<A>;
-  const A each = 1 / static_cast<A>(rows);
-  for_vectors<A>(columns, [&](int64_t c, const auto& memory) {
-    const Vector<A> near = memory.load(sums + c) * each;
-    double off[L] = {}, squared[L] = {};
-    for (int64_t first = 0; first < rows; first += kChain) {
-      Vector<A> rest{}, squares{};
-      for (int64_t r = first; r < std::min(first + kChain, rows); ++r) {
-        soon.fetch(r, c);
-        const Vector<A> step = memory.load(x.row(r) + c) - near;
-        rest += step, squares += step * step;
-      }
-      for (int64_t i = 0; i < L; ++i) off[i] += rest[i], squared[i] += squares[i];
-    }
-    for (int64_t i = 0; i < std::min(L, columns - c); ++i) {
-      const double in_mean = off[i] / rows, all = squared[i] - off[i] * in_mean;
-      mean[c + i] = near[i] + in_mean;
-      around[c + i] = all < 0 ? 0 : all;
-    }
-  });
-}
-
 // What backward sums of d and xhat: of each channel, and, where statistics vary the other way, weighted by the
 // channel's factor, of each group. Sums along a row are added to doubles, and sums over rows to as many numbers as
 // there are columns, which are to be moved into doubles before the chain grows long.
@@ -184,14 +101,16 @@ using Sum = std::conditional_t<ALONG_ROW, double, A>;
 
 template <class A, bool STATISTICS, bool FACTORS>
 struct BackwardSums {
-  Sum<A, !FACTORS>*d, *along;                                     // sum d, sum d * xhat
+  Sum<A, !FACTORS>*d, *along, *of_z = nullptr;                    // sum d, sum d * xhat, sum d * z where it is wanted
   const A* weight = nullptr;                                      // of a channel
   Sum<A, !STATISTICS>*group_d = nullptr, *group_along = nullptr;  // sum weight * d, sum weight * d * xhat
 };
 
-template <class A, bool STATISTICS, bool FACTORS>
-void sum_backward(const RowPass<A>& pass, Rows<const A> d, const BackwardSums<A, STATISTICS, FACTORS>& sums) {
+template <class A, bool STATISTICS, bool FACTORS, bool OF_Z>
+void sum_backward(const RowPass<A>& pass, Rows<const A> d, const MakesZ<A>& z,
+                  const BackwardSums<A, STATISTICS, FACTORS>& sums) {
   constexpr bool kGroups = STATISTICS != FACTORS;
+  constexpr int kOfRow = (FACTORS ? 0 : 2 + OF_Z) + (kGroups && !STATISTICS ? 2 : 0);
   const auto add = [](A* to, int64_t c, const auto& memory, Vector<A> v) {
     memory.store(to + c, memory.load(to + c) + v);
   };
@@ -199,52 +118,48 @@ void sum_backward(const RowPass<A>& pass, Rows<const A> d, const BackwardSums<A,
   for (int64_t r = 0; r < pass.rows; ++r) {
     const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
     const Factor<A, FACTORS> weight(kGroups ? sums.weight : pass.by.scale, r);
+    const Factor<A, FACTORS> z_weight(OF_Z ? z.weight : pass.by.scale, r), z_bias(OF_Z ? z.bias : pass.by.scale, r);
     const A* row = d.row(r);
-    for (int64_t first = 0; first < pass.columns; first += kChain * kLanes<A>) {
-      Vector<A> all{}, along{}, group_all{}, group_along{};
-      for_vectors<A>(std::min(pass.columns - first, kChain * kLanes<A>), [&](int64_t column, const auto& memory) {
-        const int64_t c = first + column;
-        const Vector<A> up = memory.load(row + c), product = up * xhat.get(c, memory);
-        if constexpr (FACTORS)
-          add(sums.d, c, memory, up), add(sums.along, c, memory, product);
+    const auto body = [&](int64_t c, const auto& memory, Vector<A>* of_row) {
+      const Vector<A> up = memory.load(row + c), x = xhat.get(c, memory), product = up * x;
+      Vector<A> of_z{};
+      if constexpr (OF_Z) of_z = up * (z_weight.get(c, memory) * x + z_bias.get(c, memory));
+      if constexpr (FACTORS) {
+        add(sums.d, c, memory, up), add(sums.along, c, memory, product);
+        if constexpr (OF_Z) add(sums.of_z, c, memory, of_z);
+      } else {
+        of_row[0] += up, of_row[1] += product;
+        if constexpr (OF_Z) of_row[2] += of_z;
+      }
+      if constexpr (kGroups) {
+        const Vector<A> factor = weight.get(c, memory);
+        if constexpr (STATISTICS)
+          add(sums.group_d, c, memory, factor * up), add(sums.group_along, c, memory, factor * product);
         else
-          all += up, along += product;
-        if constexpr (kGroups) {
-          const Vector<A> factor = weight.get(c, memory);
-          if constexpr (STATISTICS)
-            add(sums.group_d, c, memory, factor * up), add(sums.group_along, c, memory, factor * product);
-          else
-            group_all += factor * up, group_along += factor * product;
-        }
-      });
-      if constexpr (!FACTORS) lanes.add(all, sums.d + r), lanes.add(along, sums.along + r);
-      if constexpr (kGroups && !STATISTICS)
-        lanes.add(group_all, sums.group_d + r), lanes.add(group_along, sums.group_along + r);
+          of_row[0] += factor * up, of_row[1] += factor * product;
+      }
+    };
+    if constexpr (kOfRow == 0) {
+      for_vectors<A>(pass.columns, [&](int64_t c, const auto& memory) { body(c, memory, nullptr); });
+    } else {
+      std::array<double*, kOfRow> to;
+      if constexpr (FACTORS)
+        to = {sums.group_d + r, sums.group_along + r};
+      else if constexpr (OF_Z)
+        to = {sums.d + r, sums.along + r, sums.of_z + r};
+      else
+        to = {sums.d + r, sums.along + r};
+      sum_row<A, kOfRow>(lanes, pass.columns, to, body);
     }
   }
 }
 
-// The sum of d * v for each channel: of each row, added to doubles, or with FACTORS of each column.
+// With the sum of d * z, where there is a place for it.
 template <class A, bool STATISTICS, bool FACTORS>
-void add_products(const RowPass<A>& pass, Rows<const A> d, Sum<A, !FACTORS>* sums) {
-  LaneSums<A> lanes;
-  for (int64_t r = 0; r < pass.rows; ++r) {
-    const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
-    const Factor<A, FACTORS> scale(pass.by.scale, r), shift(pass.by.shift, r);
-    for (int64_t first = 0; first < pass.columns; first += kChain * kLanes<A>) {
-      Vector<A> all{};
-      for_vectors<A>(std::min(pass.columns - first, kChain * kLanes<A>), [&](int64_t column, const auto& memory) {
-        const int64_t c = first + column;
-        const Vector<A> v = scale.get(c, memory) * xhat.get(c, memory) + shift.get(c, memory);
-        const Vector<A> product = memory.load(d.row(r) + c) * v;
-        if constexpr (FACTORS)
-          memory.store(sums + c, memory.load(sums + c) + product);
-        else
-          all += product;
-      });
-      if constexpr (!FACTORS) lanes.add(all, sums + r);
-    }
-  }
+void sum_backward(const RowPass<A>& pass, Rows<const A> d, const MakesZ<A>& z,
+                  const BackwardSums<A, STATISTICS, FACTORS>& sums) {
+  sums.of_z != nullptr ? sum_backward<A, STATISTICS, FACTORS, true>(pass, d, z, sums)
+                       : sum_backward<A, STATISTICS, FACTORS, false>(pass, d, z, sums);
 }
 
 // dx = weight * d - constant - xhat * slope, where weight is of channels and the others are of groups; with statistics
@@ -254,9 +169,9 @@ struct GradInput {
   const A *weight, *constant, *slope;
 };
 
-template <class A, bool STATISTICS, bool FACTORS>
-void grad_input_rows(const RowPass<A>& pass, Rows<const A> d, const GradInput<A>& by, Rows<A> dx, const Soon& soon,
-                     const Soon& soon_too) {
+template <class A, bool STATISTICS, bool FACTORS, class... Fetch>
+void grad_input_rows(const RowPass<A>& pass, Rows<const A> d, const GradInput<A>& by, Rows<A> dx,
+                     const Fetch&... soon) {
   for (int64_t r = 0; r < pass.rows; ++r) {
     const Normalised<A, STATISTICS, FACTORS> xhat(pass, r);
     const Factor<A, FACTORS> weight(by.weight, r);
@@ -264,7 +179,7 @@ void grad_input_rows(const RowPass<A>& pass, Rows<const A> d, const GradInput<A>
     const A* row = d.row(r);
     A* out = dx.row(r);
     for_vectors<A>(pass.columns, [&](int64_t c, const auto& memory) {
-      soon.fetch(r, c), soon_too.fetch(r, c);
+      (soon.fetch(r, c), ...);
       Vector<A> factor = weight.get(c, memory);
       if constexpr (STATISTICS != FACTORS) factor *= xhat.rstd.get(c, memory);
       memory.store(out + c, factor * memory.load(row + c) - constant.get(c, memory) -

@@ -52,9 +52,10 @@ def test_constant_groups(backend, norm, groups, dtype, layout, value):
 @pytest.mark.parametrize("shape", [(2, 3, 1), (2, 2, 3), (3, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_groups_of_three_elements(backend, shape, dtype):
-    """One of three channels, two of three positions each, and a batch of three."""
+    """One of three channels, two of three positions each, and a batch of three. Where these nearly coincide the errors
+    of dx are as much larger: a few draws make up most of the sum, and it takes many until it is not their luck."""
     case = Case(shape, "group" if len(shape) > 2 else "batch", math.prod(shape[1:]) // 3 or None, dtype=dtype)
-    assert_as_good_as_plain(case, backend, draws=40)
+    assert_as_good_as_plain(case, backend, draws=200)
 
 
 @pytest.mark.parametrize(

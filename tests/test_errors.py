@@ -19,17 +19,17 @@ CANCELS = "mean taken away"  # by the bias, from an input whose gradient has a m
 # One rounding of each product of factors is in all elements of a map, and does not average out in sums over it.
 TOO_FAR_OFF = {("none, planes", CANCELS), ("none, pixels", CANCELS)}
 ROWS = [
-    pytest.param(layer, kind, id=f"{layer.name}-{name}",
+    pytest.param(layer, kind, id=f"{operator}-{layer.name}-{name}",
                  marks=[pytest.mark.xfail(strict=True)] if (layer.name, name) in TOO_FAR_OFF else [])
-    for tried in OPERATORS.values() for layer in tried.layers for name, kind in tried.kinds.items()
+    for operator, tried in OPERATORS.items() for layer in tried.layers for name, kind in tried.kinds.items()
 ]  # fmt: skip
 
 
 def of_names(names, kinds):
     """A layer and a kind of its operator's for each pair of names."""
     return [
-        pytest.param(layer, tried.kinds[kind], id=f"{name}-{kind}")
-        for tried in OPERATORS.values()
+        pytest.param(layer, tried.kinds[kind], id=f"{operator}-{name}-{kind}")
+        for operator, tried in OPERATORS.items()
         for name in names
         for layer in tried.layers
         if layer.name == name

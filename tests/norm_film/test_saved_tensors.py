@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.door_calls import freed
 from tests.helpers.norm_cases import SERVING, Case, ours, tensors_of
+from tests.helpers.spoiling import freed
 from tests.helpers.subjects import NAMES
 
 

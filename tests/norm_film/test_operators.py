@@ -1,5 +1,5 @@
-"""The operators by which norm_film is called: torch.library's own checks, and those of the CPU library called by anybody
-with anything: they answer or raise, and what they raise names the argument."""
+"""norm_film's operators: torch.library's own checks, and those of the CPU library called by anybody with anything: they
+answer or raise, and what they raise names the argument."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ def test_a_mean_of_10000(backend, norm, groups, dtype, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_running_statistics_of_a_mean_of_10000(backend, dtype, layout):
-    """Also where the kernels do not tell what they found: off by little more than their own rounding. In float64 cpu joins
-    the means of blocks, whose own rounding is larger beside a variance of 1."""
+    """Also where the kernels do not tell what they found: off by little more than their own rounding. In float64 cpu
+    joins the means of blocks, whose own rounding is larger beside a variance of 1."""
     roundings = 1e3 if (backend, dtype) == ("cpu", torch.float64) else 8
     case = Case((8, 6, 32, 33), "batch", layout=layout, dtype=dtype)
     x, *others = tensors_of(case)

@@ -1,35 +1,26 @@
 """Kinds of tensors on which errors are measured: what layers meet beside dense normal noise.
 
 Summation is judged on noise first, and noise hides much: it has no zeros, no mean that something else takes away, and
-no number that is larger than all others together. A kind is drawn for any layer, from a generator, in float64.
+no number that is larger than all others together. A kind is drawn for any layer of its operator, from a generator, in
+float64. Those here are of every operator; each has more of its own beside its layers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layer import Layer
 
-class Layer(Protocol):
-    """What is read of a layer: the shapes of its input (N, C, *in) and its weight (K, C/groups, *kernel)."""
-
-    @property
-    def input(self) -> tuple[int, ...]: ...
-    @property
-    def weight(self) -> tuple[int, ...]: ...
-
-
-Change = Callable[[list[Tensor], torch.Generator], None]
+Change = Callable[[Layer, list[Tensor], torch.Generator], None]
 Gradient = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def _unchanged(tensors: list[Tensor], generator: torch.Generator) -> None:
+def _unchanged(layer: Layer, tensors: list[Tensor], generator: torch.Generator) -> None:
     pass
 
 
@@ -56,12 +47,12 @@ def _one_in(count: int) -> Gradient:
     return gradient
 
 
-def _pooled(size: int) -> Gradient:
+def max_pooled(size: int) -> Gradient:
     """What max pooling behind the layer hands back: one element of each window."""
 
     def gradient(output: Tensor, generator: torch.Generator) -> Tensor:
         windows = tuple(min(size, length) for length in output.shape[2:])
-        pool = F.max_pool1d if output.dim() == 3 else F.max_pool2d
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[output.dim() - 3]
         leaf = output.detach().requires_grad_()
         pooled = pool(leaf, windows)
         return torch.autograd.grad(pooled, leaf, _noise(pooled, generator))[0]
@@ -69,7 +60,7 @@ def _pooled(size: int) -> Gradient:
     return gradient
 
 
-def _mean_gradient(output: Tensor, generator: torch.Generator) -> Tensor:
+def mean_gradient(output: Tensor, generator: torch.Generator) -> Tensor:
     """As average pooling behind the layer hands back."""
     return 1 + 0.1 * _noise(output, generator)
 
@@ -107,59 +98,45 @@ def _scales(t: Tensor, dim: int) -> Tensor:
     return torch.logspace(-2, 2, t.shape[dim], dtype=torch.float64).view(sizes)
 
 
-def _taken_away(mean: float) -> Change:
-    """The input has a mean, and the bias takes it away: an input that is not normalised, a folded batch norm."""
+def of(place: int, act: Callable[[Tensor, torch.Generator], object]) -> Change:
+    """A change of one tensor."""
 
-    def change(tensors: list[Tensor], generator: torch.Generator) -> None:
-        input, weight, bias = tensors[:3]
-        input += mean
-        bias.mul_(0.3).sub_(mean * weight.flatten(1).sum(1))
-
-    return change
-
-
-def _of(place: int, act: Callable[[Tensor, torch.Generator], object]) -> Change:
-    def change(tensors: list[Tensor], generator: torch.Generator) -> None:
+    def change(layer: Layer, tensors: list[Tensor], generator: torch.Generator) -> None:
         act(tensors[place], generator)
 
     return change
 
 
-_INPUT, _WEIGHT, _GAMMA = 0, 1, 3
+INPUT, WEIGHT, BIAS, GAMMA = range(4)
 
-KINDS: dict[str, Kind] = {
+KINDS_OF_ANY: dict[str, Kind] = {
     "normal": Kind(),
     "gradient 1 in 4": Kind(gradient=_one_in(4)),
     "gradient 1 in 16": Kind(gradient=_one_in(16)),
-    "max pool 2": Kind(gradient=_pooled(2)),
-    "max pool 4": Kind(gradient=_pooled(4)),
-    "max pool 8": Kind(gradient=_pooled(8)),
-    "mean of gradient": Kind(gradient=_mean_gradient),
+    "max pool 2": Kind(gradient=max_pooled(2)),
+    "max pool 4": Kind(gradient=max_pooled(4)),
+    "max pool 8": Kind(gradient=max_pooled(8)),
+    "mean of gradient": Kind(gradient=mean_gradient),
     "heavy gradient": Kind(gradient=_heavy_gradient, rare=True),
     "gradient outlier": Kind(gradient=_gradient_outlier),
     "gradient scales": Kind(gradient=_gradient_scales, rare=True),
-    "mean of input": Kind(_of(_INPUT, lambda x, g: x.add_(3))),
-    "image": Kind(_of(_INPUT, lambda x, g: x.uniform_(0, 255, generator=g).floor_())),
-    "mean taken away": Kind(_taken_away(30), _mean_gradient),
-    "mean taken away, noise": Kind(_taken_away(30)),
-    "mean taken away, pool": Kind(_taken_away(3), _pooled(2)),
-    "sparse input": Kind(_of(_INPUT, lambda x, g: x.mul_(torch.rand(x.shape, generator=g, dtype=x.dtype) < 1 / 16))),
-    "heavy input": Kind(_of(_INPUT, lambda x, g: x.mul_(_long_tail(x, g)))),
-    "input outlier": Kind(_of(_INPUT, _spoil), rare=True),
-    "input scales": Kind(_of(_INPUT, lambda x, g: x.mul_(_scales(x, 1)))),
-    "one channel": Kind(_of(_INPUT, lambda x, g: x[:, -1].mul_(1e3))),
-    "heavy weight": Kind(_of(_WEIGHT, lambda w, g: w.mul_(_long_tail(w, g)))),
-    "weight scales": Kind(_of(_WEIGHT, lambda w, g: w.mul_(_scales(w, 0))), rare=True),
-    "constant weight": Kind(_of(_WEIGHT, lambda w, g: w.mul_(0.01).add_(1))),
-    "small gamma": Kind(_of(_GAMMA, lambda f, g: f.mul_(0.01)), _mean_gradient),
+    "mean of input": Kind(of(INPUT, lambda x, g: x.add_(3))),
+    "image": Kind(of(INPUT, lambda x, g: x.uniform_(0, 255, generator=g).floor_())),
+    "sparse input": Kind(of(INPUT, lambda x, g: x.mul_(torch.rand(x.shape, generator=g, dtype=x.dtype) < 1 / 16))),
+    "heavy input": Kind(of(INPUT, lambda x, g: x.mul_(_long_tail(x, g)))),
+    "input outlier": Kind(of(INPUT, _spoil), rare=True),
+    "input scales": Kind(of(INPUT, lambda x, g: x.mul_(_scales(x, 1)))),
+    "one channel": Kind(of(INPUT, lambda x, g: x[:, -1].mul_(1e3))),
+    "heavy weight": Kind(of(WEIGHT, lambda w, g: w.mul_(_long_tail(w, g)))),
+    "weight scales": Kind(of(WEIGHT, lambda w, g: w.mul_(_scales(w, 0))), rare=True),
+    "small gamma": Kind(of(GAMMA, lambda f, g: f.mul_(0.01)), mean_gradient),
 }
 
 
-def draw(kind: str, layer: Layer, generator: torch.Generator) -> list[Tensor]:
-    """(input, weight, bias, gamma, beta) in float64; weights such that sums are of the input's size."""
-    n, k = layer.input[0], layer.weight[0]
-    shapes: Sequence[tuple[int, ...]] = (layer.input, layer.weight, (k,), (n, k), (n, k))
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    tensors[1] /= math.sqrt(math.prod(layer.weight[1:]))
-    KINDS[kind].change(tensors, generator)
+def draw(kind: Kind, layer: Layer, generator: torch.Generator) -> list[Tensor]:
+    """(input, weight, bias, gamma, beta) in float64, channels in second place; weights such that results are of the
+    input's size."""
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in layer.shapes]
+    tensors[WEIGHT] *= layer.weight_scale
+    kind.change(layer, tensors, generator)
     return tensors

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import scripted
 from .checks import check_types, finite, in_words
+from .moments import means_and_variances
 from .problems.norm_film import NormFilm
 
 
@@ -83,9 +84,7 @@ def of_layer(layer: nn.modules.batchnorm._BatchNorm) -> Statistics:
 def statistics_of(problem: NormFilm, input: Tensor) -> Tensor:
     """(2, C): the means and variances of a batch, for kernels that do not tell them."""
     x = input.detach().to(problem.accumulates_in)
-    dims = [d for d in range(x.dim()) if d != 1]
-    variance, mean = torch.var_mean(x, dims, correction=0)
-    return torch.stack((mean, variance))
+    return means_and_variances(x, [d for d in range(x.dim()) if d != 1], problem.group_size)
 
 
 def _wide(tensor: Tensor | None) -> Tensor:

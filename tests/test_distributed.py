@@ -1,4 +1,5 @@
-"""DistributedDataParallel and FSDP2, two gloo processes on this machine: gradients are those of a single process."""
+"""DistributedDataParallel and FSDP2, two gloo processes on this machine: gradients are those of a single process, and
+BatchNormFiLM has the statistics of its own process, as nn.BatchNorm2d."""
 
 from __future__ import annotations
 
@@ -15,12 +16,11 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from film_kernels import FiLMGenerator, FusedFiLM, film, fuse
+from film_kernels import BatchNormFiLM, FiLMGenerator, FusedFiLM, NormFiLM, RMSNormFiLM, film, fuse
 from film_kernels.conversion import folding
 from tests.helpers.spawning import run_together
 
 WAYS = ("ddp", "fsdp")
-MODELS = ("layer", "fuse")
 
 
 class Layers(nn.Module):
@@ -49,9 +49,32 @@ class Written(nn.Module):
         return torch.relu(film(self.second(x), *self.generators[1](words)))
 
 
+class Norms(nn.Module):
+    """With its layers of norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.generator = nn.Conv2d(3, 8, 3), FiLMGenerator(5, 8)
+        self.norm, self.tokens = NormFiLM(2, 8, gamma_offset=1), RMSNormFiLM(8, activation="gelu")
+
+    def forward(self, x, words):
+        gamma, beta = self.generator(words)
+        return self.tokens(self.norm(self.conv(x), gamma, beta).flatten(2).mT, gamma, beta)
+
+
+MODELS = {"layer": Layers, "fuse": Written, "norms": Norms}
+
+
 def make(kind: str) -> nn.Module:
     torch.manual_seed(0)
-    return Layers() if kind == "layer" else Written()
+    return MODELS[kind]()
+
+
+def sharded_apart(kind: str, model: nn.Module) -> tuple[nn.Module, ...]:
+    if kind == "layer":
+        return (*model.generators, model.conv, model.second)
+    # A hook of FSDP's between a convolution and its FiLM keeps fuse from joining them.
+    return () if kind == "fuse" else (model.norm, model.tokens)
 
 
 def batch():
@@ -81,13 +104,17 @@ def work(rank: int, folder: Path) -> None:
             if way == "ddp":
                 one = nn.parallel.DistributedDataParallel(one)
             else:
-                if kind == "layer":  # a hook of FSDP's between a convolution and its FiLM keeps fuse from joining them
-                    for part in (*one.generators, one.conv, one.second):
-                        fully_shard(part, mesh=mesh)
+                for part in sharded_apart(kind, one):
+                    fully_shard(part, mesh=mesh)
                 fully_shard(one, mesh=mesh)
             with mock.patch.object(folding, "conv_film", wraps=folding.conv_film) as calls:
                 results[kind, way] = gradients(one, x, words, steps=2)
             assert calls.call_count == (4 if kind == "fuse" else 0), calls.call_count
+    layers = [nn.parallel.DistributedDataParallel(m) for m in (BatchNormFiLM(3, activation="none"), nn.BatchNorm2d(3))]
+    for layer in layers:
+        for _ in range(2):
+            layer(x).square().sum().backward()
+    results["batch"] = [{**m.module.state_dict(), "grad": m.module.weight.grad} for m in layers]
     if rank == 0:
         torch.save(results, folder / "results")
 
@@ -113,6 +140,10 @@ def results(tmp_path_factory):
 def test_gradients_are_those_of_one_process(results, kind, way):
     expected = {name: g / 2 for name, g in gradients(make(kind), *batch()).items()}  # averaged over the processes
     torch.testing.assert_close(results[kind, way], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_norm_is_that_of_pytorch(results):
+    torch.testing.assert_close(*results["batch"], rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_thread_of_the_group_would_call_at_the_end_cannot_abort_a_process(tmp_path):

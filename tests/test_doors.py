@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import film_kernels
-from tests.helpers.door_calls import OPERATORS, call, calls, freed, hostile_calls
+from tests.helpers.door_calls import OPERATORS, call, calls, hostile_calls
+from tests.helpers.spoiling import freed
 from tests.helpers.subprocesses import run_python
 
 INPUT, WEIGHT = (2, 4, 7, 8), (10, 4, 3, 3)

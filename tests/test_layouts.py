@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from film_kernels import FusedFiLM, conv_film, layouts
 from tests.helpers.cases import EMULATED, INTERPRETED
+from tests.helpers.fakes import assert_fakes_are_like_results
 
 LAST = torch.channels_last
 OURS = ("cpu", "vendor")
@@ -104,26 +105,13 @@ def test_the_gradient_of_the_weight_has_its_strides(backend, shape):
 @pytest.mark.parametrize("backend", ["cpu", "vendor"])
 def test_what_a_compiler_is_told_of_strides_is_true(backend):
     """Fake and real results of the registered operators, for random views with sizes of 1."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     generator = random.Random(1)
-    names = torch.ops.film_kernels.conv_film, torch.ops.film_kernels.conv_film_backward
     for _ in range(60):
         x, w = random_view(generator, (1, 1, 2, 5)), random_view(generator, (1, 1, 3))
         w = random_view(generator, (1, 1, 3), channels=x.shape[1])
         b, gamma = torch.randn(w.shape[0]), torch.randn(x.shape[0], w.shape[0])
         options = ((1, 1), (2, 2), (2, 2), (1, 1), 1, "relu", 0.1, "post", 0.0, backend)
-        wanted = [True, True, True, True, False]
-
-        def both(x, w, b, gamma, options=options, wanted=wanted):
-            y, kept = names[0](x, w, b, gamma, None, *options, True)
-            return [y, kept, *names[1](torch.ones_like(y), kept, x, w, b, gamma, None, *options, wanted)]
-
-        real = both(x, w, b, gamma)
-        with FakeTensorMode() as mode:
-            fake = both(*(mode.from_tensor(t) for t in (x, w, b, gamma)))
-        for found, told in zip(real, fake, strict=True):
-            assert (found.shape, found.stride(), found.dtype) == (told.shape, told.stride(), told.dtype)
+        assert_fakes_are_like_results("conv_film", (x, w, b, gamma), options)
 
 
 def images():

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import film_kernels
-from tests.helpers.cases import INTERPRETED, Case, tensors_of
+from tests.helpers.cases import EXPECTED, INTERPRETED, Case, tensors_of
+from tests.helpers.subjects import CONV, GROUP, each_operator
 
 CASE = Case("operator", (2, 4, 7, 8), (9, 4, 3, 3), padding=1)
-SERVING = ["cpu", "vendor", "reference"]
 
 
 def _options(backend, activation="relu", position="post"):
@@ -33,13 +33,7 @@ def test_opcheck_of_the_registered_operators(backend, channels_last, activation)
         )
 
 
-def _operator_arguments(x, w, b, gamma, beta):
-    names = ("input", "weight", "bias", "gamma", "beta", "stride", "padding_before", "padding_after", "dilation")
-    names += ("groups", "activation", "negative_slope", "film_position", "gamma_offset", "backend")
-    return dict(zip(names, (x, w, b, gamma, beta, *_options("cpu")), strict=True))
-
-
-BAD_CALLS = [
+BAD_CALLS_OF_CONV = [
     ("stride", {"stride": [0, 1]}),
     ("stride", {"stride": []}),
     ("stride", {"stride": [1, 1, 1]}),
@@ -50,34 +44,72 @@ BAD_CALLS = [
     ("groups", {"groups": 0}),
     ("groups", {"groups": -1}),
     ("groups", {"groups": 2**40}),
-    ("groups", {"groups": 2, "weight": torch.randn(9, 2, 3, 3)}),
+    ("groups", {"groups": 3, "weight": torch.randn(16, 1, 3, 3)}),
     ("activation", {"activation": "swish"}),
     ("film_position", {"film_position": ""}),
     ("negative_slope", {"negative_slope": float("nan")}),
     ("gamma_offset", {"gamma_offset": float("inf")}),
     ("backend", {"backend": "gpu"}),
-    ("input", {"weight": torch.randn(9, 4, 3)}),
-    ("weight", {"weight": torch.randn(0, 4, 3, 3)}),
-    ("weight", {"weight": torch.randn(9, 4, 3, 3).double()}),
-    ("weight", {"weight": torch.randn(9, 4, 3, 3).to("meta")}),
-    ("input", {"input": torch.randn(4, 7, 8)}),
-    ("input", {"input": torch.randn(2, 5, 7, 8)}),
-    ("input", {"input": torch.ones(2, 4, 7, 8, dtype=torch.int32)}),
-    ("input", {"input": torch.randn(2, 4, 7, 8).to_sparse()}),
-    ("bias", {"bias": torch.randn(8)}),
-    ("bias", {"bias": torch.randn(9).half()}),
-    ("gamma", {"gamma": torch.randn(9)}),
-    ("gamma", {"gamma": torch.randn(1, 9)}),
-    ("beta", {"beta": torch.randn(2, 9, 1, 1)}),
+    ("input", {"weight": torch.randn(16, 3, 3)}),
+    ("weight", {"weight": torch.randn(0, 3, 3, 3)}),
+    ("weight", {"weight": torch.randn(16, 3, 3, 3).double()}),
+    ("weight", {"weight": torch.randn(16, 3, 3, 3).to("meta")}),
+    ("input", {"input": torch.randn(3, 8, 8)}),
+    ("input", {"input": torch.randn(2, 5, 8, 8)}),
+    ("input", {"input": torch.ones(2, 3, 8, 8, dtype=torch.int32)}),
+    ("input", {"input": torch.randn(2, 3, 8, 8).to_sparse()}),
+    ("bias", {"bias": torch.randn(15)}),
+    ("bias", {"bias": torch.randn(16).half()}),
+    ("gamma", {"gamma": torch.randn(16)}),
+    ("gamma", {"gamma": torch.randn(1, 16)}),
+    ("beta", {"beta": torch.randn(2, 16, 1, 1)}),
+]
+BAD_CALLS_OF_NORM = [
+    ("norm", {"norm": "layer"}),
+    ("norm", {"norm": ""}),
+    ("num_groups", {"num_groups": None}),
+    ("num_groups", {"num_groups": 0}),
+    ("num_groups", {"num_groups": -2}),
+    ("num_groups", {"num_groups": 4}),
+    ("num_groups", {"num_groups": 2**40}),
+    ("num_groups", {"norm": "batch"}),
+    ("eps", {"eps": -1e-9}),
+    ("eps", {"eps": float("nan")}),
+    ("eps", {"eps": float("inf")}),
+    ("activation", {"activation": "swish"}),
+    ("film_position", {"film_position": "middle"}),
+    ("negative_slope", {"negative_slope": float("nan")}),
+    ("gamma_offset", {"gamma_offset": float("inf")}),
+    ("channel_dim", {"channel_dim": -1}),
+    ("channel_dim", {"channel_dim": 2}),
+    ("channel_dim", {"channel_dim": 2**62}),
+    ("backend", {"backend": "gpu"}),
+    ("input", {"input": torch.randn(6)}),
+    ("input", {"input": torch.randn(2, 4, 1, 1, 1, 1)}),
+    ("input", {"input": torch.ones(2, 4, 5, 6, dtype=torch.int32)}),
+    ("input", {"input": torch.randn(2, 6, 5, 7).to_sparse()}),
+    ("input", {"input": torch.randn(2, 0, 5, 6), "weight": None, "bias": None, "gamma": None, "beta": None}),
+    ("weight", {"weight": torch.randn(5)}),
+    ("weight", {"weight": torch.randn(6, 1)}),
+    ("weight", {"weight": torch.randn(6).double()}),
+    ("weight", {"weight": torch.randn(6).to("meta")}),
+    ("bias", {"bias": torch.randn(3)}),
+    ("bias", {"bias": torch.randn(6).half()}),
+    ("gamma", {"gamma": torch.randn(6)}),
+    ("gamma", {"gamma": torch.randn(1, 6)}),
+    ("gamma", {"gamma": torch.randn(2, 6).bfloat16()}),
+    ("beta", {"beta": torch.randn(2, 6, 1, 1)}),
 ]
 
 
-@pytest.mark.parametrize(("name", "changed"), BAD_CALLS)
-def test_the_registered_operator_checks_what_it_is_given(name, changed):
-    arguments = _operator_arguments(*tensors_of(CASE, torch.float32))
-    torch.ops.film_kernels.conv_film(**arguments, keep=True)
+@pytest.mark.parametrize(("subject", "name", "changed"), [
+    *((CONV, *call) for call in BAD_CALLS_OF_CONV), *((GROUP, *call) for call in BAD_CALLS_OF_NORM),
+])  # fmt: skip
+def test_the_registered_operator_checks_what_it_is_given(subject, name, changed):
+    arguments = subject.arguments(subject.tensors())
+    subject.registered(**arguments, keep=True)
     with pytest.raises((ValueError, TypeError), match=f"^{name}"):
-        torch.ops.film_kernels.conv_film(**{**arguments, **changed}, keep=True)
+        subject.registered(**{**arguments, **changed}, keep=True)
 
 
 def _spoilt(tensor):
@@ -88,22 +120,21 @@ def _spoilt(tensor):
     yield tensor.to("meta")
     yield tensor.to(torch.complex64)
     yield torch.cat([tensor, tensor])
+    yield None
 
 
-@pytest.mark.parametrize("backend", ["cpu", "vendor", "reference"])
+@pytest.mark.parametrize("backend", EXPECTED)
 @pytest.mark.parametrize("position", ["post", "pre"])
-def test_the_registered_backward_checks_what_it_is_given(backend, position):
-    arguments = _operator_arguments(*tensors_of(CASE, torch.float32))
-    arguments.update(backend=backend, film_position=position)
-    y, kept = torch.ops.film_kernels.conv_film(**arguments, keep=True)
-    backward, grad = torch.ops.film_kernels.conv_film_backward, torch.randn_like(y)
-    found = backward(grad, kept, **arguments, wanted=[True] * 5)
-    leaves = [arguments[name].requires_grad_() for name in ("input", "weight", "bias", "gamma", "beta")]
-    options = {"activation": "relu", "film_position": position, "gamma_offset": 1.0, "backend": "reference"}
-    expected = torch.autograd.grad(film_kernels.conv_film(*leaves, padding=1, **options), leaves, grad)
-    for result, exact in zip(found, expected, strict=True):
+@each_operator
+def test_the_registered_backward_checks_what_it_is_given(subject, backend, position):
+    tensors = subject.tensors()
+    arguments = subject.arguments(tensors, backend, film_position=position)
+    y, kept = subject.registered(**arguments, keep=True)
+    backward, grad = subject.registered_backward, torch.randn_like(y)
+    leaves = subject.leaves()
+    expected = torch.autograd.grad(subject.plain(leaves, film_position=position), leaves, grad)
+    for result, exact in zip(backward(grad, kept, **arguments, wanted=[True] * 5), expected, strict=True):
         torch.testing.assert_close(result, exact, rtol=1e-4, atol=1e-4)
-    arguments = {name: a.detach() if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
     for wanted in ([], [True] * 4, [True] * 6):
         with pytest.raises(ValueError, match=r"^wanted must have 5 values"):
             backward(grad, kept, **arguments, wanted=wanted)
@@ -111,17 +142,33 @@ def test_the_registered_backward_checks_what_it_is_given(backend, position):
         with pytest.raises(ValueError, match=r"^grad must be"):
             backward(bad, kept, **arguments, wanted=[True] * 5)
     if backend != "reference":
-        for bad in (*_spoilt(kept), kept.float() + 0.5 if backend == "cpu" else kept.double()):
+        others = (kept.float() + 0.5,) if kept.dtype == torch.uint8 else (kept.double(), kept.half())
+        for bad in (*_spoilt(kept), *others):
             with pytest.raises((RuntimeError, ValueError), match=r"^kept"):
                 backward(grad, bad, **arguments, wanted=[True] * 5)
-    with pytest.raises(ValueError, match=r"^groups"):
-        backward(grad, kept, **{**arguments, "groups": 0}, wanted=[True] * 5)
+    groups = "groups" if subject is CONV else "num_groups"
+    with pytest.raises(ValueError, match=f"^{groups}"):
+        backward(grad, kept, **{**arguments, groups: 0}, wanted=[True] * 5)
     # a gradient of what is not there is an empty tensor
     arguments["bias"] = arguments["beta"] = None
-    y, kept = torch.ops.film_kernels.conv_film(**arguments, keep=True)
+    y, kept = subject.registered(**arguments, keep=True)
     assert [t.numel() for t in backward(grad, kept, **arguments, wanted=[False, False, True, True, True])] == [
-        0, 0, 0, 18, 0,
+        0, 0, 0, tensors[3].numel(), 0,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("subject", "backend"), [(CONV, "cpu"), *((GROUP, name) for name in GROUP.keeping)], ids=str)
+def test_eager_and_operator_are_the_same_bits(subject, backend):
+    tensors = subject.leaves()
+    eager = subject.ours(tensors, backend, gamma_offset=1.0)
+    operator, _ = subject.registered(**subject.arguments(tensors, backend, gamma_offset=1.0), keep=True)
+    assert torch.equal(eager, operator)
+    grad = torch.randn_like(eager)
+    for a, b in zip(
+        torch.autograd.grad(eager, tensors, grad), torch.autograd.grad(operator, tensors, grad), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert eager.grad_fn.name() == ("_ConvFilmBackward" if subject is CONV else "_NormFilmBackward")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -149,7 +196,7 @@ def test_opcheck_of_the_compiled_kernels(channels_last):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", [None, *SERVING])
+@pytest.mark.parametrize("name", [None, *EXPECTED])
 def test_compiles_without_a_break(name, dynamic):
     torch._dynamo.reset()
     layer = film_kernels.FusedFiLM(4, 9, 3, padding=1, gamma_offset=1)
@@ -214,16 +261,3 @@ def test_fake_tensors():
         x = torch.randn(2, 4, 7, 8).to(memory_format=torch.channels_last)
         y = layer(x, torch.randn(2, 9), torch.randn(9))
     assert y.shape == (2, 9, 5, 6) and y.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_eager_and_operator_are_the_same_bits():
-    tensors = [t.requires_grad_() for t in tensors_of(CASE, torch.float32)]
-    eager = film_kernels.conv_film(*tensors, padding=1, gamma_offset=1, backend="cpu")
-    operator, _ = torch.ops.film_kernels.conv_film(*tensors, *_options("cpu"), True)
-    assert torch.equal(eager, operator)
-    grad = torch.randn_like(eager)
-    for a, b in zip(
-        torch.autograd.grad(eager, tensors, grad), torch.autograd.grad(operator, tensors, grad), strict=True
-    ):
-        assert torch.equal(a, b)
-    assert eager.grad_fn.name() == "_ConvFilmBackward"

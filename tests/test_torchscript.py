@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from film_kernels import FiLM, FiLMGenerator, FusedFiLM, FusedFiLM1d
 from film_kernels.activations import ACTIVATIONS, FILM_POSITIONS
+from tests.helpers.subprocesses import assert_same_without_the_package
 
 pytestmark = [  # TorchScript is on its way out, and a trace says what it takes for constants
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
@@ -45,27 +43,10 @@ def agree(layer, x: Tensor, *factors: Tensor | None, scripted=None) -> None:
     torch.testing.assert_close(scripted(x, *factors), layer(x, *factors), rtol=1e-4, atol=1e-5)
 
 
-def script(model: nn.Module):
-    return torch.jit.script(model)
-
-
-def trace(model: nn.Module):
-    return torch.jit.trace(model, (torch.randn(2, 4, 8, 6), torch.randn(2, 5)))
-
-
-@pytest.mark.parametrize("make", [script, trace])
-def test_a_model_computes_the_same_where_there_is_no_film_kernels(make, tmp_path):
-    model = Model(activation="gelu", gamma_offset=1)
-    x, words = torch.randn(3, 4, 8, 6), torch.randn(3, 5)
-    torch.jit.save(make(model), str(tmp_path / "model.pt"))
-    torch.save((x, words, model(x, words)), tmp_path / "tensors.pt")
-    code = (
-        "import sys, torch\n"
-        "sys.modules['film_kernels'] = None\n"
-        "x, words, expected = torch.load('tensors.pt')\n"
-        "torch.testing.assert_close(torch.jit.load('model.pt')(x, words), expected, rtol=1e-4, atol=1e-5)\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True)
+def test_a_model_computes_the_same_where_there_is_no_film_kernels(tmp_path):
+    example = torch.randn(2, 4, 8, 6), torch.randn(2, 5)
+    inputs = torch.randn(3, 4, 8, 6), torch.randn(3, 5)
+    assert_same_without_the_package(Model(activation="gelu", gamma_offset=1), inputs, example, tmp_path)
 
 
 @pytest.mark.parametrize("position", FILM_POSITIONS)

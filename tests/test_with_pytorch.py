@@ -1,4 +1,5 @@
-"""What users of plain PyTorch rely on, held for FusedFiLM: what PyTorch does with modules and their gradients."""
+"""What users of plain PyTorch rely on, held for the package's layers: what PyTorch does with modules and their
+gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from film_kernels import FiLMGenerator, FusedFiLM, FusedFiLM1d, film
+from film_kernels import FiLMGenerator, FusedFiLM, FusedFiLM1d, LayerNormFiLM, NormFiLM, RMSNormFiLM, film
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,18 +26,40 @@ class Plain(nn.Conv2d):
 
 
 class Net(nn.Module):
-    def __init__(self, layer=FusedFiLM) -> None:
+    def __init__(self, fused=True) -> None:
         super().__init__()
-        self.conv, self.generator = layer(3, 8, 3, padding=1), FiLMGenerator(5, 8)
+        self.first, self.generator = (FusedFiLM if fused else Plain)(3, 8, 3, padding=1), FiLMGenerator(5, 8)
 
     def forward(self, x, words):
-        return self.conv(x, *self.generator(words))
+        return self.first(x, *self.generator(words))
 
 
-@pytest.fixture
-def twins():
+class NormNet(nn.Module):
+    """A ResNet block of a diffusion U-Net, and tokens after it, with this package's layers or without."""
+
+    def __init__(self, fused=True) -> None:
+        super().__init__()
+        self.conv, self.generator, self.fused = nn.Conv2d(3, 8, 3, padding=1), FiLMGenerator(5, 8), fused
+        options = {"gamma_offset": 1} if fused else {}
+        self.first = (NormFiLM if fused else nn.GroupNorm)(4, 8, **options)
+        self.second = (RMSNormFiLM if fused else nn.RMSNorm)(8, **({"activation": "gelu"} if fused else {}))
+        self.third = (LayerNormFiLM if fused else nn.LayerNorm)(8, **({"activation": "none"} if fused else {}))
+
+    def forward(self, x, words):
+        gamma, beta = self.generator(words)
+        x = self.conv(x)
+        if self.fused:
+            x = self.first(x, gamma, beta).flatten(2).mT
+            return self.third(self.second(x, gamma, beta[:, None]))
+        x = F.silu(film(self.first(x), 1 + gamma, beta)).flatten(2).mT
+        return self.third(F.gelu(self.second(x) * gamma[:, None] + beta[:, None]))
+
+
+@pytest.fixture(params=[Net, NormNet], ids=["convolution", "norms"])
+def twins(request):
+    """A network of this package's layers, and what it is, as everybody writes it."""
     torch.manual_seed(0)
-    fused, plain = Net(), Net(Plain)
+    fused, plain = request.param(), request.param(False)
     plain.load_state_dict(fused.state_dict())
     return fused, plain
 
@@ -53,6 +76,11 @@ def gradients(net, call=None):
 
 def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_it_is_the_plain_network(twins):
+    close(*(net(X, WORDS) for net in twins))
+    close(*(gradients(net) for net in twins))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -107,20 +135,21 @@ def test_double_backward(twins):
     close(*found)
 
 
-@pytest.mark.parametrize("frozen", ["conv", "generator"])
-def test_one_half_frozen(twins, frozen):
+@pytest.mark.parametrize("frozen", ["first", "generator"])
+def test_one_part_frozen(twins, frozen):
     for net in twins:
         net.get_submodule(frozen).requires_grad_(False)
     found, expected = (gradients(net) for net in twins)
-    assert found[f"{frozen}.weight" if frozen == "conv" else "generator.linear.weight"] is None
+    assert found["first.weight" if frozen == "first" else "generator.linear.weight"] is None
     close(found, expected)
 
 
+@pytest.mark.parametrize("twins", [Net], indirect=True)  # of a norm's weight there is no norm to take
 @pytest.mark.parametrize("parametrize", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_parametrizations(twins, parametrize):
     for net in twins:
         torch.manual_seed(4)
-        parametrize(net.conv)
+        parametrize(net.first)
     found, expected = (gradients(net) for net in twins)
     assert any("parametrizations" in name for name in found)
     close(found, expected)
@@ -140,7 +169,8 @@ def test_optimisers(twins, options, channels_last):
             assert all(p.grad.stride() == p.stride() for p in net.parameters())  # or foreach takes its slow path
             optimizer.step()
         results.append({name: p.detach() for name, p in net.named_parameters()})
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+    # Adam makes large steps of small gradients, of which there are some in front of a norm.
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3 if isinstance(twins[0], NormNet) else 1e-4)
 
 
 def test_flops_are_those_of_the_convolution(twins):
@@ -151,13 +181,13 @@ def test_flops_are_those_of_the_convolution(twins):
         with FlopCounterMode(display=False) as counter:
             net(X, WORDS).sum().backward()
         counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] >= 2 * 2 * X[:, 0].numel() * net.conv.weight.numel()  # forward and grad_weight
+    assert counts[0] == counts[1] >= 2 * 2 * X[:, 0].numel() * 8 * 3 * 3 * 3  # forward and grad_weight
 
 
 def test_meta_device():
     with torch.device("meta"):
         net, line = Net(), FusedFiLM1d(3, 8, 3)
-    assert net.conv.weight.is_meta
+    assert net.first.weight.is_meta
     y = net(X.to("meta"), WORDS.to("meta"))
     assert y.is_meta and y.shape == (6, 8, 9, 8)
     assert line(torch.empty(2, 3, 9, device="meta")).shape == (2, 8, 7)
@@ -169,15 +199,15 @@ def test_meta_device():
 def test_autocast_and_its_gradients(twins):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = [net(X, WORDS) for net in twins]
-        assert found[0].dtype == F.conv2d(X, twins[0].conv.weight).dtype == found[1].dtype
+        assert found[0].dtype == found[1].dtype
     exact = gradients(copy.deepcopy(twins[1]))
     errors = []
     for net in twins:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = net(X, WORDS).square().sum()
+            y = net(X, WORDS).float().square().sum()
         net.zero_grad()
         y.backward()
-        assert net.conv.weight.grad.dtype == torch.float32
+        assert net.first.weight.grad.dtype == torch.float32
         errors.append(sum((p.grad - exact[name]).norm() / exact[name].norm() for name, p in net.named_parameters()))
     assert errors[0] <= 2 * errors[1]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layouts import gradient_strides, strides_of
-from ..problems.norm_film import NO_NORM, NORMS, OF_POSITIONS
+from ..problems.norm_film import NO_NORM, NORMS, shape_of_statistics, sums_of
 from .compiled import Geometry, NormGeometry
 
 
@@ -109,15 +109,10 @@ def _check_norm_factors(input: Tensor, channels: int, weight, bias, gamma, beta)
 
 
 def _statistics(input: Tensor, geometry: NormGeometry) -> Tensor:
-    norm = (*NORMS, NO_NORM)[geometry.norm]
-    channels = input.shape[geometry.channel_dim]
-    if norm == NO_NORM:
-        shape = (0, 0)
-    elif norm in OF_POSITIONS:
-        shape = (2 if norm == "channel" else 1, input.numel() // channels)
-    else:
-        shape = (2, channels if norm == "batch" else input.shape[0] * geometry.groups)
-    return input.new_empty(shape, dtype=torch.float64 if input.dtype == torch.float64 else torch.float32)
+    norm, (batch, *sizes) = (*NORMS, NO_NORM)[geometry.norm], input.shape
+    channels = sizes.pop(geometry.channel_dim if geometry.channel_dim < 0 else 0)
+    shape = shape_of_statistics(norm, geometry.groups, batch, channels, math.prod(sizes))
+    return input.new_empty(shape, dtype=sums_of(input.dtype))
 
 
 def _norm_forward(input, weight, bias, gamma, beta, geometry, numbers, channels_last=False):

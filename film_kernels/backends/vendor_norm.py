@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
+from ..moments import means_and_variances, sums
 from ..problems.norm_film import NO_NORM, NormFilm
 from ..reference.broadcast import over_positions
 from .base import Gradients
@@ -64,11 +65,7 @@ class _Seen:
             (dim,) = self.normalised
             row = x.square().mean(dim) if norm == "rms" else torch.linalg.vector_norm(x, dim=dim)
             return row.reshape(self.problem.statistics_shape)
-        if x.device.type == "cpu":
-            mean, variance = _mean_and_variance(x, self.normalised, self.problem.group_size)
-        else:
-            variance, mean = torch.var_mean(x, self.normalised, correction=0)
-        return torch.stack((mean.flatten(), variance.flatten()))
+        return means_and_variances(x, self.normalised, self.problem.group_size)
 
     def rstd(self, statistics: Tensor) -> Tensor:
         last = self.over_groups(statistics[-1])
@@ -121,35 +118,18 @@ class VendorNormFilm(NormFilmKernels):
         else:
             of_gamma, of_beta = g * activation.apply(z, slope), g
             dz = activation.gradient(g * scale, z, slope)
-        sums, rows = seen.positions, (problem.batch, problem.channels)
+        positions, rows = seen.positions, (problem.batch, problem.channels)
         found = (
             lambda: _grad_input(seen, dz * w, xhat, kept).contiguous(memory_format=problem.memory_format),
-            lambda: _sum(dz * xhat, (0, *sums)).flatten(),
-            lambda: _sum(dz, (0, *sums)).flatten(),
-            lambda: _sum(of_gamma, sums).reshape(rows),
-            lambda: _sum(of_beta, sums).reshape(rows) if sums else of_beta.clone(),  # which may be `grad`
+            lambda: sums(dz * xhat, (0, *positions)).flatten(),
+            lambda: sums(dz, (0, *positions)).flatten(),
+            lambda: sums(of_gamma, positions).reshape(rows),
+            lambda: sums(of_beta, positions).reshape(rows) if positions else of_beta.clone(),  # which may be `grad`
         )
         return tuple(
             one().to(dtype) if asked else None
             for one, asked, dtype in zip(found, wanted, problem.tensor_dtypes, strict=True)
         )
-
-
-def _mean_and_variance(x: Tensor, dims: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
-    """On the CPU the library's `var_mean` adds one element after another, and loses digits. The mean of the deviations
-    takes back the rounding of the mean, which is all that there is of them where the elements are nearly the same."""
-    mean = _sum(x, dims) / count
-    deviation = x - mean
-    rest = _sum(deviation, dims) / count
-    return mean + rest, _sum((deviation - rest).square_(), dims) / count
-
-
-def _sum(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """Sums with the dimensions kept. On the CPU, over dimensions of some strides, the library adds one element after
-    another and loses digits: it gets contiguous ones, which it adds by halves."""
-    if not dims:
-        return tensor
-    return (tensor.contiguous() if tensor.device.type == "cpu" else tensor).sum(tuple(dims), keepdim=True)
 
 
 def _scale(seen: _Seen, gamma: Tensor | None) -> Number:
@@ -170,12 +150,12 @@ def _grad_input(seen: _Seen, dxhat: Tensor, xhat: Tensor, statistics: Tensor) ->
     if problem.norm == NO_NORM:
         return dxhat
     dxhat, xhat = seen.in_groups(dxhat), seen.in_groups(xhat)
-    along = _sum(dxhat * xhat, dims)
+    along = sums(dxhat * xhat, dims)
     if problem.norm == "l2":  # of length 1 if it is not shorter than eps, where it has been scaled by a constant
         along = torch.where(seen.over_groups(statistics[-1]) >= problem.eps, along, 0)
     else:
         along = along / problem.group_size
     inner = dxhat - xhat * along
     if len(statistics) == 2:
-        inner = inner - _sum(dxhat, dims) / problem.group_size
+        inner = inner - sums(dxhat, dims) / problem.group_size
     return seen.whole(inner * seen.rstd(statistics))

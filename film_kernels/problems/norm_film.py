@@ -31,6 +31,23 @@ OF_POSITIONS = ("channel", "rms", "l2")
 _RANKS = (2, 3, 4, 5)
 
 
+def sums_of(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics and sums of tensors of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def shape_of_statistics(norm: str, num_groups: int, batch: int, channels: int, positions: int) -> tuple[int, int]:
+    """Two rows, means and variances, with a column for each group; one, where the mean is not taken: that of mean
+    squares ("rms") or of lengths ("l2")."""
+    if norm == "group":
+        return 2, batch * num_groups
+    if norm == "batch":
+        return 2, channels
+    if norm == NO_NORM:
+        return 0, 0
+    return 2 if norm == "channel" else 1, batch * positions
+
+
 class NormFilm(NamedTuple):
     """Sizes, dtypes, device, memory format and options of one normalisation + FiLM + activation.
 
@@ -100,19 +117,12 @@ class NormFilm(NamedTuple):
     @property
     def accumulates_in(self) -> torch.dtype:
         """The dtype of statistics and sums."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return sums_of(self.dtype)
 
     @property
     def statistics_shape(self) -> tuple[int, int]:
-        """Two rows, means and variances, with a column for each group; one, where the mean is not taken: that of mean
-        squares ("rms") or of lengths ("l2")."""
-        if self.norm == "group":
-            return 2, self.batch * (self.num_groups or 0)
-        if self.norm == "batch":
-            return 2, self.channels
-        if self.norm == NO_NORM:
-            return 0, 0
-        return 2 if self.norm == "channel" else 1, self.batch * self.positions
+        """What `shape_of_statistics` says."""
+        return shape_of_statistics(self.norm, self.num_groups or 0, self.batch, self.channels, self.positions)
 
     @property
     def group_size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 
 import pytest
@@ -64,11 +65,22 @@ def example_inputs():
     return tuple(torch.randn(N, *shape, generator=generator) for shape in shapes)
 
 
+def model_of(row: str, mode: str) -> Together:
+    torch.manual_seed(0)
+    model = Together(TABLE[row])  # in training, but for what patterns freeze
+    return model if mode == "training" else model.eval()
+
+
+@functools.cache
+def sites_of(row: str, mode: str) -> list:
+    return find_film(model_of(row, mode), example_inputs(), norms=True)
+
+
 @pytest.mark.parametrize("row", TABLE)
 def test_what_is_said(row):
     patterns = TABLE[row]
     found: dict[int, list] = {i: [] for i in range(len(patterns))}
-    for site in find_film(Together(patterns), example_inputs(), norms=True):
+    for site in sites_of(row, "training"):
         found[int(site.path.split(".")[1])].append(site)
     said = [
         (pattern.spelling, *((" ".join(site.order), site.reason, site.operator) for site in found[i]))
@@ -94,12 +106,9 @@ def expected_of(pattern):
 @pytest.mark.parametrize("row", TABLE)
 def test_results_are_what_they_were(row, mode, way):
     """Of everything, fused or not: values, gradients, running statistics, names."""
-    torch.manual_seed(0)
-    model = Together(TABLE[row])  # in training, but for what patterns freeze
-    if mode == "eval":
-        model.eval()
-    twin, inputs = copy.deepcopy(model), example_inputs()
-    fusable = sum(site.fusable for site in find_film(model, inputs, norms=True))
+    model, inputs = model_of(row, mode), example_inputs()
+    twin = copy.deepcopy(model)
+    fusable = sum(site.fusable for site in sites_of(row, mode))
     torch._dynamo.reset()
     fused = fuse(twin) if way == "fuse" else torch.compile(twin, backend=film_kernels, options={"backend": "eager"})
     with counted_calls() as calls:

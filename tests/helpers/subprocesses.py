@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 import film_kernels
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that `tests` lies in
@@ -24,3 +26,18 @@ def run_python(*words: str | Path, timeout: float = 300, **variables: str) -> su
     return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, timeout=timeout, env=environment(**variables)
     )
+
+
+def assert_same_without_the_package(model: torch.nn.Module, inputs: tuple, example: tuple, folder: Path) -> None:
+    """That the model, scripted and traced with `example`, computes the same where there is no film_kernels."""
+    torch.jit.save(torch.jit.script(model), str(folder / "script.pt"))
+    torch.jit.save(torch.jit.trace(model, example), str(folder / "trace.pt"))
+    torch.save((inputs, model(*inputs)), folder / "tensors")
+    code = (
+        "import sys, torch\n"
+        "sys.modules['film_kernels'] = None\n"
+        "inputs, expected = torch.load('tensors')\n"
+        "for name in ('script.pt', 'trace.pt'):\n"
+        "    torch.testing.assert_close(torch.jit.load(name)(*inputs), expected, rtol=1e-4, atol=1e-5)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=True)

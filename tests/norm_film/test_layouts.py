@@ -8,9 +8,9 @@ import random
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from film_kernels import layouts, norm_film
+from tests.helpers.fakes import assert_fakes_are_like_results
 from tests.helpers.norm_cases import SERVING, Case, ours, plain, tensors_of
 from tests.test_layouts import Counted, images, random_view
 
@@ -78,24 +78,13 @@ def test_the_gradient_of_the_weight_has_its_strides(backend, norm, groups, shape
 def test_what_a_compiler_is_told_of_strides_is_true(backend, norm, groups):
     """Fake and real results of the registered operators, for random views with sizes of 1."""
     generator = random.Random(1)
-    names = torch.ops.film_kernels.norm_film, torch.ops.film_kernels.norm_film_backward
     for _ in range(25):
         x = random_view(generator, (1, 1, 2, 5), channels=generator.choice((2, 4)))
         c = x.shape[1]
         w, b = torch.randn(2 * c)[::2], torch.randn(c)
         gamma = torch.randn(x.shape[0], 2 * c).chunk(2, 1)[0]
         options = (norm, groups, 1e-5, *SMOOTH, 1, backend)
-        wanted = [True, True, True, True, False]
-
-        def both(x, w, b, gamma, options=options, wanted=wanted):
-            y, kept = names[0](x, w, b, gamma, None, *options, True)
-            return [y, kept, *names[1](torch.ones_like(y), kept, x, w, b, gamma, None, *options, wanted)]
-
-        real = both(x, w, b, gamma)
-        with FakeTensorMode() as mode:
-            fake = both(*(mode.from_tensor(t) for t in (x, w, b, gamma)))
-        for found, told in zip(real, fake, strict=True):
-            assert (found.shape, found.stride(), found.dtype) == (told.shape, told.stride(), told.dtype)
+        assert_fakes_are_like_results("norm_film", (x, w, b, gamma), options)
 
 
 @pytest.mark.parametrize("name", images())

@@ -1,5 +1,5 @@
-"""The registered operators: torch.library's own checks, and calls by anybody with anything: they answer or raise, and
-what they raise names the argument."""
+"""norm_film's operators: torch.library's own checks, and those of the CPU library called by anybody with anything: they
+answer or raise, and what they raise names the argument."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 
-from tests.helpers.door_calls import freed
-from tests.helpers.norm_cases import SERVING, Case, gradients, ours, plain, tensors_of
+from tests.helpers.norm_cases import SERVING, Case, tensors_of
+from tests.helpers.spoiling import freed
 from tests.helpers.subprocesses import run_python
 
 KEEPING = [name for name in SERVING if name != "reference"]
@@ -21,11 +21,6 @@ NORMS = (
     ("l2", None, -1),
     ("none", None, 1),
 )
-NAMES = ("input", "weight", "bias", "gamma", "beta")
-OPTIONS = (
-    "norm", "num_groups", "eps", "activation", "negative_slope", "film_position", "gamma_offset", "channel_dim",
-    "backend",
-)  # fmt: skip
 
 
 def options_of(case, backend):
@@ -62,112 +57,6 @@ def test_opcheck_of_the_registered_operators(backend, norm, position, shape):
             (torch.randn_like(y), kept, *tensors, *options, wanted),
             test_utils=("test_schema", "test_faketensor", *traced),
         )
-
-
-def _arguments(backend="cpu", **changed):
-    case = Case((2, 4, 5, 6), "group", 2, dtype=torch.float32)
-    given = dict(zip(NAMES, tensors_of(case), strict=True)) | dict(zip(OPTIONS, options_of(case, backend), strict=True))
-    return {**given, **changed}
-
-
-BAD_CALLS = [
-    ("norm", {"norm": "layer"}),
-    ("norm", {"norm": ""}),
-    ("num_groups", {"num_groups": None}),
-    ("num_groups", {"num_groups": 0}),
-    ("num_groups", {"num_groups": -2}),
-    ("num_groups", {"num_groups": 3}),
-    ("num_groups", {"num_groups": 2**40}),
-    ("num_groups", {"norm": "batch"}),
-    ("eps", {"eps": -1e-9}),
-    ("eps", {"eps": float("nan")}),
-    ("eps", {"eps": float("inf")}),
-    ("activation", {"activation": "swish"}),
-    ("film_position", {"film_position": "middle"}),
-    ("negative_slope", {"negative_slope": float("nan")}),
-    ("gamma_offset", {"gamma_offset": float("inf")}),
-    ("channel_dim", {"channel_dim": -1}),
-    ("channel_dim", {"channel_dim": 2}),
-    ("channel_dim", {"channel_dim": 2**62}),
-    ("backend", {"backend": "gpu"}),
-    ("input", {"input": torch.randn(4)}),
-    ("input", {"input": torch.randn(2, 4, 1, 1, 1, 1)}),
-    ("input", {"input": torch.ones(2, 4, 5, 6, dtype=torch.int32)}),
-    ("input", {"input": torch.randn(2, 4, 5, 6).to_sparse()}),
-    ("input", {"input": torch.randn(2, 0, 5, 6), "weight": None, "bias": None, "gamma": None, "beta": None}),
-    ("weight", {"weight": torch.randn(5)}),
-    ("weight", {"weight": torch.randn(4, 1)}),
-    ("weight", {"weight": torch.randn(4).double()}),
-    ("weight", {"weight": torch.randn(4).to("meta")}),
-    ("bias", {"bias": torch.randn(3)}),
-    ("bias", {"bias": torch.randn(4).half()}),
-    ("gamma", {"gamma": torch.randn(4)}),
-    ("gamma", {"gamma": torch.randn(1, 4)}),
-    ("gamma", {"gamma": torch.randn(2, 4).bfloat16()}),
-    ("beta", {"beta": torch.randn(2, 4, 1, 1)}),
-]
-
-
-@pytest.mark.parametrize(("name", "changed"), BAD_CALLS)
-def test_the_registered_operator_checks_what_it_is_given(name, changed):
-    torch.ops.film_kernels.norm_film(**_arguments(), keep=True)
-    with pytest.raises((ValueError, TypeError), match=f"^{name}"):
-        torch.ops.film_kernels.norm_film(**_arguments(**changed), keep=True)
-
-
-def _spoilt(tensor):
-    yield tensor[:-1]
-    yield tensor[..., :-1]
-    yield tensor.unsqueeze(0)
-    yield tensor.new_empty(0)
-    yield tensor.to("meta")
-    yield tensor.to(torch.complex64)
-    yield torch.cat([tensor, tensor])
-    yield None
-
-
-@pytest.mark.parametrize("position", ["post", "pre"])
-def test_the_registered_backward_checks_what_it_is_given(backend, position):
-    arguments = _arguments(backend, film_position=position)
-    y, kept = torch.ops.film_kernels.norm_film(**arguments, keep=True)
-    backward, grad = torch.ops.film_kernels.norm_film_backward, torch.randn_like(y)
-    case = Case((2, 4, 5, 6), "group", 2, film_position=position, dtype=torch.float32)
-    expected = gradients(lambda leaves: plain(case, leaves), [arguments[name] for name in NAMES], grad)[1:]
-    for result, exact in zip(backward(grad, kept, **arguments, wanted=[True] * 5), expected, strict=True):
-        torch.testing.assert_close(result, exact, rtol=1e-4, atol=1e-4)
-    for wanted in ([], [True] * 4, [True] * 6):
-        with pytest.raises(ValueError, match=r"^wanted must have 5 values"):
-            backward(grad, kept, **arguments, wanted=wanted)
-    for bad in (*_spoilt(grad), grad.double(), grad.to(torch.uint8)):
-        with pytest.raises(ValueError, match=r"^grad must be"):
-            backward(bad, kept, **arguments, wanted=[True] * 5)
-    if backend != "reference":
-        for bad in (*_spoilt(kept), kept.double(), kept.half()):
-            with pytest.raises((RuntimeError, ValueError), match=r"^kept"):
-                backward(grad, bad, **arguments, wanted=[True] * 5)
-    with pytest.raises(ValueError, match=r"^num_groups"):
-        backward(grad, kept, **{**arguments, "num_groups": 0}, wanted=[True] * 5)
-    # a gradient of what is not there is an empty tensor
-    arguments["bias"] = arguments["beta"] = None
-    y, kept = torch.ops.film_kernels.norm_film(**arguments, keep=True)
-    assert [t.numel() for t in backward(grad, kept, **arguments, wanted=[False, False, True, True, True])] == [
-        0, 0, 0, 8, 0,
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("backend", KEEPING, indirect=True)
-def test_eager_and_operator_are_the_same_bits(backend):
-    case = Case((2, 4, 5, 6), "group", 2, dtype=torch.float32)
-    tensors = [t.requires_grad_() for t in tensors_of(case)]
-    eager = ours(case, tensors, backend)
-    operator, _ = torch.ops.film_kernels.norm_film(*tensors, *options_of(case, backend), True)
-    assert torch.equal(eager, operator)
-    grad = torch.randn_like(eager)
-    for a, b in zip(
-        torch.autograd.grad(eager, tensors, grad), torch.autograd.grad(operator, tensors, grad), strict=True
-    ):
-        assert torch.equal(a, b)
-    assert eager.grad_fn.name() == "_NormFilmBackward"
 
 
 # ---- the operators of the CPU library ----

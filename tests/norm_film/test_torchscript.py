@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from film_kernels import BatchNormFiLM, FiLMGenerator, LayerNormFiLM, NormFiLM, RMSNormFiLM
 from film_kernels.activations import ACTIVATIONS, FILM_POSITIONS
+from tests.helpers.subprocesses import assert_same_without_the_package
 
 pytestmark = [  # TorchScript is on its way out, and a trace says what it takes for constants
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
@@ -47,20 +45,9 @@ def shaped(name, *sizes):
 
 
 def test_a_model_computes_the_same_where_there_is_no_film_kernels(tmp_path):
-    model = Model().eval()
-    x, words = torch.randn(3, 4, 8, 6), torch.randn(3, 5)
-    torch.jit.save(torch.jit.script(model), str(tmp_path / "script.pt"))
-    trace = torch.jit.trace(model, (torch.randn(2, 4, 8, 6), torch.randn(2, 5)))
-    torch.jit.save(trace, str(tmp_path / "trace.pt"))
-    torch.save((x, words, model(x, words)), tmp_path / "tensors.pt")
-    code = (
-        "import sys, torch\n"
-        "sys.modules['film_kernels'] = None\n"
-        "x, words, expected = torch.load('tensors.pt')\n"
-        "for name in ('script.pt', 'trace.pt'):\n"
-        "    torch.testing.assert_close(torch.jit.load(name)(x, words), expected, rtol=1e-4, atol=1e-5)\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True)
+    example = torch.randn(2, 4, 8, 6), torch.randn(2, 5)
+    inputs = torch.randn(3, 4, 8, 6), torch.randn(3, 5)
+    assert_same_without_the_package(Model().eval(), inputs, example, tmp_path)
 
 
 @pytest.mark.parametrize("position", FILM_POSITIONS)

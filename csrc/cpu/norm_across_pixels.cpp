@@ -60,6 +60,7 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
   const SumKinds kinds(p, args);
   ChannelSums sums(p, parts.of_sample, true, kinds.count());
   const Slope<A> slope = slope_of<A>(p.activation, kAlong, kinds.post);
+  const bool linear = p.activation == Activation::none && !kinds.post;  // then d is the gradient itself
   const int64_t C = p.channels, most = block_rows(C);
 
   share(p.batch * parts.of_sample, p.elements(), [&](int64_t begin, int64_t end) {
@@ -68,7 +69,10 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
     std::vector<double> all(most), along(most);
     std::fill_n(static_cast<A*>(mean), most, A(0));
     for (int64_t i = begin; i < end; ++i) {
-      parts.part(i).in_blocks(C, [&](const Part& some) {
+      const auto move = [&] {
+        for (int k = 0; k < kinds.count(); ++k) move_sums(C, worker.sum(k), sums.of_part(i, k));
+      };
+      const auto differentiate = [&](const Part& some) {
         const int64_t first = some.n * p.positions + some.first;
         for (int64_t r = 0; r < some.rows; ++r) {
           if (p.takes_mean()) mean[r] = kept.mean[first + r];
@@ -77,26 +81,26 @@ void backward_across_pixels(const NormProblem& p, const NormBackwardArgs& args) 
         const RowPass<A> pass{some.rows, C, widened<A>(parts.stored(args.input, some), p.dtype, some.rows, C, worker.x),
                               affine.with(some.n, 0, mean, rstd)};
         const Rows<const A> grad = widened<A>(parts.stored(args.grad, some), p.dtype, some.rows, C, worker.grad);
-        slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C}, nullptr);
+        const Rows<const A> d = linear ? grad : Rows<const A>{worker.d, C};
+        if (!linear) slope(pass, p.lower_slope, grad, {worker.d, C}, {worker.product, C}, nullptr);
         std::fill_n(all.data(), most, 0);
         std::fill_n(along.data(), most, 0);
-        sum_backward<A, false, true>(pass, {worker.d, C}, affine.of_z(some.n, 0),
+        sum_backward<A, false, true>(pass, d, affine.of_z(some.n, 0),
                                      {worker.sum(0), worker.sum(1), kinds.of_z ? worker.sum(2) : nullptr,
                                       affine.weight(some.n, 0), all.data(), along.data()});
         if (kinds.post) {
           add_columns<A, false>(some.rows, C, grad, worker.sum(2));
           add_columns<A, false>(some.rows, C, {worker.product, C}, worker.sum(3));
         }
-        for (int k = 0; k < kinds.count(); ++k) move_sums(C, worker.sum(k), sums.of_part(i, k));
         if (args.grad_input.data == nullptr) return;
         for (int64_t r = 0; r < some.rows; ++r)
           set_terms<A>(p, kept.second[first + r], rstd[r], all[r], along[r], constant + r, slope_of_xhat + r);
         const StoredRows to = parts.stored(args.grad_input, some);
         const Rows<A> dx = target<A>(to, p.dtype, C, worker.out);
-        grad_input_rows<A, false, true>(pass, {worker.d, C},
-                                        {affine.weight_of_dx(p, some.n, 0), constant, slope_of_xhat}, dx);
+        grad_input_rows<A, false, true>(pass, d, {affine.weight_of_dx(p, some.n, 0), constant, slope_of_xhat}, dx);
         narrow_rows(to, p.dtype, some.rows, C, dx);
-      });
+      };
+      parts.part(i).in_chains(C, differentiate, move);
     }
   });
   share(p.batch, p.elements(), [&](int64_t begin, int64_t end) {

@@ -69,6 +69,17 @@ struct Standing {
   const double *mean, *rstd;
 };
 
+// Where z = weight * x + bias is 0, or 0 where that is nowhere, or far away. Of an input that is not normalised it is
+// taken first, in a mean's place: a mean that the bias takes away is gone then before anything is rounded. Otherwise
+// the rounding of scale would be that of a large number, and the same at all positions, so that sums do not average it
+// out.
+template <class A>
+inline A zero_of(A weight, A bias) {
+  constexpr A kFar = A(1e18);
+  const A zero = -bias / weight;
+  return std::abs(zero) <= kFar ? zero : A(0);
+}
+
 // What v is made with, a number for each row or column, as RowFactors names them; rstd is a part of scale.
 template <class A>
 class AffineTable {
@@ -77,9 +88,10 @@ class AffineTable {
   AffineTable(const NormProblem& p, const FactorTable<A>& table, bool backward)
       : post_(p.position == Position::post),
         backward_(backward),
+        normalises_(p.norm != Norm::none),
         table_(table),
         count_(p.batch * p.channels),
-        all_((backward ? 5 : 3) * count_) {}
+        all_((backward ? 6 : 3) * count_) {}
 
   // Of `count` of them, from `first` on; weight and bias, which stand from `channel` on, and statistics are a number
   // each, or the same for all.
@@ -91,22 +103,31 @@ class AffineTable {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t c = CHANNELS ? i : 0, s = STATISTICS ? i : 0;
       const double factor = post_ ? 1 : gamma[i], added = post_ ? 0 : beta[i], whole = w[c] * factor * by.rstd[s];
-      mean[i] = static_cast<A>(by.mean[s]);
+      mean[i] = normalises_ ? static_cast<A>(by.mean[s]) : zero_of(w[c], b[c]);
       scale[i] = static_cast<A>(whole);
       // With what the mean has beyond the digits of its type.
       shift[i] = static_cast<A>(b[c] * factor + added - whole * (by.mean[s] - mean[i]));
     }
     if (!backward_) return;
-    A *more = shift + count_, *z_shift = more + count_;
+    A *more = shift + count_, *z_shift = more + count_, *summed = z_shift + count_;
     for (int64_t i = 0; i < count; ++i) {
-      const double whole = w[CHANNELS ? i : 0] * by.rstd[STATISTICS ? i : 0];
+      const int64_t c = CHANNELS ? i : 0, s = STATISTICS ? i : 0;
+      const double whole = w[c] * by.rstd[s];
       more[i] = static_cast<A>(post_ ? whole * gamma[i] : whole);
-      z_shift[i] = b[CHANNELS ? i : 0];
+      z_shift[i] = b[c];
+      summed[i] = normalises_ ? mean[i] : A(0);
     }
   }
   RowFactors<A> from(int64_t first) const {
     const A* at = all_ + first;
     return {at, nullptr, at + count_, at + 2 * count_, table_.gamma() + first, table_.beta() + first};
+  }
+  // The same for sums of d * xhat: those of an input that is not normalised are of the input as it is, for where the
+  // weight is small the zero of z is far away, and the sums would be of large numbers.
+  RowFactors<A> for_sums(int64_t first) const {
+    RowFactors<A> by = from(first);
+    by.mean = all_ + 5 * count_ + first;
+    return by;
   }
   // What dx multiplies d with.
   const A* weight(int64_t first) const { return all_ + (post_ ? 3 : 1) * count_ + first; }
@@ -117,7 +138,7 @@ class AffineTable {
   }
 
  private:
-  bool post_, backward_;
+  bool post_, backward_, normalises_;
   const FactorTable<A>& table_;
   int64_t count_;
   Scratch<A> all_;

@@ -21,6 +21,17 @@ struct Part {
     for (int64_t r = 0; r < rows; r += block_rows(channels))
       body(Part{n, first + r, std::min(block_rows(channels), rows - r)});
   }
+  // The same, and move() before a chain of additions, one for each position, grows longer than kChain, and at the end.
+  template <class Body, class Move>
+  void in_chains(int64_t channels, const Body& body, const Move& move) const {
+    int64_t chain = 0;
+    in_blocks(channels, [&](const Part& some) {
+      if (chain + some.rows > kChain) move(), chain = 0;
+      body(some);
+      chain += some.rows;
+    });
+    if (chain > 0) move();
+  }
 };
 
 // All positions, in parts: so large that what is kept for each channel of a part is little beside the part, and so

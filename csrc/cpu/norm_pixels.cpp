@@ -168,17 +168,21 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
   const auto sum = [&](int64_t region, int64_t index, const PartWorker<A>& worker) {
     if (!sums_wanted) return;
     const int64_t at = region * of_region + index;
-    parts.part(at).in_blocks(C, [&](const Part& some) {
+    const auto sum_block = [&](const Part& some) {
       A* d = place(region, some, worker);
-      const auto [pass, grad] = backward.differentiate(rows_of(some), worker, d);
+      auto [pass, grad] = backward.differentiate(rows_of(some), worker, d);
+      pass.by = factors.for_sums(some.n * C);
       sum_backward<A, true, true>(pass, {d, C}, factors.of_z(some.n * C),
                                   {worker.sum(0), worker.sum(1), kinds.of_z ? worker.sum(2) : nullptr});
       if (kinds.post) {
         add_columns<A, false>(some.rows, C, grad, worker.sum(2));
         add_columns<A, false>(some.rows, C, {worker.product, C}, worker.sum(3));
       }
+    };
+    const auto move = [&] {
       for (int i = 0; i < kinds.count(); ++i) move_sums(C, worker.sum(i), sums.of_part(at, i));
-    });
+    };
+    parts.part(at).in_chains(C, sum_block, move);
   };
   const auto finish = [&](int64_t region) {
     if (!sums_wanted) return;

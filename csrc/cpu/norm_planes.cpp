@@ -203,8 +203,9 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     BackwardRows<A> at = rows_of(group, b, groups.after(group, block, ahead));
     if (keeps && ahead)
       at.soon.one = soon(at.grad_input, p.dtype);  // the second stage has the next group's input fetched
-    const auto [pass, grad] = backward.differentiate(at, worker, d);
+    auto [pass, grad] = backward.differentiate(at, worker, d);
     const int64_t row = groups.number(group, b.row), chunk = b.column / groups.block_columns;
+    pass.by = factors.for_sums(row);
     sum_backward<A, false, false>(
         pass, {d, b.columns}, factors.of_z(row),
         {sums.part(0, row) + chunk, sums.part(1, row) + chunk, kinds.of_z ? sums.part(2, row) + chunk : nullptr});

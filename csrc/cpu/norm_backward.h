@@ -40,7 +40,10 @@ class BackwardOfRows {
                         const Soon& soon) const {
     const RowPass<A> pass = kept ? pass_of(at, worker) : differentiate(at, worker, d).first;
     const Rows<A> dx = target<A>(at.grad_input, p_.dtype, at.columns, worker.out);
-    grad_input_rows<A, ALONG, ALONG>(pass, {d, at.columns}, by, dx, soon);
+    if (p_.norm == Norm::none)
+      scale_rows<A, ALONG>(at.rows, at.columns, {d, at.columns}, by.weight, dx);
+    else
+      grad_input_rows<A, ALONG, ALONG>(pass, {d, at.columns}, by, dx, soon);
     narrow_rows(at.grad_input, p_.dtype, at.rows, at.columns, dx);
   }
 

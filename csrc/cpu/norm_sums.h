@@ -169,6 +169,17 @@ struct GradInput {
   const A *weight, *constant, *slope;
 };
 
+// dx = weight * d, where nothing is normalised: an input that is not finite has no part in it.
+template <class A, bool FACTORS>
+void scale_rows(int64_t rows, int64_t columns, Rows<const A> d, const A* weight, Rows<A> dx) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const Factor<A, FACTORS> factor(weight, r);
+    for_vectors<A>(columns, [&](int64_t c, const auto& memory) {
+      memory.store(dx.row(r) + c, factor.get(c, memory) * memory.load(d.row(r) + c));
+    });
+  }
+}
+
 template <class A, bool STATISTICS, bool FACTORS, class... Fetch>
 void grad_input_rows(const RowPass<A>& pass, Rows<const A> d, const GradInput<A>& by, Rows<A> dx,
                      const Fetch&... soon) {

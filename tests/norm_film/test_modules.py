@@ -184,6 +184,26 @@ def test_evaluation_is_differentiable_in_everything(backend):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_in_evaluation_an_infinity_stays_where_it_is(backend, channels_last):
+    """It reaches neither another element nor, through relu, the gradient of its own."""
+    x, mean, variance = torch.randn(2, 6, 3, 5), torch.randn(6), torch.rand(6) + 0.5
+    x[0, 1, 2, 3], x[1, 4, 0, 0] = float("inf"), -float("inf")
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    grad, results = torch.randn_like(x), []
+    for ours in (True, False):
+        leaf = x.clone().requires_grad_()
+        if ours:
+            options = {"running_mean": mean, "running_var": variance, "training": False, "activation": "relu"}
+            y = norm_film(leaf, "batch", **options, backend=backend)
+        else:
+            y = F.relu(F.batch_norm(leaf, mean, variance))
+        results.append([y.detach(), *torch.autograd.grad(y, leaf, grad)])
+    assert results[0][1].isfinite().all()
+    torch.testing.assert_close(*results)
+
+
 def test_one_value_for_each_channel_raises_in_training():
     layer = BatchNormFiLM(8)
     for x in (torch.randn(1, 8), torch.randn(1, 8, 1, 1)):

@@ -45,6 +45,11 @@ class Statistics(NamedTuple):
                 f"input must have more than one value for each channel in training, got {in_words(input.shape)}"
             )
 
+    def without_mean(self, input: Tensor) -> tuple[Tensor, Statistics]:
+        """The input (N, C, *spatial) with the mean taken from it, and the statistics of that."""
+        mean = _wide(self.mean).to(input.dtype)
+        return input - mean.view(-1, *(1,) * (input.dim() - 2)), self._replace(mean=torch.zeros_like(mean))
+
     def folded(
         self, dtype: torch.dtype, eps: float, weight: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:

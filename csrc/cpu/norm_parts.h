@@ -1,10 +1,12 @@
 // Positions of a sample, some at a time, and what is summed over them for each channel.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "norm_factors.h"
 #include "norm_schedule.h"
+#include "norm_sums.h"
 
 namespace film::FILM_ISA {
 
@@ -92,14 +94,12 @@ class ChannelSums {
 
   double* of_part(int64_t part, int which) { return of_parts_.data() + (part * kinds_ + which) * channels_; }
 
-  // Adds up the parts of sample n, in order.
+  // Adds up the parts of sample n.
   void add_up(int64_t n) {
     for (int which = 0; which < kinds_; ++which) {
-      double* to = all_.data() + which * step_ + n * channels_;
-      for (int64_t i = 0; i < of_sample_; ++i) {
-        const double* from = of_part(n * of_sample_ + i, which);
-        for (int64_t c = 0; c < channels_; ++c) to[c] += from[c];
-      }
+      double* parts = of_part(n * of_sample_, which);
+      add_by_halves(parts, of_sample_, kinds_ * channels_, channels_);
+      if (of_sample_ > 0) std::copy_n(parts, channels_, all_.data() + which * step_ + n * channels_);
     }
   }
   double* d() { return all_.data(); }

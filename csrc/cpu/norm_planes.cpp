@@ -135,17 +135,13 @@ struct Sums {
   void clear(int64_t first, int64_t count) const {
     for (int64_t kind = 0; kind < kinds; ++kind) std::fill_n(part(kind, first), count * chunks, 0.0);
   }
-  // Adds up the parts of rows, in order.
+  // Adds up the parts of rows.
   void add_up(int64_t first, int64_t count) const {
-    for (int64_t kind = 0; kind < kinds; ++kind) {
-      const double* from = part(kind, first);
-      double* to = row(kind, first);
-      for (int64_t i = 0; i < count; ++i) {
-        double sum = from[i * chunks];
-        for (int64_t k = 1; k < chunks; ++k) sum += from[i * chunks + k];
-        to[i] = sum;
+    for (int64_t kind = 0; kind < kinds; ++kind)
+      for (int64_t i = first; i < first + count; ++i) {
+        add_by_halves(part(kind, i), chunks, 1, 1);
+        *row(kind, i) = *part(kind, i);
       }
-    }
   }
 };
 

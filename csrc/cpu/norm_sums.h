@@ -93,6 +93,14 @@ void move_sums(int64_t count, A* from, double* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i], from[i] = 0;
 }
 
+// Adds `count` rows of numbers, `pitch` apart, into the first of them: by halves, so that in float64 too the error of a
+// sum hardly grows with the size of a map.
+inline void add_by_halves(double* rows, int64_t count, int64_t pitch, int64_t columns) {
+  for (int64_t span = 1; span < count; span *= 2)
+    for (int64_t r = 0; r + span < count; r += 2 * span)
+      for (int64_t c = 0; c < columns; ++c) rows[r * pitch + c] += rows[(r + span) * pitch + c];
+}
+
 // What backward sums of d and xhat: of each channel, and, where statistics vary the other way, weighted by the
 // channel's factor, of each group. Sums along a row are added to doubles, and sums over rows to as many numbers as
 // there are columns, which are to be moved into doubles before the chain grows long.

@@ -3,12 +3,15 @@ fails, no worse than the input's own rounding allows."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from film_kernels import film, norm_film
 from tests.helpers.exact import Real
 from tests.helpers.norm_cases import Case, assert_as_good_as_plain, gradients, ours, plain, tensors_of
 
@@ -56,6 +59,42 @@ def test_running_statistics_of_a_mean_of_10000(backend, dtype, layout):
     count = exact[:, 0].size
     for found, expected in zip(kept, (exact.mean((0, 2, 3)), exact.var((0, 2, 3)) * count / (count - 1)), strict=True):
         assert (np.abs(found.numpy() - expected) <= roundings * EPS[dtype] * expected).all()
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 30.0])
+def test_evaluation_beside_a_mean(backend, mean):
+    """By running statistics: output and the five gradients, over several draws together."""
+    squares = torch.zeros(6, 2)
+    for seed in range(20):
+        case = Case((2, 8, 12, 12), "batch", dtype=torch.float32)
+        tensors = [t + mean if at == 0 else t for at, t in enumerate(tensors_of(case, seed))]
+        running = mean + 0.1 * torch.randn(8), torch.rand(8) + 0.5
+        exact = _evaluated(_evaluated_plainly, [t.double() for t in tensors], [t.double() for t in running])
+        plain = _evaluated(_evaluated_plainly, tensors, running)
+        found = _evaluated(functools.partial(_evaluated_by, backend), tensors, running)
+        for at, (a, b, e) in enumerate(zip(found, plain, exact, strict=True)):
+            squares[at] += torch.stack([(a - e).square().sum(), (b - e).square().sum()]).float()
+    ratios = (squares[:, 0] / squares[:, 1]).sqrt()
+    assert (ratios <= 2).all(), ratios
+
+
+def _evaluated_plainly(x, w, b, gamma, beta, mean, variance):
+    return F.silu(film(F.batch_norm(x, mean, variance, w, b), gamma, beta))
+
+
+def _evaluated_by(backend, *tensors):
+    *given, mean, variance = tensors
+    x, w, b, gamma, beta = given
+    options = {"running_mean": mean, "running_var": variance, "training": False, "backend": backend}
+    return norm_film(x, "batch", None, w, b, gamma, beta, **options)
+
+
+def _evaluated(call, tensors, running):
+    """The output and the gradients, in float64."""
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    y = call(*leaves, *running)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+    return [t.double() for t in (y.detach(), *torch.autograd.grad(y, leaves, grad))]
 
 
 @pytest.mark.parametrize("value", [0.1, 10000.1, -3e-5, 0.0])

@@ -67,8 +67,10 @@ def _known_beforehand(tensors: Tensors, options: tuple[Any, ...], running: Stati
     """The call without a normalisation that stands for one by running statistics."""
     problem, (input, weight, bias, gamma, beta) = _prepared(tensors, options)
     dtype = problem.accumulates_in
-    if weight is not None and weight.requires_grad and torch.is_grad_enabled() and input.dtype == dtype:
-        # The weight's gradient is a sum of the input without its mean, which cannot be taken from the sum afterwards.
+    # The weight's gradient is a sum of the input without its mean, which cannot be taken from the sum afterwards. (What
+    # torch.jit traces, it traces again without gradients, and compares.)
+    trained = weight is not None and weight.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
+    if trained and input.dtype == dtype:
         input, running = running.without_mean(input)
     scale, shift = running.folded(dtype, problem.eps, weight, bias)
     problem = problem._replace(norm=NO_NORM, has_weight=True, has_bias=True, parameter_dtype=dtype)

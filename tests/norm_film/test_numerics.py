@@ -61,6 +61,17 @@ def test_running_statistics_of_a_mean_of_10000(backend, dtype, layout):
         assert (np.abs(found.numpy() - expected) <= roundings * EPS[dtype] * expected).all()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums_over_large_maps_in_float64(layout):
+    """Parts of a map are added by halves: one after another, 80 or 600 of them lose up to four roundings of the sum."""
+    case = Case((1, 2, 400, 401), "group", 1, layout=layout, activation="none", dtype=torch.float64)
+    x, w, b, gamma, beta = tensors_of(case)
+    grad = torch.empty_like(x).uniform_(1, 2, generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad(ours(case, [x, w, b, gamma, beta.requires_grad_()], "cpu"), beta, grad)[0]
+    exact = torch.tensor([math.fsum(grad[0, channel].flatten().tolist()) for channel in range(2)], dtype=torch.float64)
+    assert ((found[0] - exact).abs() <= EPS[torch.float64] * exact).all(), (found[0] / exact - 1).tolist()
+
+
 @pytest.mark.parametrize("mean", [0.0, 3.0, 30.0])
 def test_evaluation_beside_a_mean(backend, mean):
     """By running statistics: output and the five gradients, over several draws together."""

@@ -130,8 +130,9 @@ def sum_dtype(problem: ConvFilm) -> torch.dtype:
 
 def options(problem: ConvFilm) -> dict[str, object]:
     """The activation and FiLM as the kernels take them."""
+    activation = ACTIVATIONS[problem.activation]
     return {
-        "lower_slope": float(ACTIVATIONS[problem.activation].lower_slope(problem.negative_slope)),
+        "lower_slope": float(activation.lower_slope(problem.negative_slope)) if activation.one_bit else 0.0,
         "gamma_offset": float(problem.gamma_offset),
         "ACTIVATION": problem.activation,
     }

@@ -1,7 +1,8 @@
 """`python -m film_kernels.backends.triton.report`: every kernel and entry, compiled ahead of time for GPUs not at hand.
 
-Beside registers and memory the table says what a step of the main loop issues (sass.py). Kernels are recorded as they would be started for representative Problems, and compiled with the same specialisations
-that Triton makes at the first call. Options: `--kernel`, `--case`, `--target` and `--dtype` choose by name, `--default`
+Beside registers and memory the table says what a step of the main loop issues (sass.py). Kernels are recorded as they
+would be started for representative Problems, and compiled with the same specialisations that Triton makes at the first
+call. Options: `--kernel`, `--case`, `--target` and `--dtype` choose by name, `--default`
 takes the rule's own entry only, `--json` prints rows as JSON.
 """
 
@@ -28,6 +29,7 @@ from . import launch, sass, tuning
 from .forward import forward
 from .grad_input import grad_input
 from .grad_weight import grad_weight
+from .recompute import recompute
 from .vendor_pass import finish_forward, start_backward
 
 TARGETS = {
@@ -104,6 +106,8 @@ def record(problem: conv_film.ConvFilm, kernel: str, entry: tuning.Entry, gpu: s
         kept, tensors = empty(1, dtype=torch.uint8), (input, weight, bias, gamma, beta)
         if kernel == "forward":
             forward(problem, tensors, kept, entry)
+        elif kernel == "recompute":
+            recompute(problem, grad, tensors, (True,) * 4, entry)
         elif kernel == "grad_input":
             grad_input(problem, grad, kept, weight, gamma, entry)
         elif kernel == "grad_weight":

@@ -10,7 +10,7 @@ import torch
 from ...problems.conv_film import ConvFilm
 from .launch import Sizes, cdiv, gpu, next_power_of_2, position_blocks, precision, sizes_of
 
-KERNELS = ("forward", "grad_input", "grad_weight")
+KERNELS = ("forward", "recompute", "grad_input", "grad_weight")
 _PROGRAMS = 256  # a rule's tile is small enough for so many programs, where one is
 
 

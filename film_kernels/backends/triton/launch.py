@@ -228,6 +228,19 @@ def _gpu(device: torch.device) -> str:
     return "cdna" if torch.cuda.get_device_properties(device).warp_size == 64 else "rdna"
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Of the GPU, or of one of its kind where kernels are recorded or interpreted."""
+    if _recording is not None or device.type == "cpu":
+        return {"cdna": 304, "rdna": 96, "intel": 128}.get(gpu(device), 132)
+    return _multiprocessors(device)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return properties.gpu_subslice_count if device.type == "xpu" else properties.multi_processor_count
+
+
 def launch(
     kernel, programs: int, arguments: dict[str, object], device: torch.device, num_warps: int, num_stages: int
 ) -> None:

@@ -148,7 +148,7 @@ def packed_weight(weight: Tensor, flat: bool) -> Tensor:
 
     A small weight (FLAT) is read as it is: another kernel would cost more than it saves.
     """
-    if flat or (weight.dim() < 4 and weight.shape[-1] == 1):
+    if flat or weight.stride(1) == 1 or (weight.dim() < 4 and weight.shape[-1] == 1):
         return weight
     if weight.dim() == 4:
         return weight.contiguous(memory_format=torch.channels_last)

@@ -39,8 +39,8 @@ class Kernels:
         does not read it may get as None."""
         raise NotImplementedError
 
-    def forward(self, problem: Any, tensors: Any, keep: bool) -> tuple[Tensor, Tensor | None]:
-        """(y, kept) of the operator's tensors, in their order; `kept` is None unless `keep`."""
+    def forward(self, problem: Any, tensors: Any, for_backward: bool) -> tuple[Tensor, Tensor | None]:
+        """(y, kept) of the operator's tensors, in their order; `kept` is None unless `for_backward`."""
         raise NotImplementedError
 
     def backward(self, problem: Any, grad: Tensor, kept: Tensor, tensors: Any, wanted: Sequence[bool]) -> Gradients:

@@ -33,6 +33,7 @@ def conv_steps_film(
     negative_slope: float,
     after: Sequence[Step],
     film_position: str,
+    keep: str,
 ) -> Tensor:
     """`after(activation(before(convolution)))` by `film_kernels.conv_film`.
 
@@ -53,7 +54,7 @@ def conv_steps_film(
     )
     y = conv_film(
         input, weight, bias, gamma, beta, stride, padding, dilation, groups,
-        activation=inside, negative_slope=negative_slope, film_position=film_position,
+        activation=inside, negative_slope=negative_slope, film_position=film_position, keep=keep,
     )  # fmt: skip
     return _pending(y, pending, activation, negative_slope)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from film_kernels import arguments, conv_film, reference
 from film_kernels.activations import ACTIVATIONS
+from film_kernels.problems.conv_film import KEEPS
 from tests.helpers import emulation, exact
 
 EXPECTED = ("cpu", "vendor", "reference")  # backends that must be available wherever the tests run
@@ -41,6 +42,7 @@ class Case:
     film_position: str = "post"
     negative_slope: float = 0.1
     gamma_offset: float = 0.0
+    keep: str = "fast"
 
     @property
     def geometry(self):
@@ -53,6 +55,7 @@ class Case:
             "film_position": self.film_position,
             "negative_slope": self.negative_slope,
             "gamma_offset": self.gamma_offset,
+            "keep": self.keep,
         }
 
     def __str__(self):
@@ -77,9 +80,11 @@ GEOMETRIES = (
 )
 FORMULAS = (("relu", "post"), ("relu", "pre"), ("leaky_relu", "post"), ("leaky_relu", "pre"), ("none", "post"))
 CASES = tuple(
-    replace(case, activation=activation, film_position=position, gamma_offset=float(i % 2))
+    replace(
+        case, activation=activation, film_position=position, gamma_offset=float(i % 2), keep=KEEPS[(i + j) % len(KEEPS)]
+    )
     for i, case in enumerate(GEOMETRIES)
-    for activation, position in FORMULAS
+    for j, (activation, position) in enumerate(FORMULAS)
 )
 
 
@@ -141,7 +146,7 @@ def has_one_pass(problem) -> bool:
 
 
 def problem_of(case: Case, tensors: list[Tensor | None]):
-    options = (case.activation, case.negative_slope, case.film_position, case.gamma_offset)
+    options = (case.activation, case.negative_slope, case.film_position, case.gamma_offset, case.keep)
     return arguments.prepare(tuple(tensors), (*case.geometry, *options))[0]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 import film_kernels
 from film_kernels import FusedFiLM, FusedFiLM1d, conv_film
 from film_kernels.problems.conv_film import KEEPS
+from tests.helpers.cases import EMULATED, INTERPRETED
 from tests.helpers.kept import kept_bytes
 
 X, W, B = torch.randn(2, 3, 9, 8), torch.randn(16, 3, 3, 3), torch.randn(16)
@@ -139,3 +140,44 @@ def test_torch_compile_takes_it_as_an_option():
         assert kept_bytes(lambda compiled=compiled: compiled(X, GAMMA, BETA), known)[0] == least
     with pytest.raises(Exception, match="keep must be one of"):
         torch.compile(Net(), backend="film_kernels", options={"backend": "eager", "keep": "none"})(X, GAMMA, BETA)
+
+
+class Layers(nn.Module):
+    """Sixteen, one after the other, each with a bias, gamma and beta."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(16))
+        self.film = nn.ParameterList(torch.randn(2, 8) for _ in range(32))
+
+    def forward(self, x, call):
+        for i, layer in enumerate(self.layers):
+            x = call(x, layer.weight, layer.bias, *self.film[2 * i : 2 * i + 2])
+        return x
+
+
+def plain(x, w, b, gamma, beta):
+    return gamma[..., None, None] * torch.relu(nn.functional.conv2d(x, w, b, padding=1)) + beta[..., None, None]
+
+
+@pytest.mark.parametrize("backend", ["vendor", *INTERPRETED, *EMULATED[:1]], indirect=True)
+def test_sixteen_layers(backend):
+    """Every layer keeps its input, which is the layer's before it, for the weight's gradient; plain PyTorch keeps the
+    activation beside it."""
+    model, x = Layers(), torch.randn(2, 8, 5, 5)
+    known = [x, *model.parameters()]
+    map_bytes = x.numel() * 4
+    kept, y = kept_bytes(lambda: model(x, plain), known)
+    expected = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+    assert kept == (15 + 16) * map_bytes
+    bits = 16 * 2 * 5 * 5 if backend != "vendor" else 0
+    for keep, beside in {"fast": 16 * map_bytes, "bits": bits, "least": 0}.items():
+
+        def call(*tensors, keep=keep):
+            return conv_film(*tensors, padding=1, keep=keep, backend=backend)
+
+        kept, y = kept_bytes(lambda call=call: model(x, call), known)
+        assert kept == 15 * map_bytes + beside, keep
+        found = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+        for one, other in zip(found, expected, strict=True):
+            assert (one - other).norm() <= 1e-5 * other.norm(), keep

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
+from ..arguments import has_autocast
 from ..functional import conv_film, norm_film
 from ..norm_modules import rms_eps
 
@@ -138,7 +139,7 @@ def _pending(y: Tensor, steps: Sequence[Step], activation: str, negative_slope: 
 def _dtype_of(input: Tensor) -> torch.dtype:
     """The dtype in which a convolution of `input` is computed: autocast's own, where it is on."""
     device = input.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    on = has_autocast(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on and input.dtype != torch.float64 else input.dtype
 
 

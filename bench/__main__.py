@@ -1,8 +1,8 @@
 """`python -m bench cpu`, `gpu` or `check-gpu`: what `make bench`, `make bench-gpu` and `make check-gpu` run.
 
 `cpu` and `gpu` run the benchmarks: forward, training, memory. Those of each operator are apart, with a folder and a
-report of their own; `--only norm_film` runs and writes one operator's alone. `check-gpu` is the one command for a machine
-with a GPU, without a network (gpu_check.py): libraries, smoke, tests, a few times, profiles, sanitizers.
+report of their own; `--only norm_film` runs and writes one operator's alone. `check-gpu` is the one command for a
+machine with a GPU, without a network (gpu_check.py): libraries, smoke, tests, a few times, profiles, sanitizers.
 
 Environment variables:
     OUT       the folder for everything that is written (default: bench/results/<device>)

@@ -1,5 +1,5 @@
-"""The parts of `make check-gpu`, the one command for a machine with a GPU and no network: are the kernels right, and how
-fast.
+"""The parts of `make check-gpu`, the one command for a machine with a GPU and no network: are the kernels right, and
+how fast.
 
 Each part has its own limit and goes on if another failed. What comes first is what a wrong result would spoil the rest
 for. At most eight files are written.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .parts import Part
@@ -23,6 +23,7 @@ _KERNELS = "regex:film|forward|grad_|recompute|pass_|norm_|finish"
 _NCU = ("--clock-control", "none", "--set", "full", "--import-source", "no", "--kernel-name", _KERNELS,
         "--launch-skip", "6", "--launch-count", "6", "-f")  # fmt: skip
 _LOG_BYTES = 14 << 20
+_DRY_SECONDS = 15.0  # at most, of a part that would use what time it has
 
 
 def parts(dry: bool, out: Path) -> list[Part]:
@@ -35,26 +36,31 @@ def parts(dry: bool, out: Path) -> list[Part]:
     def python(*words: str) -> list[str]:
         return [sys.executable, *words]
 
+    def until(seconds: float) -> str:
+        return f"{min(seconds, _DRY_SECONDS) if dry else seconds:.0f}"
+
     def one_layer(backend: str, *words: str) -> list[str]:
         return python("-m", "bench.one_layer", backend, *words, *device, *tiny)
 
-    def profiled(backend: str) -> Sequence[str]:
-        return [*_tool("ncu", *_NCU, "-o", str(out / backend)), *one_layer(backend, _PROFILED)]
+    def profiled(backend: str) -> Callable[[float], Sequence[str]]:
+        words = [*_tool("ncu", *_NCU, "-o", str(out / backend)), *one_layer(backend, _PROFILED)]
+        return lambda seconds: words
 
-    def sanitized(tool: str) -> Sequence[str]:
+    def sanitized(tool: str) -> Callable[[float], Sequence[str]]:
         words = _tool("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-        return [*words, *python("-m", "bench.one_layer", ours[0], *_SANITIZED, "--tiny", "--steps", "1", *device)]
+        words += python("-m", "bench.one_layer", ours[0], *_SANITIZED, "--tiny", "--steps", "1", *device)
+        return lambda seconds: words
 
     tests = ["-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/gpu"]
     return [
         Part("libraries", lambda seconds: python("-m", "bench.libraries"), 0.37),
-        Part("smoke", lambda seconds: python("-m", "bench.smoke", *ours, *device, "--seconds", f"{0.8 * seconds:.0f}",
-                                             "--out", str(out / SMOKE)), 0.22),
+        Part("smoke", lambda seconds: python("-m", "bench.smoke", *ours, *device, *tiny, "--seconds",
+                                             until(0.8 * seconds), "--out", str(out / SMOKE)), 0.22),
         Part("tests", lambda seconds: python(*tests), 0.25),
         Part("times", lambda seconds: python("-m", "bench.first_times", *device, *tiny, "--seconds",
-                                             f"{0.85 * seconds:.0f}", "--out", str(out / TIMES)), 0.55),
-        *(Part(f"profile {backend}", lambda seconds, backend=backend: profiled(backend), 0.3) for backend in ours[:2]),
-        *(Part(tool, lambda seconds, tool=tool: sanitized(tool), 0.45) for tool in ("memcheck", "racecheck")),
+                                             until(0.85 * seconds), "--out", str(out / TIMES)), 0.55),
+        *(Part(f"profile {backend}", profiled(backend), 0.3) for backend in ours[:2]),
+        *(Part(tool, sanitized(tool), 0.45) for tool in ("memcheck", "racecheck")),
     ]  # fmt: skip
 
 

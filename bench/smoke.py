@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,14 @@ from .work import Work, make, training_step, without_search
 _ROUNDING = {torch.float32: 3e-4, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # of products in tf32, and of results
 
 
-def smoke(name: str, device: torch.device, seconds: float) -> list[dict[str, Any]]:
+def smoke(name: str, device: torch.device, seconds: float, tiny: bool) -> Iterator[dict[str, Any]]:
     """Try the backend `name` for so long: a dictionary for each row, with "wrong" where something is."""
-    backend, end, found = BACKENDS[name], time.monotonic() + seconds, []
+    backend, end = BACKENDS[name], time.monotonic() + seconds
     reason = backend.unavailable()
     if reason is not None:
-        return [{"backend": name, "wrong": f"it is not available: {reason}"}]
-    for row in rows():
+        yield {"backend": name, "wrong": f"it is not available: {reason}"}
+        return
+    for row in (replace(row, tiny=tiny) for row in rows()):
         if time.monotonic() > end:
             break
         about = {"backend": name, "operator": row.case.operator, "case": row.case.name, "dtype": str(row.dtype)[6:],
@@ -45,18 +48,15 @@ def smoke(name: str, device: torch.device, seconds: float) -> list[dict[str, Any
                  "keep": getattr(row.case, "keep", None)}  # fmt: skip
         refusal = backend.why_not(row.problem(device))
         if refusal is not None:
-            found.append({**about, "refused": refusal})
+            yield {**about, "refused": refusal}
             continue
         try:
             about |= _held_against_float64(row, device, name)
         except Exception as error:
             about["wrong"] = f"{type(error).__name__}: {str(error).strip()[:300]}"
-        found.append(about)
-        if "wrong" in about:
-            print(json.dumps(about), flush=True)
-            if "CUDA error" in str(about["wrong"]):  # after one the process can do nothing more on the device
-                break
-    return found
+        yield about
+        if "CUDA error" in str(about.get("wrong")):  # after one the process can do nothing more on the device
+            break
 
 
 def _held_against_float64(row: Row, device: torch.device, backend: str) -> dict[str, Any]:
@@ -101,22 +101,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("backends", nargs="+", choices=list(BACKENDS), help="tried at the same time")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=positive, default=75.0, help="for each (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a few positions only")
     parser.add_argument("--out", type=Path, help="a file for all that was found, a line of JSON for each row")
     options = parser.parse_args(argv)
     if len(options.backends) > 1:
         return _side_by_side(options)
     (name,) = options.backends
-    found = smoke(name, torch.device(options.device), options.seconds)
-    wrong, refused = (sum(word in one for one in found) for word in ("wrong", "refused"))
-    if options.out is not None:
-        options.out.write_text("".join(json.dumps(one) + "\n" for one in found))
-    print(f"{name}: {len(found) - wrong - refused} right, {wrong} WRONG, {refused} refused", flush=True)
-    return int(wrong > 0)
+    counts = dict.fromkeys(("right", "wrong", "refused"), 0)
+    with open(options.out or os.devnull, "w") as out:  # noqa: PTH123  # written as it is found: time may be short
+        for one in smoke(name, torch.device(options.device), options.seconds, options.tiny):
+            word = next((word for word in ("wrong", "refused") if word in one), "right")
+            counts[word] += 1
+            print(json.dumps(one), file=out, flush=True)
+            if word == "wrong":
+                print(json.dumps(one), flush=True)
+    print(f"{name}: {counts['right']} right, {counts['wrong']} WRONG, {counts['refused']} refused", flush=True)
+    return int(counts["wrong"] > 0 or counts["right"] == 0)
 
 
 def _side_by_side(options: argparse.Namespace) -> int:
     """A process for each: what brings one down leaves the others."""
     words = [sys.executable, "-m", "bench.smoke", f"--device={options.device}", f"--seconds={options.seconds}"]
+    words += ["--tiny"] if options.tiny else []
     outs = {name: options.out and options.out.with_suffix(f".{name}") for name in options.backends}
     processes = [subprocess.Popen([*words, name, *([f"--out={out}"] if out else [])]) for name, out in outs.items()]
     codes = [process.wait() for process in processes]

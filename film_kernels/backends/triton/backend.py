@@ -61,17 +61,41 @@ class TritonConvFilm(ConvFilmKernels):
 
     def forward(self, problem, tensors, keep):
         from . import autotune
-        from .forward import forward
 
-        kept = self.kept_like(problem) if keep else None
-
-        def fused() -> Tensor:
-            return autotune.run(problem, "forward", lambda entry: forward(problem, tensors, kept, entry))
+        def fused() -> tuple[Tensor, Tensor | None]:
+            return self.fused(problem, tensors, keep)
 
         if autotune.is_timing(problem) and _vendor.why_not(problem) is None:
             fused()  # times the entries first
             autotune.compare(problem, "forward", fused, lambda: _vendor.forward(problem, tensors, keep))
-        return fused(), kept
+        return fused()
+
+    def fused(self, problem, tensors, keep_bits):
+        """(y, bits), the bits None unless `keep_bits`; without them of every activation."""
+        from .autotune import run
+        from .forward import forward
+
+        kept = self.kept_like(problem) if keep_bits else None
+        return run(problem, "forward", lambda entry: forward(problem, tensors, kept, entry)), kept
+
+    def after(self, problem, raw, bias, gamma, beta, out):
+        """y into `out`, which may be `raw`, from the library's convolution without the bias, in one pass."""
+        from .vendor_pass import finish_forward
+
+        return finish_forward(problem, raw, bias, gamma, beta, out)
+
+    def before(self, problem, grad, raw, bias, gamma, beta, wanted):
+        """(dz, db, dgamma, dbeta) from `grad` and the library's convolution without the bias, in one pass."""
+        from .vendor_pass import start_backward
+
+        return start_backward(problem, grad, raw, bias, gamma, beta, wanted)
+
+    def recompute(self, problem, grad, tensors, wanted):
+        """(dz, db, dgamma, dbeta) with the convolution computed once more, in one kernel."""
+        from .autotune import run
+        from .recompute import recompute
+
+        return run(problem, "recompute", lambda entry: recompute(problem, grad, tensors, wanted, entry))
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         from .autotune import run

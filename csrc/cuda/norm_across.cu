@@ -12,15 +12,18 @@ constexpr size_t kHeld = 40 * 1024;
 template <class T>
 struct Params {
   NormParams<T> norm;
-  int tx, ty;     // threads
-  int64_t steps;  // packets of a thread
-  bool held;      // x, in shared memory
+  int tx, ty;      // threads
+  int64_t steps;   // packets of a thread
+  unsigned tiles;  // planes: of a sample
+  bool held;       // x, in shared memory
   float* statistics;
 };
 
 // A thread's packets: `count` of them, `step` channels apart.
 struct Place {
-  int64_t n, position, c, step, count;
+  int n;
+  int64_t position;
+  int c, step, count;
   bool active;
 };
 
@@ -32,12 +35,12 @@ __device__ __forceinline__ Place place_of(const Params<T>& p) {
   if constexpr (PIXELS) {
     const int64_t row = blockIdx.x * static_cast<int64_t>(p.ty) + y;
     at.active = row < norm.batch * norm.positions;
-    at.n = at.active ? row / norm.positions : 0, at.position = at.active ? row % norm.positions : 0;
-    at.c = x * V, at.step = static_cast<int64_t>(p.tx) * V;
+    at.n = at.active ? static_cast<int>(row / norm.positions) : 0;
+    at.position = at.active ? row - at.n * norm.positions : 0;
+    at.c = x * V, at.step = p.tx * V;
   } else {
-    const int64_t tiles = (norm.positions / V + p.tx - 1) / p.tx, tile = blockIdx.x % tiles;
-    at.n = blockIdx.x / tiles;
-    at.position = (tile * p.tx + x) * V;
+    at.n = static_cast<int>(blockIdx.x / p.tiles);
+    at.position = (static_cast<int64_t>(blockIdx.x % p.tiles) * p.tx + x) * V;
     at.active = at.position < norm.positions;
     at.position = at.active ? at.position : 0;
     at.c = y, at.step = p.ty;
@@ -47,7 +50,7 @@ __device__ __forceinline__ Place place_of(const Params<T>& p) {
 }
 
 template <class T, int V, bool PIXELS>
-__global__ void __launch_bounds__(kThreads) forward_across_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kThreads, 1) forward_across_kernel(const Params<T> p) {
   constexpr int W = PIXELS ? 1 : V;
   const NormParams<T>& norm = p.norm;
   const auto at = place_of<T, V, PIXELS>(p);
@@ -58,11 +61,11 @@ __global__ void __launch_bounds__(kThreads) forward_across_kernel(const Params<T
   const int64_t step = at.step * norm.x.c;
   if (p.held) {
 #pragma unroll 4
-    for (int64_t j = 0; j < at.count; ++j) held[j * kThreads + threadIdx.x] = load<T, V>(x + j * step);
+    for (int j = 0; j < at.count; ++j) held[j * kThreads + threadIdx.x] = load<T, V>(x + j * step);
   }
   const auto each = [&](const auto& body) {
 #pragma unroll 1
-    for (int64_t j = 0; j < at.count; ++j) {
+    for (int j = 0; j < at.count; ++j) {
       float values[V];
       widen<T, V>(p.held ? held[j * kThreads + threadIdx.x] : load<T, V>(x + j * step), values);
       body(values);
@@ -97,7 +100,7 @@ __global__ void __launch_bounds__(kThreads) forward_across_kernel(const Params<T
 
   T* y = norm.out.at(at.n, at.c, at.position);
   const int64_t out_step = at.step * norm.out.c;
-  int64_t j = 0;
+  int j = 0;
   each([&](float (&values)[V]) {
     PacketFactors<V, PIXELS> by;
     by.read(norm, at.n, at.c + j * at.step);
@@ -108,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) forward_across_kernel(const Params<T
 }
 
 template <class T, int V, bool PIXELS>
-__global__ void __launch_bounds__(kThreads) grad_input_across_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kThreads, 1) grad_input_across_kernel(const Params<T> p) {
   constexpr int W = PIXELS ? 1 : V;
   const NormParams<T>& norm = p.norm;
   const auto at = place_of<T, V, PIXELS>(p);
@@ -121,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) grad_input_across_kernel(const Param
   // The gradient of xhat, in place of that of y, and xhat.
   const auto each = [&](const auto& body) {
 #pragma unroll 1
-    for (int64_t j = 0; j < at.count; ++j) {
+    for (int j = 0; j < at.count; ++j) {
       float xhat[V], grad[V];
       widen<T, V>(load<T, V>(x + j * step), xhat);
       widen<T, V>(load<T, V>(g + j * grad_step), grad);
@@ -135,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) grad_input_across_kernel(const Param
   };
 
   float constant[W] = {}, slope[W] = {};
-  each([&](int64_t, float (&xhat)[V], float (&grad)[V]) {
+  each([&](int, float (&xhat)[V], float (&grad)[V]) {
 #pragma unroll
     for (int e = 0; e < V; ++e) xhat[e] *= grad[e];
     add_packet(constant, grad);
@@ -155,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) grad_input_across_kernel(const Param
   T* dx = norm.out.at(at.n, at.c, at.position);
   const int64_t out_step = at.step * norm.out.c;
   const float any = norm.takes_mean() && norm.channels == 1 ? 0.f : 1.f;  // each element is its own mean
-  each([&](int64_t j, float (&xhat)[V], float (&grad)[V]) {
+  each([&](int j, float (&xhat)[V], float (&grad)[V]) {
 #pragma unroll
     for (int e = 0; e < V; ++e) {
       const int w = W == V ? e : 0;
@@ -172,10 +175,10 @@ dim3 share_out(Params<T>& params, const NormProblem& p, bool pixels, int vector)
   const int64_t packets = (pixels ? p.channels : p.positions) / vector, most = pixels ? 32 : 8;
   while (params.tx < most && params.tx < packets) params.tx *= 2;
   params.ty = kThreads / params.tx;
+  params.tiles = pixels ? 1 : static_cast<unsigned>(norm_ceil_div(packets, params.tx));
   params.steps = norm_ceil_div(pixels ? packets : p.channels, pixels ? params.tx : params.ty);
   params.held = static_cast<size_t>(params.steps) * kThreads * vector * sizeof(T) <= kHeld;
-  return dim3(static_cast<unsigned>(pixels ? norm_ceil_div(p.batch * p.positions, params.ty)
-                                           : p.batch * norm_ceil_div(packets, params.tx)));
+  return dim3(static_cast<unsigned>(pixels ? norm_ceil_div(p.batch * p.positions, params.ty) : p.batch * params.tiles));
 }
 
 }  // namespace
@@ -185,7 +188,7 @@ cudaError_t norm_forward_across(const NormProblem& p, const NormForwardArgs& arg
   return with_kinds(p.dtype, cut.vector > 1, cut.pixels, [&](auto element, auto vector, auto layout) {
     using T = decltype(element);
     constexpr int V = decltype(vector)::value;
-    Params<T> params{norm_params<T>(p, args.by, args.input), 0, 0, 0, false, static_cast<float*>(args.statistics)};
+    Params<T> params{norm_params<T>(p, args.by, args.input), 0, 0, 0, 0, false, static_cast<float*>(args.statistics)};
     params.norm.out = strided<T>(args.output);
     const dim3 blocks = share_out(params, p, cut.pixels, V);
     const size_t held = params.held ? params.steps * kThreads * V * sizeof(T) : 0;
@@ -199,7 +202,7 @@ cudaError_t norm_grad_input_across(const NormProblem& p, const NormBackwardArgs&
   return with_kinds(p.dtype, cut.vector > 1, cut.pixels, [&](auto element, auto vector, auto layout) {
     using T = decltype(element);
     constexpr int V = decltype(vector)::value;
-    Params<T> params{norm_params<T>(p, args.by, args.input), 0, 0, 0, false, nullptr};
+    Params<T> params{norm_params<T>(p, args.by, args.input), 0, 0, 0, 0, false, nullptr};
     params.norm.grad = strided<const T>(args.grad);
     params.norm.out = strided<T>(args.grad_input);
     params.norm.kept = static_cast<const float*>(args.statistics);

@@ -13,7 +13,7 @@ template <class T>
 struct Params {
   NormParams<T> norm;
   NormSums sums;
-  int64_t chunks, film_blocks, channel_blocks, lines;
+  int chunks, lines, film_blocks, channel_blocks;
   double group_size;
   T *grad_gamma, *grad_beta;
   void *grad_weight, *grad_bias;
@@ -22,7 +22,7 @@ struct Params {
 
 template <class T>
 __device__ __forceinline__ double sum_of(const Params<T>& p, int kind, int64_t number) {
-  const float* from = p.sums.data + (kind * p.norm.batch * p.norm.channels + number) * p.chunks;
+  const float* from = p.sums.data + (static_cast<int64_t>(kind) * p.norm.batch * p.norm.channels + number) * p.chunks;
   double total = 0;
   for (int64_t k = 0; k < p.chunks; ++k) total += from[k];
   return total;
@@ -46,13 +46,14 @@ __device__ __forceinline__ float scale_of(const NormParams<T>& p, int64_t n, int
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) finish_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kThreads, 1) finish_kernel(const Params<T> p) {
   const NormParams<T>& norm = p.norm;
-  int64_t block = blockIdx.x;
+  const int64_t all = static_cast<int64_t>(norm.batch) * norm.channels * p.chunks;
+  int block = static_cast<int>(blockIdx.x);
   if (block < p.film_blocks) {  // a thread for each (n, c)
-    const int64_t number = block * kThreads + threadIdx.x;
+    const int number = block * kThreads + static_cast<int>(threadIdx.x);
     if (number >= norm.batch * norm.channels) return;
-    const int64_t c = number % norm.channels;
+    const int c = number % norm.channels;
     if (p.grad_gamma != nullptr) {
       const double total = p.sums.kinds == 4   ? sum_of(p, 3, number)
                            : p.sums.kinds == 3 ? sum_of(p, 2, number)
@@ -66,11 +67,12 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const Params<T> p) {
   block -= p.film_blocks;
   double d = 0, along = 0;
   if (block < p.channel_blocks) {  // a block for each channel
-    for (int64_t i = threadIdx.x; i < norm.batch * p.chunks; i += kThreads) {
-      const int64_t n = i / p.chunks, at = (n * norm.channels + block) * p.chunks + i % p.chunks;
+    for (int i = threadIdx.x; i < norm.batch * p.chunks; i += kThreads) {
+      const int n = i / p.chunks;
+      const int64_t at = (static_cast<int64_t>(n) * norm.channels + block) * p.chunks + i % p.chunks;
       const double scale = scale_of(norm, n, block);
       d += scale * p.sums.data[at];
-      along += scale * p.sums.data[norm.batch * norm.channels * p.chunks + at];
+      along += scale * p.sums.data[all + at];
     }
     d = sum_of_block(d), along = sum_of_block(along);
     if (threadIdx.x != 0) return;
@@ -86,13 +88,13 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const Params<T> p) {
   }
   block -= p.channel_blocks;  // a block for each group
   const bool batch = norm.norm == Norm::batch;
-  for (int64_t i = threadIdx.x; i < p.lines * p.chunks; i += kThreads) {
-    const int64_t line = i / p.chunks, n = batch ? line : block / norm.groups;
-    const int64_t c = batch ? block : block % norm.groups * norm.each + line;
-    const int64_t at = (n * norm.channels + c) * p.chunks + i % p.chunks;
+  for (int i = threadIdx.x; i < p.lines * p.chunks; i += kThreads) {
+    const int line = i / p.chunks, n = batch ? line : block / norm.groups;
+    const int c = batch ? block : block % norm.groups * norm.each + line;
+    const int64_t at = (static_cast<int64_t>(n) * norm.channels + c) * p.chunks + i % p.chunks;
     const double factor = static_cast<double>(scale_of(norm, n, c)) * norm.weight.at(0, c);
     d += factor * p.sums.data[at];
-    along += factor * p.sums.data[norm.batch * norm.channels * p.chunks + at];
+    along += factor * p.sums.data[all + at];
   }
   d = sum_of_block(d), along = sum_of_block(along);
   if (threadIdx.x != 0) return;
@@ -108,14 +110,15 @@ cudaError_t norm_finish(const NormProblem& p, const NormBackwardArgs& args, cons
     using T = decltype(element);
     Params<T> params{};
     params.norm = norm_params<T>(p, args.by, args.input);
-    params.sums = sums, params.chunks = cut.chunks, params.lines = norm_lines(p);
+    params.sums = sums, params.chunks = static_cast<int>(cut.chunks), params.lines = static_cast<int>(norm_lines(p));
     params.group_size = static_cast<double>(p.group_size());
     params.grad_gamma = static_cast<T*>(args.grad_gamma), params.grad_beta = static_cast<T*>(args.grad_beta);
     params.grad_weight = args.grad_weight, params.grad_bias = args.grad_bias, params.terms = terms;
     if (args.grad_gamma != nullptr || args.grad_beta != nullptr)
-      params.film_blocks = norm_ceil_div(p.batch * p.channels, kThreads);
-    if (args.grad_weight != nullptr || args.grad_bias != nullptr) params.channel_blocks = p.channels;
-    const int64_t blocks = params.film_blocks + params.channel_blocks + (terms != nullptr ? p.statistics() : 0);
+      params.film_blocks = static_cast<int>(norm_ceil_div(p.batch * p.channels, kThreads));
+    if (args.grad_weight != nullptr || args.grad_bias != nullptr) params.channel_blocks = params.norm.channels;
+    const int64_t blocks =
+        int64_t{params.film_blocks} + params.channel_blocks + (terms != nullptr ? p.statistics() : 0);
     if (blocks == 0) return cudaSuccess;
     return launch(finish_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), kThreads * sizeof(double),
                   stream, params);

@@ -21,35 +21,35 @@ struct Params {
 template <class T>
 struct BlockStatistics {
   float *mean, *rstd;
-  int64_t first;  // of the groups of a sample or of all, as statistics are numbered
+  int first;  // of the groups, as statistics are numbered
 
   // By whole warps, one group each: from moments in the block's shared memory, or those of all blocks. `writer` says
   // whether this block is to write a group's statistics, if it has the group's first channel.
-  __device__ void find(const Params<T>& p, const Place& at, bool pixels, const float* found, int64_t found_pitch,
+  __device__ void find(const Params<T>& p, const Place& at, bool pixels, const float* found, int found_pitch,
                        bool writer) const {
     const NormParams<T>& norm = p.norm;
     const bool batch = norm.norm == Norm::batch, fused = found != nullptr;
-    const int64_t each = batch ? 1 : norm.each;
-    const int64_t end = min(at.slab + static_cast<int64_t>(p.cut.tx) * p.cut.vector, norm.channels);
-    const int64_t count = pixels ? (end - 1) / each - at.slab / each + 1 : 1;
-    const int64_t all = norm.batch * norm.channels * p.cut.chunks;
-    for (int64_t i = threadIdx.x / 32; i < count; i += blockDim.x / 32) {
-      const int64_t group = first + i, channel = (batch ? group : group % norm.groups) * each;
+    const int each = batch ? 1 : norm.each, chunks = static_cast<int>(p.cut.chunks);
+    const int end = min(at.slab + p.cut.tx * p.cut.vector, norm.channels);
+    const int count = pixels ? (end - 1) / each - at.slab / each + 1 : 1;
+    const int64_t all = static_cast<int64_t>(norm.batch) * norm.channels * chunks;
+    for (int i = threadIdx.x / 32; i < count; i += blockDim.x / 32) {
+      const int group = first + i, channel = (batch ? group : group % norm.groups) * each;
       const int64_t sample = batch ? 0 : group / norm.groups;
-      const float* from = fused ? found + (pixels ? channel - at.slab : 0)
-                                : p.moments + (sample * norm.channels + channel) * p.cut.chunks;
+      const float* from =
+          fused ? found + (pixels ? channel - at.slab : 0) : p.moments + (sample * norm.channels + channel) * chunks;
       const int64_t pitch = fused ? found_pitch : all;  // from one kind of number to the next
       const MomentsOfLines moments{from,
                                    from + pitch,
                                    from + 2 * pitch,
                                    batch ? norm.batch : each,
-                                   batch && !fused ? norm.channels * p.cut.chunks : p.cut.chunks,
-                                   p.cut.chunks,
+                                   chunks,
+                                   batch && !fused ? static_cast<int64_t>(norm.channels) * chunks : chunks,
                                    p.cut.size,
                                    norm.positions};
       const Moments m = moments.merged();
       if (threadIdx.x % 32 != 0) continue;
-      const float variance = static_cast<float>(m.squares / m.count);
+      const float variance = static_cast<float>(m.squares) / static_cast<float>(m.count);
       mean[i] = static_cast<float>(m.mean), rstd[i] = norm.rstd_of(variance);
       if (!writer || (pixels && channel < at.slab)) continue;
       p.statistics[group] = mean[i];
@@ -59,7 +59,7 @@ struct BlockStatistics {
 };
 
 template <class T, int V, bool PIXELS, Stage STAGE>
-__global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kNormThreads)
+__global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kNormThreads, 1)
     forward_kernel(const Params<T> p) {
   constexpr int W = PIXELS ? V : 1;
   const NormParams<T>& norm = p.norm;
@@ -76,9 +76,9 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
   const int64_t step = at.step * norm.x.p;
   if constexpr (STAGE == Stage::fused) {
 #pragma unroll 4
-    for (int64_t j = 0; j < at.count; ++j) held[j * threads + threadIdx.x] = load<T, V>(x + j * step);
+    for (int j = 0; j < at.count; ++j) held[j * threads + threadIdx.x] = load<T, V>(x + j * step);
   }
-  const auto packet = [&](int64_t j, float (&values)[V]) {
+  const auto packet = [&](int j, float (&values)[V]) {
     if constexpr (STAGE == Stage::fused)
       widen<T, V>(held[j * threads + threadIdx.x], values);
     else
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
     moments_of<PIXELS, W, V>(
         [&](const auto& body) {
 #pragma unroll 4
-          for (int64_t j = 0; j < at.count; ++j) {
+          for (int j = 0; j < at.count; ++j) {
             float values[V];
             packet(j, values);
             body(values);
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
           const int column = PIXELS ? at.x * V + e : at.y;
           found[column] = near[e], found[columns + column] = rest[e], found[2 * columns + column] = squares[e];
         } else {
-          const int64_t number = (at.n * norm.channels + at.c + e) * cut.chunks + at.chunk;
-          const int64_t all = norm.batch * norm.channels * cut.chunks;
+          const int64_t number = (static_cast<int64_t>(at.n) * norm.channels + at.c + e) * cut.chunks + at.chunk;
+          const int64_t all = static_cast<int64_t>(norm.batch) * norm.channels * cut.chunks;
           p.moments[number] = near[e], p.moments[all + number] = rest[e], p.moments[2 * all + number] = squares[e];
         }
       }
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
   PacketStatistics<V, PIXELS> of;
   if (norm.norm != Norm::none) {
     const bool batch = norm.norm == Norm::batch;
-    const int64_t first = !PIXELS ? at.group : batch ? at.slab : at.n * norm.groups + at.slab / norm.each;
+    const int first = PIXELS ? group_of(norm, at.n, at.slab) : at.group;
     const BlockStatistics<T> statistics{found + 3 * columns, found + 4 * columns, first};
     const bool writer = PIXELS ? at.chunk == 0 && (!batch || at.n == 0) : blockIdx.x % cut.per_group == 0;
     __syncthreads();
@@ -124,8 +124,7 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
     __syncthreads();
 #pragma unroll
     for (int e = 0; e < W; ++e) {
-      const int64_t c = min(at.c + e, norm.channels - 1);
-      const int64_t i = !PIXELS ? 0 : batch ? c - first : at.n * norm.groups + c / norm.each - first;
+      const int i = PIXELS ? group_of(norm, at.n, min(at.c + e, norm.channels - 1)) - first : 0;
       of.mean.values[e] = statistics.mean[i], of.rstd.values[e] = statistics.rstd[i];
     }
   } else {
@@ -139,7 +138,7 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
   T* y = norm.out.at(at.n, at.c, at.position);
   const int64_t out_step = at.step * norm.out.p;
 #pragma unroll 2
-  for (int64_t j = 0; j < at.count; ++j) {
+  for (int j = 0; j < at.count; ++j) {
     float values[V];
     packet(j, values);
     modulate(norm, by, of, values);

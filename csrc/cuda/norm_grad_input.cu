@@ -14,7 +14,7 @@ struct Params {
 };
 
 template <class T, int V, bool PIXELS>
-__global__ void __launch_bounds__(kNormThreads) grad_input_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kNormThreads, 1) grad_input_kernel(const Params<T> p) {
   constexpr int W = PIXELS ? V : 1;
   const NormParams<T>& norm = p.norm;
   const Place at = place_of<V, PIXELS>(norm, p.cut);
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kNormThreads) grad_input_kernel(const Params<T
   Along<V, PIXELS> factor, constant, slope;
 #pragma unroll
   for (int e = 0; e < W; ++e) {
-    const int64_t c = at.c + e, group = norm.norm == Norm::batch ? c : at.n * norm.groups + c / norm.each;
+    const int group = group_of(norm, at.n, at.c + e);
     factor.values[e] = p.is_constant ? 0.f : by.scale[e] * by.weight[e] * of.rstd[e];
     constant.values[e] = p.terms == nullptr ? 0.f : p.terms[group] * of.rstd[e];
     slope.values[e] = p.terms == nullptr ? 0.f : p.terms[norm.statistics + group] * of.rstd[e];
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kNormThreads) grad_input_kernel(const Params<T
   T* dx = norm.out.at(at.n, at.c, at.position);
   const int64_t step = at.step * norm.x.p, grad_step = at.step * norm.grad.p, out_step = at.step * norm.out.p;
 #pragma unroll 2
-  for (int64_t j = 0; j < at.count; ++j) {
+  for (int j = 0; j < at.count; ++j) {
     float xhat[V], grad[V];
     widen<T, V>(load<T, V>(x + j * step), xhat);
     widen<T, V>(load<T, V>(g + j * grad_step), grad);

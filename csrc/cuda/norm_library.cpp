@@ -10,7 +10,7 @@
 namespace film {
 namespace {
 
-// What the kernels take for granted beside what every library checks: blocks are counted in 31 bits.
+// What the kernels take for granted beside what every library checks: samples and channels are counted in 32 bits.
 void check_served(const NormProblem& p) {
   STD_TORCH_CHECK(p.dtype != DType::f64, "film_kernels: input must be of dtype float32, bfloat16 or float16");
   STD_TORCH_CHECK(is_within(int64_t(1) << 37, {p.batch, p.channels, p.positions}) &&
@@ -33,8 +33,10 @@ bool are_pixels(const NormShape& shape, bool channels_last) {
   return channels_last || shape.channel_dim != 1 || shape.problem.positions == 1;
 }
 
-void check_blocks(const cuda::NormCut& cut) {
-  STD_TORCH_CHECK(cut.blocks <= 0x7fffffff, "film_kernels: input is too large");
+// Blocks, and what is kept of each chunk, are counted in 32 bits.
+void check_blocks(const NormProblem& p, const cuda::NormCut& cut) {
+  STD_TORCH_CHECK(cut.blocks <= 0x7fffffff && is_within(0x7fffffff, {p.batch, p.channels, cut.chunks}),
+                  "film_kernels: input is too large");
 }
 
 std::tuple<Tensor, Tensor> norm_forward(const Tensor& input, const std::optional<Tensor>& weight,
@@ -62,7 +64,7 @@ std::tuple<Tensor, Tensor> norm_forward(const Tensor& input, const std::optional
   const bool pixels = are_pixels(shape, channels_last);
   const cuda::NormCut cut =
       cuda::norm_cut(p, pixels, cuda::norm_vector(p, pixels, {&args.input, &args.output}), allowed);
-  check_blocks(cut);
+  check_blocks(p, cut);
   if (p.is_of_positions()) {
     check(cuda::norm_forward_across(p, args, cut, device.stream()), "norm_forward_across");
     return {output, statistics};
@@ -123,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
   const Cube& written = down ? args.grad_input : args.input;
   const cuda::NormCut cut =
       cuda::norm_cut(p, pixels, cuda::norm_vector(p, pixels, {&args.input, &args.grad, &written}), allowed);
-  check_blocks(cut);
+  check_blocks(p, cut);
 
   const bool terms_wanted = input_wanted && p.norm != Norm::none && !p.is_of_positions() && !p.is_constant();
   const auto number = [&](const Tensor& t) { return t.numel() > 0 ? static_cast<float*>(t.data_ptr()) : nullptr; };

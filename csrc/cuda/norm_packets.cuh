@@ -123,15 +123,16 @@ template <class T>
 struct NormParams {
   Strided<const T> x, grad;
   Strided<T> out;  // y or dx
-  int64_t batch, channels, positions;
+  int batch, channels;
+  int64_t positions;
   NormFactor<T> weight, bias, gamma, beta;
   float gamma_offset, lower_slope, eps;
   int activation;
   bool post;
   Norm norm;
-  int64_t groups, each;  // of a sample, and channels of one
-  int64_t statistics;    // how many
-  const float* kept;     // them
+  int groups, each;    // of a sample, and channels of one
+  int64_t statistics;  // how many
+  const float* kept;   // them
 
   __device__ __forceinline__ bool takes_mean() const {
     return norm == Norm::group || norm == Norm::batch || norm == Norm::channel;
@@ -146,7 +147,8 @@ template <class T>
 NormParams<T> norm_params(const NormProblem& p, const NormFactors& by, const Cube& input) {
   NormParams<T> params{};
   params.x = strided<const T>(input);
-  params.batch = p.batch, params.channels = p.channels, params.positions = p.positions;
+  params.batch = static_cast<int>(p.batch), params.channels = static_cast<int>(p.channels);
+  params.positions = p.positions;
   const bool wide = p.parameter_dtype == DType::f32 && p.dtype != DType::f32;
   params.weight = norm_factor<T>({by.weight.data, 0, by.weight.k}, 1, wide);
   params.bias = norm_factor<T>({by.bias.data, 0, by.bias.k}, 0, wide);
@@ -158,10 +160,16 @@ NormParams<T> norm_params(const NormProblem& p, const NormFactors& by, const Cub
   params.activation = static_cast<int>(p.activation);
   params.post = p.position == Position::post;
   params.norm = p.norm;
-  params.groups = p.norm == Norm::group ? p.groups : 1;
-  params.each = p.channels / params.groups;
+  params.groups = p.norm == Norm::group ? static_cast<int>(p.groups) : 1;
+  params.each = params.channels / params.groups;
   params.statistics = p.statistics();
   return params;
+}
+
+// Where the statistics of a channel of a sample stand, if they are not of positions.
+template <class T>
+__device__ __forceinline__ int group_of(const NormParams<T>& p, int n, int c) {
+  return p.norm == Norm::batch ? c : n * p.groups + c / p.each;
 }
 
 // The factors of a packet; scale is gamma + gamma_offset.
@@ -188,9 +196,9 @@ struct PacketStatistics {
 
   // Where they are of groups or of channels.
   template <class T>
-  __device__ __forceinline__ void read(const NormParams<T>& p, int64_t n, int64_t c) {
+  __device__ __forceinline__ void read(const NormParams<T>& p, int n, int c) {
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) take(p, e, p.norm == Norm::batch ? c + e : n * p.groups + (c + e) / p.each);
+    for (int e = 0; e < kCount; ++e) take(p, e, group_of(p, n, c + e));
   }
   // Of positions.
   template <class T>

@@ -13,7 +13,7 @@ struct Params {
 };
 
 template <class T, int V, bool PIXELS, bool POSITIONS>
-__global__ void __launch_bounds__(kNormThreads) sums_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kNormThreads, 1) sums_kernel(const Params<T> p) {
   constexpr int W = PIXELS ? V : 1;
   constexpr bool VARY = PIXELS != POSITIONS;
   const NormParams<T>& norm = p.norm;
@@ -30,11 +30,11 @@ __global__ void __launch_bounds__(kNormThreads) sums_kernel(const Params<T> p) {
   const int64_t step = at.step * norm.x.p, grad_step = at.step * norm.grad.p;
   const bool of_z = p.sums.kinds == 3, products = p.sums.kinds == 4;
   float sums[4][W] = {};
-  for (int64_t j = 0; j < at.count; ++j) {
+  for (int j = 0; j < at.count; ++j) {
     float xhat[V], d[V], third[V], product[V];
     widen<T, V>(load<T, V>(x + j * step), xhat);
     widen<T, V>(load<T, V>(g + j * grad_step), d);
-    if constexpr (POSITIONS) of.read_position(norm, at.n, at.position + j * at.step);
+    if constexpr (POSITIONS) of.read_position(norm, at.n, at.position + static_cast<int64_t>(j) * at.step);
     if (products) {
 #pragma unroll
       for (int e = 0; e < V; ++e) third[e] = d[e];
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kNormThreads) sums_kernel(const Params<T> p) {
     add_packet(sums[1], xhat);
   }
 
-  const int64_t all = norm.batch * norm.channels * p.cut.chunks;
+  const int64_t all = static_cast<int64_t>(norm.batch) * norm.channels * p.cut.chunks;
   for (int kind = 0; kind < p.sums.kinds; ++kind) {
     float total[W];
 #pragma unroll
@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kNormThreads) sums_kernel(const Params<T> p) {
     if (!at.active || (PIXELS ? at.y : at.x) != 0) continue;
 #pragma unroll
     for (int e = 0; e < W; ++e)
-      p.sums.data[kind * all + (at.n * norm.channels + at.c + e) * p.cut.chunks + at.chunk] = total[e];
+      p.sums.data[kind * all + (static_cast<int64_t>(at.n) * norm.channels + at.c + e) * p.cut.chunks + at.chunk] =
+          total[e];
   }
 }
 

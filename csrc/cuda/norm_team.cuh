@@ -8,44 +8,45 @@ namespace film::cuda {
 
 // Where a thread's packets are: `count` of them, at positions `step` apart; all of one channel or of the same V.
 struct Place {
-  int64_t n = 0, c = 0, chunk = 0, position = 0, step = 0, count = 0;
-  int64_t length = 0;  // positions of the chunk
-  int64_t group = 0;   // planes: of all groups
-  int64_t slab = 0;    // pixels: the block's first channel
-  int x = 0, y = 0;    // which of the threads it is
+  int n = 0, c = 0, chunk = 0;
+  int64_t position = 0;
+  int step = 0, count = 0;
+  int length = 0;    // positions of the chunk
+  int group = 0;     // planes: of all groups
+  int slab = 0;      // pixels: the block's first channel
+  int x = 0, y = 0;  // which of the threads it is
   bool active = false;
 };
 
 template <int V, bool PIXELS, class T>
 __device__ __forceinline__ Place place_of(const NormParams<T>& p, const NormCut& cut) {
   Place at;
-  const int64_t block = blockIdx.x;
-  const int thread = static_cast<int>(threadIdx.x);
-  at.x = thread % cut.tx, at.y = thread / cut.tx;
-  int64_t before;
+  const unsigned block = blockIdx.x, per_group = static_cast<unsigned>(cut.per_group);
+  const unsigned chunks = static_cast<unsigned>(cut.chunks);
+  at.x = static_cast<int>(threadIdx.x) % cut.tx, at.y = static_cast<int>(threadIdx.x) / cut.tx;
+  int before;
   if constexpr (PIXELS) {
-    at.chunk = block % cut.chunks;
-    const int64_t slab = block / cut.chunks;
-    at.n = slab / cut.per_group;
-    at.slab = slab % cut.per_group * cut.tx * V;
+    at.chunk = static_cast<int>(block % chunks);
+    at.n = static_cast<int>(block / chunks / per_group);
+    at.slab = static_cast<int>(block / chunks % per_group) * cut.tx * V;
     at.c = at.slab + at.x * V;
     at.active = at.y < cut.ty && at.c < p.channels;
     before = at.y, at.step = cut.ty;
   } else {
     const bool batch = p.norm == Norm::batch;
-    const int64_t lines = batch ? p.batch : p.each, unit = block % cut.per_group * cut.ty + at.y;
-    at.group = block / cut.per_group;
-    at.active = at.y < cut.ty && unit < lines * cut.chunks;
-    const int64_t line = at.active ? unit / cut.chunks : 0;
-    at.chunk = at.active ? unit % cut.chunks : 0;
+    const unsigned lines = batch ? p.batch : p.each, unit = block % per_group * cut.ty + at.y;
+    at.group = static_cast<int>(block / per_group);
+    at.active = at.y < cut.ty && unit < lines * chunks;
+    const int line = at.active ? static_cast<int>(unit / chunks) : 0;
+    at.chunk = at.active ? static_cast<int>(unit % chunks) : 0;
     at.n = batch ? line : at.group / p.groups;
     at.c = batch ? at.group : at.group % p.groups * p.each + line;
-    before = static_cast<int64_t>(at.x) * V, at.step = static_cast<int64_t>(cut.tx) * V;
+    before = at.x * V, at.step = cut.tx * V;
   }
-  const int64_t first = at.chunk * cut.size, end = min(first + cut.size, p.positions);
-  at.length = end - first;
+  const int64_t first = at.chunk * cut.size;
+  at.length = static_cast<int>(min(cut.size, p.positions - first));
   at.position = first + before;
-  at.count = at.active && at.position < end ? (end - at.position + at.step - 1) / at.step : 0;
+  at.count = at.active && before < at.length ? (at.length - before + at.step - 1) / at.step : 0;
   return at;
 }
 
@@ -110,7 +111,9 @@ struct Moments {
   // Those of both together (Chan, Golub and LeVeque, 1979). Nothing cancels, whatever the mean is.
   __device__ __forceinline__ void add(const Moments& other) {
     if (other.count == 0) return;
-    const double total = count + other.count, step = other.mean - mean, share = other.count / total;
+    const double total = count + other.count, step = other.mean - mean;
+    // other.count / total, to 14 digits: a division of doubles is a call, around which registers would be spilled.
+    const double near = 1 / static_cast<float>(total), share = other.count * (near * (2 - total * near));
     mean += step * share;
     squares += other.squares + step * step * (count * share);
     count = total;
@@ -121,12 +124,13 @@ struct Moments {
 // chunk.
 struct MomentsOfLines {
   const float *near, *rest, *squares;
-  int64_t lines, pitch, chunks, size, positions;
+  int lines, chunks;
+  int64_t pitch, size, positions;
 
   // All together, by a whole warp; for its first lane.
   __device__ __forceinline__ Moments merged() const {
     Moments all;
-    for (int64_t i = threadIdx.x % 32; i < lines * chunks; i += 32) {
+    for (int i = threadIdx.x % 32; i < lines * chunks; i += 32) {
       const int64_t chunk = i % chunks, at = i / chunks * pitch + chunk;
       all.add({static_cast<double>(min(size, positions - chunk * size)), static_cast<double>(near[at]) + rest[at],
                squares[at]});
@@ -144,12 +148,13 @@ struct MomentsOfLines {
 template <bool ROWS, int W, int V, class Each>
 __device__ __forceinline__ void moments_of(const Each& each, float length, float* scratch, int tx, int ty,
                                            float (&near)[W], float (&rest)[W], float (&squares)[W]) {
+  const float share = 1 / length;
 #pragma unroll
   for (int e = 0; e < W; ++e) near[e] = rest[e] = squares[e] = 0;
   each([&](float (&values)[V]) { add_packet(near, values); });
   sum_of_team<ROWS>(near, scratch, tx, ty);
 #pragma unroll
-  for (int e = 0; e < W; ++e) near[e] /= length;
+  for (int e = 0; e < W; ++e) near[e] *= share;
   each([&](float (&values)[V]) {
     float squared[V];
 #pragma unroll
@@ -164,8 +169,9 @@ __device__ __forceinline__ void moments_of(const Each& each, float length, float
   sum_of_team<ROWS>(squares, scratch, tx, ty);
 #pragma unroll
   for (int e = 0; e < W; ++e) {
-    const double off = static_cast<double>(rest[e]) / length, around = squares[e] - rest[e] * off;
-    rest[e] = static_cast<float>(off);
+    const float off = rest[e] * share;
+    const double around = squares[e] - static_cast<double>(rest[e]) * off;  // infinite squares stay so
+    rest[e] = off;
     squares[e] = around < 0 ? 0 : static_cast<float>(around);  // and NaN stays NaN
   }
 }

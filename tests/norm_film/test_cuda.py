@@ -41,7 +41,7 @@ def backend(emulator):
 @pytest.mark.parametrize("case", SINGLE, ids=str)
 def test_output_and_gradients(emulator, case):
     emulator(SINGLE.index(case) % len(EMULATED))  # an order of warps
-    assert_as_good_as_plain(case, "cuda", draws=2)
+    assert_as_good_as_plain(case, "cuda")
 
 
 # Bytes that a block holds, packets of a thread, and chunks of a block: smaller than those of csrc/cuda/norm_cut.h.

@@ -78,11 +78,11 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
 #pragma unroll 4
     for (int j = 0; j < at.count; ++j) held[j * threads + threadIdx.x] = load<T, V>(x + j * step);
   }
-  const auto packet = [&](int j, float (&values)[V]) {
+  const auto packet = [&](int j) {
     if constexpr (STAGE == Stage::fused)
-      widen<T, V>(held[j * threads + threadIdx.x], values);
+      return held[j * threads + threadIdx.x];
     else
-      widen<T, V>(load<T, V>(x + j * step), values);
+      return load<T, V>(x + j * step);
   };
 
   if constexpr (STAGE != Stage::apply) {
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
 #pragma unroll 4
           for (int j = 0; j < at.count; ++j) {
             float values[V];
-            packet(j, values);
+            widen<T, V>(packet(j), values);
             body(values);
           }
         },
@@ -137,10 +137,13 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
   by.read(norm, at.n, at.c);
   T* y = norm.out.at(at.n, at.c, at.position);
   const int64_t out_step = at.step * norm.out.p;
-#pragma unroll 2
+  Packet<T, V> next{};  // on its way while the one before it is worked on
+  if (at.count > 0) next = packet(0);
+#pragma unroll 1
   for (int j = 0; j < at.count; ++j) {
     float values[V];
-    packet(j, values);
+    widen<T, V>(next, values);
+    if (j + 1 < at.count) next = packet(j + 1);
     modulate(norm, by, of, values);
     store<T, V>(y + j * out_step, values);
   }

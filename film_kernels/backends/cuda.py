@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ..activations import why_not_one_bit
+from ..activations import ACTIVATIONS, CODES, FILM_POSITIONS, why_not_one_bit
 from ..problems.conv_film import ConvFilm
 from .base import Backend
 from .compiled import packed_options
@@ -68,6 +68,14 @@ def _in_packets(gamma: Tensor | None) -> Tensor | None:
         return None
     row = gamma.stride(0) * gamma.element_size()
     return _aligned(gamma if gamma.stride(1) == 1 and row % _PACKET == 0 else gamma.contiguous())
+
+
+def _pass_options(problem: ConvFilm) -> tuple[bool, int, int, float, float]:
+    """What the passes around the library's convolution take beside tensors."""
+    activation = ACTIVATIONS[problem.activation]
+    lower_slope = activation.lower_slope(problem.negative_slope) if activation.one_bit else 0.0
+    position = FILM_POSITIONS.index(problem.film_position)
+    return problem.channels_last, CODES[problem.activation], position, lower_slope, problem.gamma_offset
 
 
 class CudaConvFilm(ConvFilmKernels):
@@ -128,6 +136,18 @@ class CudaConvFilm(ConvFilmKernels):
             grad, input = _channels_last(grad), _channels_last(input)
         results = torch.ops.film_kernels_cuda.grad_weight(
             grad, kept, input, weight, bias, gamma, *wanted, *packed_options(problem), matrix
+        )
+        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+
+    def after(self, problem, raw, bias, gamma, beta, out):
+        """y into `out`, which may be `raw`, the convolution without its bias; both dense in the problem's format."""
+        return torch.ops.film_kernels_cuda.pass_forward(raw, bias, gamma, beta, out, *_pass_options(problem))
+
+    def before(self, problem, grad, raw, bias, gamma, beta, wanted):
+        """(dz, db, dgamma, dbeta), None where `wanted` says so; dz lies as `raw` does."""
+        grad = grad.contiguous(memory_format=problem.memory_format)
+        results = torch.ops.film_kernels_cuda.pass_backward(
+            grad, raw, bias, gamma, beta, *wanted, *_pass_options(problem)
         )
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
 

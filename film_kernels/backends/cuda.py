@@ -8,19 +8,21 @@ tests/emulator was built into.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import _library
-from ..activations import why_not_one_bit
+from ..activations import ACTIVATIONS, CODES, FILM_POSITIONS, why_not_one_bit
 from ..problems.conv_film import ConvFilm
 from .base import Backend
 from .compiled import packed_options
-from .conv_film import ConvFilmKernels, bits_like
+from .conv_film import bits_like
 from .cuda_device import emulator, why_not
 from .cuda_norm import CudaNormFilm
+from .gpu_conv_film import GpuConvFilmKernels
 
 _PACKET = 16  # bytes that a thread moves at once: tensor-core kernels take channels in whole packets
 _DIRECT = 16  # input channels, at most, of the kernels without tensor cores
@@ -70,7 +72,22 @@ def _in_packets(gamma: Tensor | None) -> Tensor | None:
     return _aligned(gamma if gamma.stride(1) == 1 and row % _PACKET == 0 else gamma.contiguous())
 
 
-class CudaConvFilm(ConvFilmKernels):
+def _pass_options(problem: ConvFilm) -> tuple[bool, int, int, float, float]:
+    """What the passes around the library's convolution take beside tensors."""
+    activation = ACTIVATIONS[problem.activation]
+    lower_slope = activation.lower_slope(problem.negative_slope) if activation.one_bit else 0.0
+    position = FILM_POSITIONS.index(problem.film_position)
+    return problem.channels_last, CODES[problem.activation], position, lower_slope, problem.gamma_offset
+
+
+def _copy(tensors: Sequence[Tensor | None], copies: Sequence[Tensor | None]) -> None:
+    """Each tensor into its copy, where one is given."""
+    for tensor, copy in zip(tensors, copies, strict=True):
+        if copy is not None:
+            copy.copy_(tensor)  # type: ignore[arg-type]
+
+
+class CudaConvFilm(GpuConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
         if (reason := why_not(problem)) is not None:
             return reason
@@ -98,19 +115,19 @@ class CudaConvFilm(ConvFilmKernels):
         # No measurement on a card stands behind these kernels yet: they serve where they are pinned.
         return True
 
-    def kept_like(self, problem: ConvFilm) -> Tensor:
-        """As bits_like has them."""
+    def bits_like(self, problem: ConvFilm) -> Tensor:
         return bits_like(problem)
 
-    def forward(self, problem, tensors, keep):
+    def fused(self, problem, tensors, with_bits, bias_copy):
         input, weight, bias, gamma, beta = tensors
         matrix = _uses_tensor_cores(problem)
         if matrix:
             input, weight = _channels_last(input), _channels_last(weight)
         y, bits = torch.ops.film_kernels_cuda.forward(
-            input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, keep
+            input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, with_bits
         )
-        return y, (bits if keep else None)
+        _copy((bias,), (bias_copy,))
+        return y, (bits if with_bits else None)
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         matrix = _uses_tensor_cores(problem)
@@ -128,6 +145,17 @@ class CudaConvFilm(ConvFilmKernels):
             grad, input = _channels_last(grad), _channels_last(input)
         results = torch.ops.film_kernels_cuda.grad_weight(
             grad, kept, input, weight, bias, gamma, *wanted, *packed_options(problem), matrix
+        )
+        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+
+    def after(self, problem, result, bias, gamma, beta, out, copies):
+        _copy((bias, beta), copies)
+        return torch.ops.film_kernels_cuda.pass_forward(result, bias, gamma, beta, out, *_pass_options(problem))
+
+    def before(self, problem, grad, result, bias, gamma, beta, wanted):
+        grad = grad.contiguous(memory_format=problem.memory_format)
+        results = torch.ops.film_kernels_cuda.pass_backward(
+            grad, result, bias, gamma, beta, *wanted, *_pass_options(problem)
         )
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
 

@@ -68,8 +68,11 @@ class GpuConvFilmKernels(ConvFilmKernels):
         raise NotImplementedError
 
     def recompute(self, problem: ConvFilm, grad: Tensor, tensors: Tensors, wanted: Sequence[bool]) -> Gradients:
-        """(dz, db, dgamma, dbeta) of the convolution's result, which is computed once more."""
-        raise NotImplementedError
+        """(dz, db, dgamma, dbeta) of the convolution's result, which is computed once more: by the library, where there
+        is no kernel that does both."""
+        input, weight, bias, gamma, beta = tensors
+        result = library.convolution(problem, input, weight, None)
+        return self.before(problem, grad, result, bias, gamma, beta, wanted)
 
     def kept_like(self, problem: ConvFilm) -> Tensor:
         if problem.keep == "bits":

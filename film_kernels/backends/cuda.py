@@ -8,7 +8,6 @@ tests/emulator was built into.
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
 import torch
@@ -20,16 +19,12 @@ from ..problems.conv_film import ConvFilm
 from .base import Backend
 from .compiled import packed_options
 from .conv_film import ConvFilmKernels, bits_like
+from .cuda_device import emulator, why_not
+from .cuda_norm import CudaNormFilm
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PACKET = 16  # bytes that a thread moves at once: tensor-core kernels take channels in whole packets
 _DIRECT = 16  # input channels, at most, of the kernels without tensor cores
 _FEWEST = 4  # input channels, at most, that go to them though tensor cores could serve
-
-
-def emulator() -> str | None:
-    """The library in which the kernels run on the CPU, if one is named."""
-    return os.environ.get("FILM_KERNELS_CUDA_EMULATOR") or None
 
 
 def _why_no_tensor_cores(problem: ConvFilm) -> str | None:
@@ -75,21 +70,10 @@ def _in_packets(gamma: Tensor | None) -> Tensor | None:
     return _aligned(gamma if gamma.stride(1) == 1 and row % _PACKET == 0 else gamma.contiguous())
 
 
-@functools.cache
-def _too_old(device: torch.device) -> str | None:
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"it serves GPUs of compute capability 8.0 and above, not {major}.{minor}"
-
-
 class CudaConvFilm(ConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
-        device = "cpu" if emulator() else "cuda"
-        if problem.device.type != device:
-            return f"it serves tensors on {device}, not on {problem.device.type}"
-        if device == "cuda" and (reason := _too_old(problem.device)) is not None:
+        if (reason := why_not(problem)) is not None:
             return reason
-        if problem.dtype not in _DTYPES:
-            return f"it serves float32, bfloat16 and float16, not {problem.dtype}"
         if problem.spatial_rank == 3:
             return "it serves 1d and 2d convolutions, not 3d"
         if problem.groups != 1:
@@ -150,7 +134,7 @@ class CudaConvFilm(ConvFilmKernels):
 
 class Cuda(Backend):
     name = "cuda"
-    kernels = (CudaConvFilm(),)
+    kernels = (CudaConvFilm(), CudaNormFilm())
 
     @functools.cached_property
     def _not_loaded(self) -> str | None:

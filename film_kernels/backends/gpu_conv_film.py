@@ -23,6 +23,8 @@ from . import library
 from .base import Gradients
 from .conv_film import ConvFilmKernels
 
+Copies = tuple[Tensor | None, Tensor | None]  # of bias (K,) and beta (N, K), dense
+
 
 class GpuConvFilmKernels(ConvFilmKernels):
     """Five kernels beside `grad_input` and `grad_weight`. Where one returns (dz, db, dgamma, dbeta), dz is the gradient
@@ -32,8 +34,10 @@ class GpuConvFilmKernels(ConvFilmKernels):
         """An empty tensor of the shape and strides of the bits."""
         raise NotImplementedError
 
-    def fused(self, problem: ConvFilm, tensors: Tensors, with_bits: bool) -> tuple[Tensor, Tensor | None]:
-        """(y, bits or None) of the operator's tensors."""
+    def fused(
+        self, problem: ConvFilm, tensors: Tensors, with_bits: bool, bias_copy: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(y, bits or None) of the operator's tensors; the bias is copied into `bias_copy` where that is given."""
         raise NotImplementedError
 
     def after(
@@ -44,9 +48,10 @@ class GpuConvFilmKernels(ConvFilmKernels):
         gamma: Tensor | None,
         beta: Tensor | None,
         out: Tensor,
+        copies: Copies,
     ) -> Tensor:
         """y of `result`, conv(input, weight), dense in the problem's memory format, in one pass into `out`, which may
-        be `result`; returns `out`."""
+        be `result`; returns `out`. bias and beta are copied into `copies` where these are given."""
         raise NotImplementedError
 
     def before(
@@ -78,12 +83,31 @@ class GpuConvFilmKernels(ConvFilmKernels):
         return modulated, modulated and problem.film_position == "pre"
 
     def forward(self, problem: ConvFilm, tensors: Tensors, for_backward: bool) -> tuple[Tensor, Tensor | None]:
+        return self._forward(problem, tensors, for_backward, (None, None))
+
+    def forward_and_copy(
+        self, problem: ConvFilm, tensors: Tensors, copied: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """A copy is written by a kernel that has read the tensor: one more would take as long to start as it works."""
+        bias, beta = copied
+        bias = None if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
+        by_the_pass = beta is not None and library.keeps_result(problem)
+        if beta is not None:
+            contiguous = torch.contiguous_format
+            beta = torch.empty_like(beta, memory_format=contiguous) if by_the_pass else beta.clone()
+        y, kept = self._forward(problem, tensors, True, (bias, beta if by_the_pass else None))
+        assert kept is not None
+        return y, kept, [bias, beta]
+
+    def _forward(
+        self, problem: ConvFilm, tensors: Tensors, for_backward: bool, copies: Copies
+    ) -> tuple[Tensor, Tensor | None]:
         if for_backward and library.keeps_result(problem):
             input, weight, bias, gamma, beta = tensors
             result = library.convolution(problem, input, weight, None)
-            return self.after(problem, result, bias, gamma, beta, torch.empty_like(result)), result
+            return self.after(problem, result, bias, gamma, beta, torch.empty_like(result), copies), result
         with_bits = for_backward and problem.keep == "bits"
-        y, bits = self.fused(problem, tensors, with_bits)
+        y, bits = self.fused(problem, tensors, with_bits, copies[0])
         return y, (library.nothing_like(problem) if for_backward and not with_bits else bits)
 
     def backward(

@@ -3,7 +3,7 @@
 With `keep="fast"` it keeps `z`, as plain PyTorch keeps the activation; otherwise nothing, and `z` is computed once more
 (from bits alone the library's weight gradient, which is summed over the samples, could not give dgamma). On a GPU with
 Triton what comes after the convolution is one pass, and what comes before its backward another (`z` is then kept
-without the bias); elsewhere, and for smooth activations, they are PyTorch's own operations.
+without the bias); elsewhere they are PyTorch's own operations.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _film(problem: ConvFilm, v: Tensor, gamma: Tensor | None, beta: Tensor | Non
 
 def has_one_pass(problem: ConvFilm) -> bool:
     """Whether Triton's passes (triton/vendor_pass.py) serve around the convolution of `problem`."""
-    if problem.device.type == "cpu" or problem.spatial_rank == 3 or not ACTIVATIONS[problem.activation].one_bit:
+    if problem.device.type == "cpu" or problem.spatial_rank == 3:
         return False
     return why_nowhere() is None and why_not_here(problem.device) is None
 
@@ -69,13 +69,26 @@ class VendorConvFilm(Kernels):
         return has_one_pass(problem) or not library.keeps_result(problem), problem.film_position == "pre"
 
     def forward(self, problem, tensors, for_backward):
+        return self._forward(problem, tensors, for_backward, (None, None))
+
+    def forward_and_copy(self, problem, tensors, copied):
+        if not has_one_pass(problem):
+            return super().forward_and_copy(problem, tensors, copied)
+        copies = tuple(
+            None if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            for tensor in copied
+        )
+        return *self._forward(problem, tensors, True, copies), [*copies]
+
+    def _forward(self, problem, tensors, for_backward, copies):
         input, weight, bias, gamma, beta = tensors
         keeps = for_backward and library.keeps_result(problem)
         if has_one_pass(problem):
             from .triton.vendor_pass import finish_forward
 
             result = library.convolution(problem, input, weight, None)
-            y = finish_forward(problem, result, bias, gamma, beta, out=torch.empty_like(result) if keeps else result)
+            out = torch.empty_like(result) if keeps else result
+            y = finish_forward(problem, result, bias, gamma, beta, out, copies)
         else:
             result = library.convolution(problem, input, weight, bias)
             y = _activation_and_film(problem, result, gamma, beta, spare=not keeps)

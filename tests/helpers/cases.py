@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from film_kernels import arguments, conv_film, reference
-from film_kernels.activations import ACTIVATIONS
 from film_kernels.problems.conv_film import KEEPS
 from tests.helpers import emulation, exact
 
@@ -142,7 +141,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 def has_one_pass(problem) -> bool:
     """Stands in for the function of backends/vendor.py where Triton runs in its interpreter."""
-    return problem.spatial_rank < 3 and ACTIVATIONS[problem.activation].one_bit
+    return problem.spatial_rank < 3
 
 
 def problem_of(case: Case, tensors: list[Tensor | None]):

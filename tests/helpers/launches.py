@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _WITHOUT_A_KERNEL = ("empty", "new_empty", "detach", "as_strided")  # what PyTorch's operators of these names begin with

@@ -8,12 +8,19 @@ import pytest
 import torch
 
 from film_kernels import reference
+from film_kernels.activations import ACTIVATIONS
 from film_kernels.backends.triton.vendor_pass import finish_forward, start_backward
 from tests.helpers.cases import Case, incoming_gradient, pre_activation, problem_of, run, tensors_of
+from tests.helpers.pairs import pairs
 
 PLAIN = Case("plain", (2, 3, 9, 7), (20, 3, 3, 3))
 ONE_DIMENSION = Case("one_dimension", (3, 3, 700), (5, 3, 3))
-FORMULAS = [(a, p) for a in ("relu", "leaky_relu", "none") for p in ("post", "pre")]
+CHOICES = {
+    "activation": tuple(ACTIVATIONS),
+    "film_position": ("post", "pre"),
+    "case": (PLAIN, ONE_DIMENSION),
+    "channels_last": (False, True),
+}
 
 
 def raw_of(case, tensors):
@@ -22,12 +29,13 @@ def raw_of(case, tensors):
     return reference.convolution(problem, *tensors[:2], None).contiguous(memory_format=problem.memory_format)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize("case", [PLAIN, ONE_DIMENSION], ids=str)
-@pytest.mark.parametrize(("activation", "position"), FORMULAS)
-def test_equals_plain_pytorch(case, activation, position, channels_last):
-    case = replace(case, activation=activation, film_position=position, gamma_offset=1.0)
-    tensors = tensors_of(case, torch.float32, channels_last=channels_last)
+@pytest.mark.parametrize(
+    "row", list(pairs(CHOICES, lambda row: True)), ids=lambda row: "-".join(map(str, row.values()))
+)
+def test_equals_plain_pytorch(row):
+    position = row["film_position"]
+    case = replace(row["case"], activation=row["activation"], film_position=position, gamma_offset=1.0)
+    tensors = tensors_of(case, torch.float32, channels_last=row["channels_last"])
     grad = incoming_gradient(case, tensors)
     problem = problem_of(case, tensors)
     raw = raw_of(case, tensors)
@@ -49,8 +57,6 @@ def test_equals_plain_pytorch(case, activation, position, channels_last):
 
 
 def case_activation(case, v):
-    from film_kernels.activations import ACTIVATIONS
-
     return ACTIVATIONS[case.activation].apply(v, case.negative_slope)
 
 

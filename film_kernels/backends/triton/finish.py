@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -123,6 +124,34 @@ def finish_kernel(
             pid - w_programs - film_programs, sums_u, gamma, grad_bias, N, K, chunks, gamma_sn, gamma_sk,
             gamma_offset, WIDE, SUM, ROWS, COLUMNS,
         )  # fmt: skip
+
+
+def empty_results(
+    problem: ConvFilm, grad: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(dz, db, dgamma, dbeta) to be written, None where `wanted` says so; dz in the problem's memory format."""
+    n_k = (problem.batch, problem.out_channels)
+    dz = None
+    if wanted[0]:
+        dz = torch.empty(
+            problem.out_shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format
+        )
+    grad_bias = grad.new_empty(n_k[1]) if wanted[1] else None
+    return dz, grad_bias, *(grad.new_empty(n_k) if asked else None for asked in wanted[2:])
+
+
+def empty_partials(
+    problem: ConvFilm, chunks: int, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(partial_gamma, sums_u, sums_g), each (N, chunks, K), as `finish` takes them without products; None where
+    (dz, db, dgamma, dbeta), of which some are `wanted`, need none."""
+    post = problem.film_position == "post"
+    _, want_bias, want_gamma, want_beta = wanted
+    shape = (problem.batch, chunks, problem.out_channels)
+    return tuple(  # type: ignore[return-value]
+        torch.empty(shape, dtype=host.sum_dtype(problem), device=problem.device) if asked else None
+        for asked in (want_gamma, want_bias or (want_beta and not post), want_beta and post)
+    )
 
 
 def finish(

@@ -130,8 +130,9 @@ def sum_dtype(problem: ConvFilm) -> torch.dtype:
 
 def options(problem: ConvFilm) -> dict[str, object]:
     """The activation and FiLM as the kernels take them."""
+    activation = ACTIVATIONS[problem.activation]
     return {
-        "lower_slope": float(ACTIVATIONS[problem.activation].lower_slope(problem.negative_slope)),
+        "lower_slope": float(activation.lower_slope(problem.negative_slope)) if activation.one_bit else 0.0,
         "gamma_offset": float(problem.gamma_offset),
         "ACTIVATION": problem.activation,
     }
@@ -225,6 +226,19 @@ def _gpu(device: torch.device) -> str:
     if torch.version.hip is None:
         return "nvidia"
     return "cdna" if torch.cuda.get_device_properties(device).warp_size == 64 else "rdna"
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of the GPU, or of one of its kind where kernels are recorded or interpreted."""
+    if _recording is not None or device.type == "cpu":
+        return {"cdna": 304, "rdna": 96, "intel": 128}.get(gpu(device), 132)
+    return _multiprocessors(device)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return properties.gpu_subslice_count if device.type == "xpu" else properties.multi_processor_count
 
 
 def launch(

@@ -1,7 +1,8 @@
 """`python -m film_kernels.backends.triton.report`: every kernel and entry, compiled ahead of time for GPUs not at hand.
 
-Kernels are recorded as they would be started for representative Problems, and compiled with the same specialisations
-that Triton makes at the first call. Options: `--kernel`, `--case`, `--target` and `--dtype` choose by name, `--default`
+Beside registers and memory the table says what a step of the main loop issues (sass.py). Kernels are recorded as they
+would be started for representative Problems, and compiled with the same specialisations that Triton makes at the first
+call. Options: `--kernel`, `--case`, `--target` and `--dtype` choose by name, `--default`
 takes the rule's own entry only, `--json` prints rows as JSON.
 """
 
@@ -13,11 +14,8 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,10 +25,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ...problems import conv_film
-from . import launch, tuning
+from . import launch, sass, tuning
 from .forward import forward
 from .grad_input import grad_input
 from .grad_weight import grad_weight
+from .recompute import recompute
 from .vendor_pass import finish_forward, start_backward
 
 TARGETS = {
@@ -49,6 +48,7 @@ _FIXED = tuning.Entry("fixed", 0, 0, 0, 4, 2)  # the vendor's passes have one wa
 
 # name -> (input, weight, stride, channels_last): one of each of the rule's classes
 CASES = {
+    "clevr": ((64, 128, 14, 14), (128, 128, 3, 3), 1, True),
     "few_channels": ((32, 3, 224, 224), (64, 3, 3, 3), 1, False),
     "few_channels_last": ((32, 3, 224, 224), (64, 3, 3, 3), 1, True),
     "small_maps": ((16, 512, 7, 7), (512, 512, 3, 3), 1, True),
@@ -73,6 +73,10 @@ class Row(NamedTuple):
     shared: int
     spills: int
     instruction: str
+    step: int | None  # instructions of a step of the main loop, matrix instructions and divisions among them, and
+    matrix: int | None  # the share of the tensor cores' rate that these allow: see sass.py
+    divisions: int | None
+    share: float | None
 
 
 def problem_of(case: str, dtype: torch.dtype) -> conv_film.ConvFilm:
@@ -102,6 +106,8 @@ def record(problem: conv_film.ConvFilm, kernel: str, entry: tuning.Entry, gpu: s
         kept, tensors = empty(1, dtype=torch.uint8), (input, weight, bias, gamma, beta)
         if kernel == "forward":
             forward(problem, tensors, kept, entry)
+        elif kernel == "recompute":
+            recompute(problem, grad, tensors, (True,) * 4, entry)
         elif kernel == "grad_input":
             grad_input(problem, grad, kept, weight, gamma, entry)
         elif kernel == "grad_weight":
@@ -135,22 +141,23 @@ def source_of(recorded: launch.Launch) -> ASTSource:
 
 
 def compile_for(recorded: launch.Launch, target: str) -> dict[str, object]:
-    """registers, shared, spills, instruction of a recorded kernel on `target`."""
+    """What a Row says of a recorded kernel on `target`."""
     options = {"num_warps": recorded.num_warps, "num_stages": recorded.num_stages}
     compiled = triton.compile(source_of(recorded), target=TARGETS[target], options=options)
     nvidia = TARGETS[target].backend == "cuda"
     assembly = compiled.asm["ptx" if nvidia else "amdgcn"]
     instruction = next((name for name in _INSTRUCTIONS if name in assembly), "-")
     registers, spills = _cubin_resources(compiled.asm["cubin"]) if nvidia else _amd_resources(assembly)
-    return {"registers": registers, "shared": compiled.metadata.shared, "spills": spills, "instruction": instruction}
+    loop = sass.main_loop(compiled.asm["cubin"], target) if nvidia else None
+    counts = (None,) * 4 if loop is None else loop
+    return {
+        "registers": registers, "shared": compiled.metadata.shared, "spills": spills, "instruction": instruction,
+        **dict(zip(("step", "matrix", "divisions", "share"), counts, strict=True)),
+    }  # fmt: skip
 
 
 def _cubin_resources(cubin: bytes) -> tuple[int, int]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        text = subprocess.run([tool, "-res-usage", path], check=True, capture_output=True, text=True).stdout
+    text = sass.disassemble(cubin, "-res-usage")
     return tuple(max(map(int, re.findall(rf"{name}:(\d+)", text))) for name in ("REG", "STACK"))
 
 
@@ -205,11 +212,12 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set, with which nothing can be compiled")
     bad = 0
-    layout = "{:20} {:18} {:9} {:22} {:>5} {:8} {:>9} {:>7} {:>6}  {}"
+    layout = "{:21} {:18} {:9} {:22} {:>5} {:8} {:>9} {:>7} {:>6}  {:16} {:>4} {:>6} {:>9} {:>5}"
     if not chosen.json:
         print(layout.format(*(name.replace("num_", "") for name in Row._fields)))
     for row in rows(chosen.case, chosen.kernel, chosen.target, chosen.dtype, chosen.default):
-        print(json.dumps(row._asdict()) if chosen.json else layout.format(*row), flush=True)
+        shown = ("-" if value is None else f"{value:.0%}" if isinstance(value, float) else value for value in row)
+        print(json.dumps(row._asdict()) if chosen.json else layout.format(*shown), flush=True)
         bad += row.spills > 0 or row.shared > SHARED_LIMIT[row.target]
     if bad:
         print(f"{bad} of these spill, or need more shared memory than there is", file=sys.stderr)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 
 from ...problems.conv_film import ConvFilm
-from .launch import Sizes, cdiv, gpu, next_power_of_2, position_blocks, precision, sizes_of
+from .launch import Sizes, cdiv, gpu, multiprocessors, next_power_of_2, position_blocks, precision, sizes_of
 
-KERNELS = ("forward", "grad_input", "grad_weight")
-_PROGRAMS = 256  # a rule's tile is small enough for so many programs, where one is
+KERNELS = ("forward", "recompute", "grad_input", "grad_weight")
+_PROGRAMS = 256  # grad_weight's tile is small enough for so many programs, on any GPU, where one is
 
 
 class Entry(NamedTuple):
@@ -41,7 +41,7 @@ _CONVOLVE = (
     ("wide", 128, 128, 64, 3),
     ("middle", 128, 64, 64, 3),
     ("small", 64, 64, 64, 3),
-    ("tiny", 32, 64, 32, 3),
+    ("tiny", 64, 32, 64, 3),  # 64 rows still: fewer, and Hopper's and Blackwell's matrix units are left out
 )
 _CONVOLVE_FLAT = (
     ("few", 128, 128, 32, 2),
@@ -60,11 +60,11 @@ _FEW_CHANNELS = 16  # below, a tile of one kernel tap would be mostly empty
 
 def entries(problem: ConvFilm, kernel: str) -> tuple[Entry, ...]:
     """What may serve `problem` in `kernel`, one of KERNELS; the rule's own choice comes first."""
-    return _entries(problem, kernel, precision(problem), gpu(problem.device))
+    return _entries(problem, kernel, precision(problem), gpu(problem.device), multiprocessors(problem.device))
 
 
 @functools.lru_cache(maxsize=4096)
-def _entries(problem: ConvFilm, kernel: str, how: str, on: str) -> tuple[Entry, ...]:
+def _entries(problem: ConvFilm, kernel: str, how: str, on: str, units: int) -> tuple[Entry, ...]:
     sizes = sizes_of(problem)
     flat = sizes.C < _FEW_CHANNELS and kernel != "grad_input"
     if kernel == "grad_weight":
@@ -73,16 +73,19 @@ def _entries(problem: ConvFilm, kernel: str, how: str, on: str) -> tuple[Entry, 
         table = _CONVOLVE_FLAT if flat else _CONVOLVE
     fitted: list[Entry] = []
     for row in table:
-        entry = _fit(*row, flat, sizes, kernel, problem.dtype == torch.float32, how == "ieee", on)
+        is_float32 = problem.dtype == torch.float32
+        entry = _fit(*row, flat, sizes, kernel, problem.channels_last, is_float32, how == "ieee", on)
         if all(entry[1:] != other[1:] for other in fitted):
             fitted.append(entry)
-    first = next((entry for entry in fitted if _programs(entry, sizes, kernel) >= _PROGRAMS), fitted[-1])
+    # three quarters of the multiprocessors at work on larger tiles are as good as all of them on smaller ones
+    least = _PROGRAMS if kernel == "grad_weight" else units * 3 // 4
+    first = next((entry for entry in fitted if _programs(entry, sizes, kernel) >= least), fitted[-1])
     return (first, *(entry for entry in fitted if entry != first))
 
 
 def _fit(
     name: str, positions: int, channels: int, products: int, num_stages: int, flat: bool,
-    sizes: Sizes, kernel: str, is_float32: bool, ieee: bool, on: str,
+    sizes: Sizes, kernel: str, channels_last: bool, is_float32: bool, ieee: bool, on: str,
 ) -> Entry:  # fmt: skip
     """The entry with no axis much longer than the Problem's, within registers (no kernel may spill: see report.py)
     and shared memory."""
@@ -100,6 +103,9 @@ def _fit(
             positions = 32
         if sums:
             channels = min(channels, 32)
+    if kernel == "recompute":  # whose tiles lie in one sample, and which has a tile of the gradient beside its own
+        positions = min(positions, max(16, next_power_of_2(sizes.out_positions)))
+        channels = channels if channels_last else min(channels, 64)
     if kernel == "forward" and is_float32 and not position_blocks(sizes.N, sizes.out_positions, positions)[0]:
         channels = min(channels, 64)  # gamma and beta are tiles too
     if on == "rdna":
@@ -111,14 +117,17 @@ def _fit(
     channels = min(channels, max(16, next_power_of_2(width)))
     products = min(products, max(16, next_power_of_2(depth)))
 
-    tile = channels * (products if sums else positions)
     large = sizes.N * max(sizes.C * sizes.H * sizes.W, sizes.K * sizes.out_positions) >= 2**31  # 64-bit offsets
+    if large and fma and kernel == "recompute":
+        channels = min(channels, 32)
+    tile = channels * (products if sums else positions)
     if fma:
         most = 512 if sums else 2048
     elif sums:
         most = 1024 if flat else 4096
     else:
-        most = 8192 if on == "nvidia" and not (is_float32 or flat or large) else 4096
+        room = on == "nvidia" and not (is_float32 or flat or large) and kernel != "recompute"
+        most = 8192 if room else 4096
     return Entry(name, positions, channels, products, 8 if tile > most else 4, num_stages, flat)
 
 
@@ -128,4 +137,7 @@ def _programs(entry: Entry, sizes: Sizes, kernel: str) -> int:
         return tiles * sizes.N * cdiv(sizes.out_positions, entry.positions)
     if kernel == "grad_input":
         return cdiv(sizes.N * sizes.H * sizes.W, entry.positions) * cdiv(sizes.C, entry.channels)
-    return cdiv(sizes.N * sizes.out_positions, entry.positions) * cdiv(sizes.K, entry.channels)
+    k_blocks = cdiv(sizes.K, entry.channels)
+    if kernel == "recompute":
+        return sizes.N * cdiv(sizes.out_positions, entry.positions) * k_blocks
+    return cdiv(sizes.N * sizes.out_positions, entry.positions) * k_blocks

@@ -7,25 +7,17 @@ backward    dz = gamma * u,  db = sum dz,  dbeta = sum g (post) or sum u (pre),
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...problems.conv_film import ConvFilm
 from . import launch as host
-from .finish import finish
-from .tiles import index, lower_branch, sum_type
+from .film import film_backward, film_forward
+from .finish import empty_partials, empty_results, finish
+from .tiles import index, sum_type
 
 _CHUNKS = 512  # programs aimed at where there are few samples and channels
-
-
-@triton.jit
-def on_branch(value, v, lower_slope: tl.constexpr, ACTIVATION: tl.constexpr):
-    """value * act'(v), which is act(v) for the value v; !(v <= 0) keeps NaN on the upper branch."""
-    if ACTIVATION != "none":
-        value = tl.where(v <= 0.0, lower_branch(value, lower_slope, ACTIVATION), value)
-    return value
 
 
 @triton.jit
@@ -39,7 +31,7 @@ def channel_values(factor, offset, k_valid, default, ROW: tl.constexpr, ACC: tl.
 
 @triton.jit(do_not_specialize=["chunks", "chunk_blocks"])
 def finish_forward_kernel(
-    raw, bias, gamma, beta, y,
+    raw, bias, gamma, beta, y, bias_copy, beta_copy,
     K, P, chunks, chunk_blocks, y_sn, y_sk, y_sp, gamma_sn, gamma_sk, beta_sn, beta_sk, bias_sk,
     lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     ACTIVATION: tl.constexpr, POST: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr,
@@ -56,17 +48,18 @@ def finish_forward_kernel(
     bias_row = channel_values(bias, k * bias_sk, k_valid, 0.0, ROW, ACC)
     scale = channel_values(gamma, n * gamma_sn + k * gamma_sk, k_valid, 1.0, ROW, ACC) + gamma_offset
     shift = channel_values(beta, n * beta_sn + k * beta_sk, k_valid, 0.0, ROW, ACC)
+    if bias_copy is not None:
+        tl.store(bias_copy + k, tl.load(bias + k * bias_sk, mask=k_valid), mask=k_valid & (unit == 0))
+    if beta_copy is not None:
+        row = tl.load(beta + n * beta_sn + k * beta_sk, mask=k_valid)
+        tl.store(beta_copy + n * K + k, row, mask=k_valid & (unit % chunks == 0))
 
     for block in range(0, chunk_blocks):
         q = index(((unit % chunks) * chunk_blocks + block) * BLOCK_P + tl.arange(0, BLOCK_P), WIDE)
         offset = n * y_sn + tl.expand_dims(q * y_sp, ROW) + tl.expand_dims(k * y_sk, 1 - ROW)
         mask = tl.expand_dims(q < P, ROW) & tl.expand_dims(k_valid, 1 - ROW)
         z = tl.load(raw + offset, mask=mask, other=0.0).to(ACC) + bias_row
-        if POST:
-            value = scale * on_branch(z, z, lower_slope, ACTIVATION) + shift
-        else:
-            v = scale * z + shift
-            value = on_branch(v, v, lower_slope, ACTIVATION)
+        value = film_forward(z, scale, shift, lower_slope, ACTIVATION, POST)
         tl.store(y + offset, value.to(y.dtype.element_ty), mask=mask)
 
 
@@ -104,13 +97,12 @@ def start_backward_kernel(
         g_tile = tl.load(g + g_offset, mask=mask, other=0.0).to(ACC)
         offset = n * y_sn + tl.expand_dims(index(q, WIDE) * y_sp, ROW) + tl.expand_dims(k * y_sk, 1 - ROW)
         z = tl.load(raw + offset, mask=mask, other=0.0).to(ACC) + bias_row
-        v = z if POST else scale * z + shift
-        u = on_branch(g_tile, v, lower_slope, ACTIVATION)
+        u, d = film_backward(g_tile, z, scale, shift, lower_slope, ACTIVATION, POST)
         if dz is not None:
             tl.store(dz + offset, (scale * u).to(dz.dtype.element_ty), mask=mask)
-        product = g_tile * on_branch(z, z, lower_slope, ACTIVATION) if POST else u * z
-        products += tl.where(mask, product, 0.0)
-        sum_u += u
+        # an element past the end has no part in the sums, whatever nothing becomes where a factor is not finite
+        products += tl.where(mask, d, 0.0)
+        sum_u += tl.where(mask, u, 0.0)
         sum_g += g_tile
 
     out = index(unit, WIDE) * K + k
@@ -123,14 +115,24 @@ def start_backward_kernel(
 
 
 def finish_forward(
-    problem: ConvFilm, raw: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, out: Tensor
+    problem: ConvFilm,
+    raw: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    out: Tensor,
+    copies: Sequence[Tensor | None] = (None, None),
 ) -> Tensor:
-    """y into `out`, which may be `raw`: both (N, K, *out), dense in the problem's memory format; returns `out`."""
+    """y into `out`, which may be `raw`: both (N, K, *out), dense in the problem's memory format; returns `out`.
+
+    `copies`, dense, of bias and beta, are written where they are given.
+    """
     if raw.numel() == 0:
         return out
     sizes, blocks = host.sizes_of(problem), _blocks(problem)
     arguments = {
         "raw": raw, "bias": bias, "gamma": gamma, "beta": beta, "y": out,
+        "bias_copy": copies[0], "beta_copy": copies[1],
         **_common(problem, raw, bias, gamma, beta, blocks),
     }  # fmt: skip
     programs = sizes.N * blocks["chunks"] * host.cdiv(sizes.K, blocks["BLOCK_K"])
@@ -152,34 +154,21 @@ def start_backward(
     dz is what the library's convolution_backward takes, for the gradients of input and weight.
     """
     sizes, blocks = host.sizes_of(problem), _blocks(problem)
-    want_dz, want_bias, want_gamma, want_beta = wanted
-    post = problem.film_position == "post"
-    n_k = (sizes.N, sizes.K)
-    dz = torch.empty_like(raw) if want_dz else None
-    grad_bias = grad.new_empty(sizes.K) if want_bias else None
-    grad_gamma, grad_beta = (grad.new_empty(n_k) if asked else None for asked in (want_gamma, want_beta))
+    results = empty_results(problem, grad, wanted)
     if raw.numel() == 0:
-        return tuple(t if t is None else t.zero_() for t in (dz, grad_bias, grad_gamma, grad_beta))
-
-    def partial(asked: bool) -> Tensor | None:
-        shape = (sizes.N, blocks["chunks"], sizes.K)
-        return torch.empty(shape, dtype=host.sum_dtype(problem), device=problem.device) if asked else None
-
-    partial_gamma, sums_u = partial(want_gamma), partial(want_bias or (want_beta and not post))
-    sums_g = partial(want_beta and post)
+        return tuple(None if result is None else result.zero_() for result in results)
+    partials = empty_partials(problem, blocks["chunks"], wanted)
     (layout,) = host.layouts(grad)
     arguments = {
-        "g": grad, "raw": raw, "bias": bias, "gamma": gamma, "beta": beta, "dz": dz,
-        "partial_gamma": partial_gamma, "sums_u": sums_u, "sums_g": sums_g, "OW": sizes.OW,
+        "g": grad, "raw": raw, "bias": bias, "gamma": gamma, "beta": beta, "dz": results[0],
+        **dict(zip(("partial_gamma", "sums_u", "sums_g"), partials, strict=True)), "OW": sizes.OW,
         **_common(problem, raw, bias, gamma, beta, blocks), **host.strides_of(g=layout),
     }  # fmt: skip
     arguments["WIDE"] = arguments["WIDE"] or host.needs_64_bits(layout)
     programs = sizes.N * blocks["chunks"] * host.cdiv(sizes.K, blocks["BLOCK_K"])
     host.launch(start_backward_kernel, programs, arguments, problem.device, 4, 2)
-    if any(wanted[1:]):
-        partials = (None, partial_gamma, sums_u, sums_g)
-        finish(problem, partials, bias, gamma, (None, grad_bias, grad_gamma, grad_beta), from_products=False)
-    return dz, grad_bias, grad_gamma, grad_beta
+    finish(problem, (None, *partials), bias, gamma, (None, *results[1:]), from_products=False)
+    return results
 
 
 def _blocks(problem: ConvFilm) -> dict[str, int]:

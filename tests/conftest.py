@@ -77,6 +77,8 @@ def emulator(monkeypatch):
 @pytest.fixture
 def interpreter(request, monkeypatch):
     """Triton's interpreter, brought nearer to what a GPU does."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton's kernels run on the GPU that is here, in tests/gpu, and not in the interpreter")
     from triton import language as tl
     from triton.runtime import interpreter
 

@@ -174,7 +174,7 @@ else:
     extensions.append(
         extension(
             "film_kernels._cuda",
-            [CSRC / "cuda" / "library.cpp"],
+            sorted((CSRC / "cuda").glob("*.cpp")),
             ["-DUSE_CUDA"],  # or the stable ABI does not name the current stream
             include_dirs=[*nvcc_folders(NVCC, "-I"), str(CSRC / "cuda")],
             # its own copy of CUDA's runtime, so that it does not matter which one PyTorch brings

@@ -1,13 +1,13 @@
 """`python -m bench cpu`, `gpu` or `check-gpu`: what `make bench`, `make bench-gpu` and `make check-gpu` run.
 
-`cpu` and `gpu` run the benchmarks: forward, training, memory. `check-gpu` is the one command for a machine with a GPU,
-without a network: it builds the libraries, runs the whole test suite, and then the benchmarks. Those of each operator
-are apart, with a folder and a report of their own; `--only norm_film` runs and writes one operator's alone.
+`cpu` and `gpu` run the benchmarks: forward, training, memory. Those of each operator are apart, with a folder and a
+report of their own; `--only norm_film` runs and writes one operator's alone. `check-gpu` is the one command for a
+machine with a GPU, without a network (gpu_check.py): libraries, smoke, tests, a few times, profiles, sanitizers.
 
 Environment variables:
     OUT       the folder for everything that is written (default: bench/results/<device>)
     BUDGET_S  seconds for everything; rows that come too late are left out (default: 540 for each operator; gpu: 1800
-              for each; check-gpu: 540)
+              for each; check-gpu: 480)
     DRY       1: the same parts in small, on the CPU (default folder: build/dry-run)
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -24,29 +25,16 @@ import torch
 
 from examples.arguments import positive
 
-from . import machine, report
+from . import first_times, gpu_check, machine, report
 from .parts import Done, Part, run
 from .shapes import OPERATORS
 
 _BUDGET_OF_AN_OPERATOR = {"cpu": 540.0, "gpu": 1800.0}
-_BUDGET_OF_A_CHECK = 540.0  # with whatever is benchmarked
+_BUDGET_OF_A_CHECK = 480.0
 _COMMANDS = (*_BUDGET_OF_AN_OPERATOR, "check-gpu")
 _SHARES = (("forward", 0.35), ("training", 0.5), ("memory", 0.15))  # of an operator's time
 _START = 12.0  # seconds of a benchmark part before its first row and after its last; less on the CPU
 _FOR_REPORT = 6.0
-_LOG, _SUMMARY = "log.txt", "summary.txt"
-
-
-def build_part(dry: bool) -> Part:
-    """The compiled libraries, in place; in a dry run only what setup.py says that it would build."""
-    words = ["--version"] if dry else ["build_ext", "--inplace"]
-    return Part("build", lambda seconds: [sys.executable, "setup.py", *words], 0.4)
-
-
-def tests_part(dry: bool) -> Part:
-    """The test suite but for the test of this very command; in a dry run a single file of it."""
-    which = ["tests/test_modules.py"] if dry else ["tests", "--ignore=tests/bench"]
-    return Part("tests", lambda seconds: [sys.executable, "-m", "pytest", "-q", "--tb=short", *which], 0.5)
 
 
 def benchmark_parts(device: str, dry: bool, out: Path, operators: Sequence[str]) -> list[Part]:
@@ -82,10 +70,27 @@ def finish(out: Path, operators: Sequence[str], done: Sequence[Done]) -> str:
             lines += [f"{operator}: {line}" for line in report.make(out / operator)]
         except (OSError, ValueError) as error:
             lines.append(f"{operator}: no report: {error}")
-    lines.append(f"everything is in {out}")
-    summary = "\n".join(lines)
-    (out / _SUMMARY).write_text(summary + "\n")
+    return _written(out, lines)
+
+
+def _written(out: Path, lines: Sequence[str]) -> str:
+    summary = "\n".join([*lines, f"everything is in {out}"])
+    (out / gpu_check.SUMMARY).write_text(summary + "\n")
     return summary
+
+
+def finish_check(out: Path, done: Sequence[Done]) -> str:
+    """The same for `check-gpu`: how its parts ended, and the table of its times."""
+    gpu_check.tail(out / gpu_check.LOG)
+    lines = [f"{one.name}: {one.line}" for one in done]
+    try:
+        found = json.loads((out / gpu_check.TIMES).read_text())
+        lines += [f"{dtype}: {one['flops'] / 1e12:.0f} TFLOP/s, copy {one['bandwidth'] / 1e12:.2f} TB/s"
+                  for dtype, one in found["peaks"].items()]  # fmt: skip
+        lines.append(first_times.summary(found["rows"]))
+    except (OSError, ValueError) as error:
+        lines.append(f"no times: {error}")
+    return _written(out, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("PyTorch sees no GPU here (DRY=1 tries the same parts in small on the CPU)", file=sys.stderr)
         return 2
     device = "cpu" if dry or command == "cpu" else "cuda"
+    checks = command == "check-gpu"
     try:
-        usual = _BUDGET_OF_AN_OPERATOR[command] * len(operators) if command != "check-gpu" else _BUDGET_OF_A_CHECK
+        usual = _BUDGET_OF_A_CHECK if checks else _BUDGET_OF_AN_OPERATOR[command] * len(operators)
         budget = positive(os.environ.get("BUDGET_S") or str(usual))
     except argparse.ArgumentTypeError as error:
         print(f"BUDGET_S {error}", file=sys.stderr)
@@ -110,21 +116,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = Path("build/dry-run") if dry else Path("bench/results") / machine.folder_name(torch.device(device))
     out = Path(os.environ.get("OUT") or default)
     try:
-        for operator in operators:
+        out.mkdir(parents=True, exist_ok=True)
+        for operator in () if checks else operators:
             (out / operator).mkdir(parents=True, exist_ok=True)
             # nothing of an earlier run is reported
             for old in (*report.FILES, report.REPORT, report.CHART):
                 (out / operator / old).unlink(missing_ok=True)
-        for old in (_LOG, _SUMMARY):
+        for old in (gpu_check.LOG, gpu_check.SUMMARY, gpu_check.SMOKE, gpu_check.TIMES):
             (out / old).unlink(missing_ok=True)
     except OSError as error:
         print(f"OUT cannot be used: {error}", file=sys.stderr)
         return 2
-    parts = benchmark_parts(device, dry, out, operators)
-    if command == "check-gpu":
-        parts = [build_part(dry), tests_part(dry), *parts]
-    done = run(parts, budget - _FOR_REPORT, out / _LOG)
-    print(f"\n== summary\n{finish(out, operators, done)}")
+    parts = gpu_check.parts(dry, out) if checks else benchmark_parts(device, dry, out, operators)
+    os.environ.update(gpu_check.variables() if checks else {})
+    done = run(parts, budget - _FOR_REPORT, out / gpu_check.LOG)
+    print(f"\n== summary\n{finish_check(out, done) if checks else finish(out, operators, done)}")
     return int(any(one.failed for one in done))
 
 

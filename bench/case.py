@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from film_kernels.checks import Kind
@@ -86,11 +85,3 @@ class Case(abc.ABC):
 def in_words(shape: Sequence[int]) -> str:
     """4x192x64x64."""
     return "x".join(map(str, shape))
-
-
-def dtype_of(half: bool, device: torch.device) -> torch.dtype:
-    """float32, or the half precision of `device`: float16 on a GPU and bfloat16 on a CPU, where few machines multiply
-    float16."""
-    if not half:
-        return torch.float32
-    return torch.bfloat16 if device.type == "cpu" else torch.float16

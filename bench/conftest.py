@@ -65,8 +65,9 @@ class Suite:
         return replace(_ALL_ROWS[name], tiny=self.tiny)
 
     def is_anothers(self, name: str) -> bool:
-        """Whether the row of that name is of another operator than this session."""
-        return _ALL_ROWS[name].case.operator != self.operator
+        """Whether the row of that name is of another operator or device than this session."""
+        row = _ALL_ROWS[name]
+        return row.case.operator != self.operator or (row.only_gpu and self.device.type == "cpu")
 
     def advance(self, row: str) -> None:
         """One row further on the progress bar."""

@@ -64,7 +64,7 @@ class ConvCase(Case):
         return Shapes(input, self.weight, (channels,), film, film)
 
     def problem(self, kinds: Sequence[Kind | None], channels_last: bool) -> ConvFilm:
-        options = (self.stride, self.padding, self.dilation, 1, self.activation, 0.01, "post", 0.0)
+        options = (self.stride, self.padding, self.dilation, 1, self.activation, 0.01, "post", 0.0, "fast")
         return problem_of(tuple(kinds), channels_last, options)  # type: ignore[arg-type]
 
     def described(self, input: tuple[int, ...]) -> str:

@@ -93,7 +93,7 @@ def share_of_limit(
     """The least time that the machine could need, as a share of `seconds`; `others` are the times of `beside`. None
     where a norm's input and output lie in the caches, for which memory is no limit."""
     if isinstance(row.case, ConvCase):
-        return share(cost(row, device, kind), peaks(device, row.dtype(device)), seconds)
+        return share(cost(row, device, kind), peaks(device, row.dtype), seconds)
     if not is_past_the_caches(row, device):
         return None
     return passes(row, device, kind) / _PASSES_OF_A_COPY * statistics.median(others[COPY]) / seconds

@@ -110,7 +110,7 @@ class NormCase(Case):
         return {
             "norm": _NORMS[self.norm].name, "num_groups": self.groups, "eps": _NORMS[self.norm].eps,
             "activation": self.activation, "film_position": self.film_position,
-            "gamma_offset": 1.0 if self.film_position == "pre" else 0.0, "channel_dim": self.channel_dim,
+            "gamma_offset": 1.0 if self.film and self.film_position == "pre" else 0.0, "channel_dim": self.channel_dim,
         }  # fmt: skip
 
     def before_activation(self, input: Tensor, weight: Any, bias: Any, gamma: Any, beta: Any) -> Tensor:

@@ -26,14 +26,14 @@ def passes(row: Row, device: torch.device, kind: str) -> int:
     """
     case = row.case
     assert isinstance(case, NormCase)
-    together = case.read_together(row.input_shape(device), row.channels_last) * row.dtype(device).itemsize
+    together = case.read_together(row.input_shape(device), row.channels_last) * row.dtype.itemsize
     fits = together <= _cache_of_a_core(device)
     return (_PASSES_WITH_A_GROUP_IN_CACHE if fits else _PASSES)[kind]
 
 
 def is_past_the_caches(row: Row, device: torch.device) -> bool:
     """Whether input and output together are larger than the second-level caches of all cores in use."""
-    size = math.prod(row.input_shape(device)) * row.dtype(device).itemsize
+    size = math.prod(row.input_shape(device)) * row.dtype.itemsize
     return 2 * size > _cache_of_all(device)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from film_kernels.backends import BACKENDS, choose
+from film_kernels.problems.conv_film import KEEPS, ConvFilm
 
 from . import cudnn_graph
 from .case import Case
@@ -31,6 +32,7 @@ class Peer:
     compiled: bool = False  # by torch.compile, which takes seconds
     channels_last: bool = False  # converts a contiguous row's tensors, as a user would convert the network
     inference_only: bool = False
+    training_only: bool = False  # its forward alone is another peer's
 
 
 def _plain(work: Work) -> Call:
@@ -64,14 +66,19 @@ def _compiled(mode: str | None) -> Callable[[Work], Call]:
     return build
 
 
-def _ours(backend: str | None) -> Callable[[Work], Call]:
+def _ours(backend: str | None, keep: str | None = None) -> Callable[[Work], Call]:
     def build(work: Work) -> Call:
         problem = work.row.problem(work.input.device)
+        options = work.row.case.options
+        if keep is not None:
+            if not isinstance(problem, ConvFilm) or work.input.device.type == "cpu":
+                raise Unserved("what is kept is a choice of conv_film on GPUs")
+            problem, options = problem._replace(keep=keep), {**options, "keep": keep}
         if backend is None:
             choose(problem, None)  # which raises where a setting is wrong: no refusal but a failure
         elif (reason := BACKENDS[backend].unavailable() or BACKENDS[backend].why_not(problem)) is not None:
             raise Unserved(reason)
-        return partial(work.row.case.fused, **work.parameters, **work.row.case.options, backend=backend)
+        return partial(work.row.case.fused, **work.parameters, **options, backend=backend)
 
     return build
 
@@ -91,6 +98,11 @@ PEERS = {
         PLAIN,
         AUTOMATIC,
         *(Peer(name, _ours(name), ours=True) for name in BACKENDS),
+        *(
+            Peer(f"{name} {keep}", _ours(name, keep), ours=True, training_only=True)
+            for name in ("cuda", "triton")
+            for keep in KEEPS[1:]
+        ),
         Peer("plain channels_last", _plain, channels_last=True),
         Peer("cuDNN graph", _cudnn, inference_only=True),
         Peer("torch.compile", _compiled(None), compiled=True),
@@ -109,6 +121,8 @@ def call_of(peer: Peer, work: Work, training: bool) -> tuple[Call, Work]:
     """The peer's call and the tensors that it works on. Raises Unserved with the reason."""
     if training and peer.inference_only:
         raise Unserved("it is for inference: it has no backward")
+    if not training and peer.training_only:
+        raise Unserved("without a backward nothing is kept")
     if peer.channels_last:
         if work.row.channels_last:
             raise Unserved("this row is channels_last: it is the same as plain")

@@ -13,7 +13,7 @@ import torch
 
 from film_kernels.problems import Problem
 
-from .case import BOTH, HALF, Case, dtype_of
+from .case import BOTH, HALF, Case
 from .conv_case import ConvCase
 from .norm_case import NormCase
 
@@ -76,7 +76,9 @@ class Row:
 
     case: Case
     channels_last: bool = False
-    half: bool = False
+    half: bool = False  # bfloat16, which CPUs multiply too
+    float16: bool = False  # rather than bfloat16
+    only_gpu: bool = False  # not measured on a CPU
     tiny: bool = False  # a few positions only, to try the suite itself
 
     @property
@@ -85,7 +87,8 @@ class Row:
         words = [
             self.case.name,
             "channels_last" * self.channels_last,
-            "half" * (self.half and len(self.case.in_half) > 1),
+            "half" * (self.half and not self.float16 and (self.only_gpu or len(self.case.in_half) > 1)),
+            "float16" * self.float16,
         ]
         return " ".join(word for word in words if word)
 
@@ -98,14 +101,17 @@ class Row:
                 shape[place] = min(shape[place], _TINY_SIZE[len(shape) - 2])
         return tuple(shape)
 
-    def dtype(self, device: torch.device) -> torch.dtype:
-        """float32, or the half precision of `device`."""
-        return dtype_of(self.half, device)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all tensors."""
+        if not self.half:
+            return torch.float32
+        return torch.float16 if self.float16 else torch.bfloat16
 
     def problem(self, device: torch.device) -> Problem:
         """The record of the call that a backend is asked about."""
         kinds = [
-            None if shape is None else (torch.Size(shape), self.dtype(device), device, torch.strided)
+            None if shape is None else (torch.Size(shape), self.dtype, device, torch.strided)
             for shape in self.case.shapes(self.input_shape(device))
         ]
         return self.case.problem(kinds, self.channels_last)
@@ -114,11 +120,20 @@ class Row:
 _TINY_SIZE = {1: 192, 2: 16}  # positions along each of one or two dimensions; dilated kernels need many
 
 
+_IN_FLOAT16 = ("tutorial N=32", "CLEVR", "guided-diffusion", "GroupNorm, DDPM", "RMSNorm, pixel diffusion")
+
+
 def _rows(case: Case) -> Iterator[Row]:
     for half in case.in_half:
         yield Row(case, half=half)
         if case.both_layouts:
             yield Row(case, channels_last=True, half=half)
+    # On a GPU networks train in 16 bits, pictures in channels_last; which of the two makes little difference to it.
+    layout = len(case.input) == 4 and case.channel_dim == 1
+    if True not in case.in_half:
+        yield Row(case, channels_last=layout, half=True, only_gpu=True)
+    if case.name in _IN_FLOAT16:
+        yield Row(case, channels_last=layout, half=True, float16=True, only_gpu=True)
 
 
 ROWS = {row.name: row for case in CASES for row in _rows(case)}

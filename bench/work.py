@@ -72,10 +72,10 @@ def without_search() -> Iterator[None]:
 def make(row: Row, device: torch.device, seed: int = 0) -> Work:
     """Random tensors for `row`, in its dtype and memory format, of which the results are of unit size.
 
-    At relu's kink a rounding decides which branch is taken, so where the pre-activation is within rounding of 0 the
-    incoming gradient is 0: then results can be compared by size alone.
+    At the kink of relu or leaky_relu a rounding decides which branch is taken, so where the pre-activation is within
+    rounding of 0 the incoming gradient is 0: then results can be compared by size alone.
     """
-    case, dtype, generator = row.case, row.dtype(device), torch.Generator(device).manual_seed(seed)
+    case, dtype, generator = row.case, row.dtype, torch.Generator(device).manual_seed(seed)
 
     def normal(size: tuple[int, ...], scale: float = 1.0) -> Tensor:
         return (torch.randn(size, generator=generator, device=device) * scale).to(dtype)
@@ -88,7 +88,7 @@ def make(row: Row, device: torch.device, seed: int = 0) -> Work:
     assert input is not None
     v = case.before_activation(input, *others)
     grad = normal(tuple(v.shape))
-    if case.activation == "relu":
+    if case.activation in ("relu", "leaky_relu"):
         with without_search():
             exact = case.before_activation(input.double(), *(None if t is None else t.double() for t in others))
         grad[exact.abs() <= 8 * (exact - v).abs().max()] = 0

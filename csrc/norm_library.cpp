@@ -47,27 +47,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
   const Kernels& chosen = kernels();
   channels_last = channels_last && x.rank >= 4 && shape.channel_dim == 1;
 
-  const int32_t of_parameters = dtype_of_parameters(p, x);
-  const auto rows = [&](bool wanted) { return allocate({wanted ? p.batch : 0, p.channels}, false, x.dtype, x); };
-  const auto row = [&](bool wanted) { return allocate({wanted ? p.channels : 0}, false, of_parameters, x); };
-  const Tensor grad_input =
-      input_wanted ? allocate(shape_of(x), channels_last, x.dtype, x) : allocate({0}, false, x.dtype, x);
-  const Tensor grad_weight = row(weight_wanted), grad_bias = row(bias_wanted);
-  const Tensor grad_gamma = rows(gamma_wanted), grad_beta = rows(beta_wanted);
-  const std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> results{grad_input, grad_weight, grad_bias, grad_gamma,
-                                                                   grad_beta};
+  const NormGradients results(p, x, {input_wanted, weight_wanted, bias_wanted, gamma_wanted, beta_wanted},
+                              channels_last);
   if (p.elements() == 0) {
-    for (const Tensor* t : {&grad_input, &grad_weight, &grad_bias, &grad_gamma, &grad_beta}) fill_with_zeros(*t);
-    return results;
+    results.zero();
+    return results.all();
   }
   const Positions in(shape, input, x, channels_last), up(shape, grad, g, channels_last);
   std::optional<Positions> down;
-  if (input_wanted) down.emplace(shape, grad_input, look_at("a result", grad_input), channels_last);
-  const auto data = [](const Tensor& t) { return t.numel() > 0 ? t.data_ptr() : nullptr; };
-  run(chosen.norm_backward, p,
-      NormBackwardArgs{up.cube(), in.cube(), down ? down->cube() : Cube{}, by, kept.data(), data(grad_weight),
-                       data(grad_bias), data(grad_gamma), data(grad_beta)});
-  return results;
+  if (input_wanted) down.emplace(shape, results.input, look_at("a result", results.input), channels_last);
+  run(chosen.norm_backward, p, results.args(up.cube(), in.cube(), down ? down->cube() : Cube{}, by, kept.data()));
+  return results.all();
 }
 
 }  // namespace

@@ -147,4 +147,34 @@ class Statistics {
   const void* data_ = nullptr;
 };
 
+// Which of the gradients are asked for.
+struct NormWanted {
+  bool input, weight, bias, gamma, beta;
+};
+
+// What the gradients' operator returns; an empty tensor stands for a gradient that is not wanted.
+struct NormGradients {
+  Tensor input, weight, bias, gamma, beta;
+
+  NormGradients(const NormProblem& p, const Argument& x, const NormWanted& wanted, bool channels_last)
+      : input(wanted.input ? allocate(shape_of(x), channels_last, x.dtype, x) : allocate({0}, false, x.dtype, x)),
+        weight(allocate({wanted.weight ? p.channels : 0}, false, dtype_of_parameters(p, x), x)),
+        bias(allocate({wanted.bias ? p.channels : 0}, false, dtype_of_parameters(p, x), x)),
+        gamma(allocate({wanted.gamma ? p.batch : 0, p.channels}, false, x.dtype, x)),
+        beta(allocate({wanted.beta ? p.batch : 0, p.channels}, false, x.dtype, x)) {}
+
+  NormBackwardArgs args(const Cube& grad, const Cube& x, const Cube& grad_input, const NormFactors& by,
+                        const void* statistics) const {
+    const auto data = [](const Tensor& t) { return t.numel() > 0 ? t.data_ptr() : nullptr; };
+    return {grad, x, grad_input, by, statistics, data(weight), data(bias), data(gamma), data(beta)};
+  }
+
+  // All zeros, where there is nothing to sum over.
+  void zero() const {
+    for (const Tensor* t : {&input, &weight, &bias, &gamma, &beta}) fill_with_zeros(*t);
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> all() const { return {input, weight, bias, gamma, beta}; }
+};
+
 }  // namespace film

@@ -20,6 +20,9 @@ from .problems.conv_film import OPTIONS, REQUIRED, TENSORS, ConvFilm, Tensors, p
 
 _AS_THEY_ARE = frozenset((int, float, str, type(None)))
 _OFFSET = OPTIONS.index("gamma_offset")
+_HAVE_AUTOCAST = frozenset(  # asked beforehand, for Dynamo does not trace the question before PyTorch 2.12
+    device for device in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla") if torch.amp.is_autocast_available(device)
+)
 _read_kind = operator.attrgetter("shape", "dtype", "device", "layout")  # kind_of, without Python's cost at every call
 
 
@@ -141,7 +144,14 @@ def is_autocast(input: Any) -> bool:
     if not isinstance(input, Tensor):
         return False
     device = input.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+def has_autocast(device: str) -> bool:
+    """Whether there is autocast for devices of that type."""
+    if device in _HAVE_AUTOCAST:
+        return True
+    return not torch.compiler.is_compiling() and torch.amp.is_autocast_available(device)
 
 
 def _autocast(tensors: Tensors) -> Tensors:

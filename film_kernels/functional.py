@@ -28,6 +28,7 @@ def conv_film(
     negative_slope: float = 0.01,
     film_position: str = "post",
     gamma_offset: float | Tensor = 0.0,
+    keep: str = "fast",
     backend: str | None = None,
 ) -> Tensor:
     """Convolution, activation and FiLM in one pass.
@@ -39,8 +40,7 @@ def conv_film(
 
     FiLM is feature-wise linear modulation (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer",
     AAAI 2018); the convolution is `torch.nn.functional.conv1d`, `conv2d` or `conv3d`, by the rank of `weight`. It is
-    differentiable in all five tensors, and keeps one bit an output element for that where a fused kernel serves;
-    the smooth activations keep `z`.
+    differentiable in all five tensors; `keep` says what it may hold in memory for that.
 
     Args:
         input: (N, C, *in), or (C, *in) without a batch. Floating-point. Any strides; the output is channels_last where
@@ -58,6 +58,11 @@ def conv_film(
         film_position: "post" (after the activation) or "pre" (before it).
         gamma_offset: added to gamma; 1 for the `(1 + gamma) * x + beta` convention. A tensor of one element gets its
             gradient.
+        keep: what forward may keep for backward, beside the arguments. "fast" keeps `conv(input, weight)`, an output in
+            the dtype of the input, where that makes backward faster; "bits" one bit an output element; "least" nothing:
+            the convolution is computed once more in backward. It is a choice on GPUs. On the CPU the fused kernels, the
+            fastest there, keep the bits whatever it says; where they do not serve (smooth activations, 3d) it holds as
+            on GPUs, and "bits" is as "least".
         backend: one of `available_backends()`, to insist on it.
 
     Returns:
@@ -70,12 +75,13 @@ def conv_film(
     """
     problem, tensors, unbatched = arguments.prepare(
         (input, weight, bias, gamma, beta),
-        (stride, padding, dilation, groups, activation, negative_slope, film_position, gamma_offset),
+        (stride, padding, dilation, groups, activation, negative_slope, film_position, gamma_offset, keep),
     )
     pin = pinned(backend)
-    input, weight, bias, gamma, beta = tensors
-    if gamma is not None and gamma.requires_grad and not weight.requires_grad and torch.is_grad_enabled():
-        # dgamma would be all that is wanted of the weight gradient's pass: to keep FiLM's own input is cheaper.
+    _, weight, _, gamma, _ = tensors
+    from_bits = gamma is not None and problem.keep == "fast" and problem.device.type == "cpu"
+    if from_bits and gamma.requires_grad and not weight.requires_grad and torch.is_grad_enabled():  # type: ignore[union-attr]
+        # dgamma would be all that is wanted of the weight gradient's pass: to keep FiLM's own input is faster.
         y = _film_apart(problem, pin, tensors)
     else:
         y = ops.call(problem, pin, tensors)

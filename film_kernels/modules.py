@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import adapters, functional, scripted
+from .checks import check_choice
 from .film_options import FilmOptions
+from .problems.conv_film import KEEPS
 
 
 class FiLM(nn.Module):
@@ -26,6 +28,8 @@ class FiLM(nn.Module):
 
 class _Fused(FilmOptions, nn.modules.conv._ConvNd):
     """What `FusedFiLM` adds to `nn.Conv2d`, and `FusedFiLM1d` to `nn.Conv1d`: it stands before them among the bases."""
+
+    keep = "fast"  # of layers that were pickled before there was a choice
 
     def __init__(
         self,
@@ -45,10 +49,12 @@ class _Fused(FilmOptions, nn.modules.conv._ConvNd):
         negative_slope: float = 0.01,
         film_position: str = "post",
         gamma_offset: float = 0.0,
+        keep: str = "fast",
     ) -> None:
         geometry = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*geometry, bias, padding_mode, device, dtype)  # type: ignore[arg-type]  # the next base's
         self._set_options(activation, negative_slope, film_position, gamma_offset)
+        self.keep = check_choice("keep", keep, KEEPS)
 
     def forward(self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
         """x (N, C, *in) or (C, *in); gamma and beta (N, K), (1, K), (K,), (N, K, 1, ...) or None (1 and 0).
@@ -62,13 +68,16 @@ class _Fused(FilmOptions, nn.modules.conv._ConvNd):
             return functional.conv_film(
                 x, self.weight, self.bias, gamma, beta, self.stride, padding, self.dilation, self.groups,
                 activation=self.activation, negative_slope=self.negative_slope,
-                film_position=self.film_position, gamma_offset=self.gamma_offset,
+                film_position=self.film_position, gamma_offset=self.gamma_offset, keep=self.keep,
             )  # fmt: skip
         z = self._conv_forward(x, self.weight, self.bias)
         return scripted.activation_and_film(
             z, x.dim() == len(self.kernel_size) + 1, gamma, beta,
             self.activation, self.negative_slope, self.film_position, self.gamma_offset,
         )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", keep={self.keep!r}" if self.keep != "fast" else "")
 
 
 class FusedFiLM(_Fused, nn.Conv2d):
@@ -83,7 +92,7 @@ class FusedFiLM(_Fused, nn.Conv2d):
     so after FiLM here: give it `nn.Conv2d`, activation and FiLM, and join them afterwards by `film_kernels.fuse`.
 
     Raises:
-        ValueError: an unknown `activation` or `film_position`, or what `nn.Conv2d` raises.
+        ValueError: an unknown `activation`, `film_position` or `keep`, or what `nn.Conv2d` raises.
         TypeError: `negative_slope` or `gamma_offset` is not a number.
     """
 

@@ -103,14 +103,13 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, problem, kernels, tells, *tensors):
-        y, kept = kernels.forward(problem, tensors, True)
         operator = operator_of(problem)
+        others, read = operator.pick_others(tensors), kernels.reads(problem, ctx.needs_input_grad[3:])
+        copied = [tensor if asked else None for tensor, asked in zip(others, read, strict=True)]
+        y, kept, ctx.copies = kernels.forward_and_copy(problem, tensors, copied)
         ctx.save_for_backward(kept, *operator.pick_saved(tensors))
         ctx.problem, ctx.kernels, ctx.kept_as = problem, kernels, (kept.shape, kept.dtype)
-        others, read = operator.pick_others(tensors), kernels.reads(problem, ctx.needs_input_grad[3:])
         ctx.others, ctx.versions = others, [None if tensor is None else _version(tensor) for tensor in others]
-        pairs = zip(others, read, strict=True)
-        ctx.copies = [tensor.clone() if asked and tensor is not None else None for tensor, asked in pairs]
         if tells:
             ctx.mark_non_differentiable(kept)
             return y, kept

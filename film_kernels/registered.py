@@ -30,17 +30,17 @@ class _Call(NamedTuple):
     tensors: Some
     options: Sequence[Any]  # as Operator.options_schema names them
     backend: str
-    last: Any  # forward's `keep`, or backward's `wanted`
+    last: Any  # forward's `for_backward`, or backward's `wanted`
     channels_last: bool | None  # None where it is left out: then the tensors tell
 
 
 def call_registered(problem: Problem, pin: str | None, tensors: Some, tells: bool) -> tuple[Tensor, Tensor]:
     """(y, kept) by the registered operator; `kept` is empty where neither a gradient will be asked for nor the caller
     wants to be told it."""
-    keep = tells or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+    for_backward = tells or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     operator = operator_of(problem)
     registered = getattr(torch.ops.film_kernels, operator.name)
-    return registered(*tensors, *operator.packed(problem), pin or "", keep, problem.channels_last)
+    return registered(*tensors, *operator.packed(problem), pin or "", for_backward, problem.channels_last)
 
 
 class _Registered:
@@ -177,7 +177,7 @@ def register(operator: Operator) -> None:
     for full_name, schema, kernel, fake in (
         (
             name,
-            f"({given}, bool keep, bool? channels_last=None) -> (Tensor, Tensor)",
+            f"({given}, bool for_backward, bool? channels_last=None) -> (Tensor, Tensor)",
             registered.forward,
             registered.forward_fake,
         ),

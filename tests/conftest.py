@@ -77,10 +77,12 @@ def emulator(monkeypatch):
 @pytest.fixture
 def interpreter(request, monkeypatch):
     """Triton's interpreter, brought nearer to what a GPU does."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton's kernels run on the GPU that is here, in tests/gpu, and not in the interpreter")
     from triton import language as tl
     from triton.runtime import interpreter
 
-    convert = interpreter._convert_float
+    convert, patch = interpreter._convert_float, interpreter._patch_lang_tensor
 
     def rounded(values, source, target, mode):
         if (source, target) != (tl.float32, tl.bfloat16):
@@ -95,6 +97,12 @@ def interpreter(request, monkeypatch):
         kept = data if self.keep_dims else data.squeeze(self.axis)
         return self.to_tensor(kept, input.dtype)
 
+    def indexed(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    # Triton 3.6 makes an integer of an array of one element, which NumPy 2.4 refuses
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", indexed)
     # the elements of a tile are added by halving it, where the interpreter adds one after another
     monkeypatch.setattr(interpreter.ReduceOps, "sum", halved)
     # bfloat16 is rounded to the nearest, where the interpreter cuts digits off

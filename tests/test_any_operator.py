@@ -68,9 +68,9 @@ class PowerKernels(base.Kernels):
     def reads(self, problem, wanted):
         return (False,)
 
-    def forward(self, problem, tensors, keep):
+    def forward(self, problem, tensors, for_backward):
         self.calls.append("forward")
-        return plain(problem, *tensors), self.kept_like(problem) if keep else None
+        return plain(problem, *tensors), self.kept_like(problem) if for_backward else None
 
     def backward(self, problem, grad, kept, tensors, wanted):
         self.calls.append("backward")

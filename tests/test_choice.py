@@ -208,7 +208,7 @@ def test_a_choice_by_sizes_holds_for_symbolic_ones(batch):
 def test_every_backend_says_none_or_why():
     state = film_kernels.available_backends()
     assert list(state)[-2:] == ["vendor", "reference"] and state["vendor"] is None and state["reference"] is None
-    problem = arguments.prepare((X, W, None, None, None), (1, 0, 1, 1, "relu", 0.01, "post", 0.0))[0]
+    problem = arguments.prepare((X, W, None, None, None), (1, 0, 1, 1, "relu", 0.01, "post", 0.0, "fast"))[0]
     for name, backend in backends.BACKENDS.items():
         if state[name] is None:
             assert backend.why_not(problem) is None

@@ -17,6 +17,7 @@ from tests.helpers.cases import (
     EMULATED,
     Case,
     Seen,
+    as_tf32,
     as_they_are,
     float32_products,
     hold_to_the_rule,
@@ -52,11 +53,6 @@ LARGE_TILES = (  # enough positions for them
 )
 FORMULAS = (("relu", "pre"), ("leaky_relu", "post"), ("leaky_relu", "pre"), ("none", "post"), ("none", "pre"))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-def as_tf32(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """float32 with the 10 bits of fraction that a tensor core looks at, to nearest."""
-    return [((t.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).view_as(t) for t in tensors]
 
 
 @pytest.fixture(params=EMULATED)

@@ -56,11 +56,11 @@ def test_the_library_loads_and_registers_its_operators(tmp_path):
     code = (
         f"import ctypes, torch; ctypes.CDLL({str(stand_in)!r}, ctypes.RTLD_GLOBAL)\n"
         f"torch.ops.load_library({str(path)!r})\n"
-        "for name in ('forward', 'grad_input', 'grad_weight'):\n"
+        "for name in ('forward', 'grad_input', 'grad_weight', 'norm_forward', 'norm_backward'):\n"
         "    print(torch._C._dispatch_has_kernel_for_dispatch_key(f'film_kernels_cuda::{name}', 'CUDA'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["True"] * 3, done.stderr
+    assert done.stdout.split() == ["True"] * 5, done.stderr
 
 
 def test_a_wrong_list_of_architectures_is_refused():

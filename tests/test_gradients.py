@@ -125,7 +125,8 @@ def test_create_graph_where_arguments_depend_on_one_another(subject, how, positi
     def operator(backend):
         def call(tensors):
             rows = [t.expand(tensors[0].shape[0], -1) for t in tensors[3:]]
-            return subject.registered(**subject.arguments([*tensors[:3], *rows], backend, **options), keep=True)[0]
+            arguments = subject.arguments([*tensors[:3], *rows], backend, **options)
+            return subject.registered(**arguments, for_backward=True)[0]
 
         return call
 

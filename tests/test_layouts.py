@@ -89,7 +89,7 @@ def test_the_gradient_of_the_weight_has_its_strides(backend, shape):
         x = torch.randn(2, shape[1], 5, 6)
         conv_film(x, w, backend=backend).sum().backward()
         operator = torch.ops.film_kernels.conv_film
-        options = ((1, 1), (0, 0), (0, 0), (1, 1), 1, "relu", 0.1, "post", 0.0, backend, True)
+        options = ((1, 1), (0, 0), (0, 0), (1, 1), 1, "relu", 0.1, "post", 0.0, "fast", backend, True)
         y, kept = operator(x, w.detach(), None, None, None, *options)
         wanted = [False, True, False, False, False]
         found = torch.ops.film_kernels.conv_film_backward(
@@ -110,7 +110,7 @@ def test_what_a_compiler_is_told_of_strides_is_true(backend):
         x, w = random_view(generator, (1, 1, 2, 5)), random_view(generator, (1, 1, 3))
         w = random_view(generator, (1, 1, 3), channels=x.shape[1])
         b, gamma = torch.randn(w.shape[0]), torch.randn(x.shape[0], w.shape[0])
-        options = ((1, 1), (2, 2), (2, 2), (1, 1), 1, "relu", 0.1, "post", 0.0, backend)
+        options = ((1, 1), (2, 2), (2, 2), (1, 1), 1, "relu", 0.1, "post", 0.0, "fast", backend)
         assert_fakes_are_like_results("conv_film", (x, w, b, gamma), options)
 
 

@@ -10,22 +10,8 @@ import torch
 
 import film_kernels
 from tests.helpers.cases import CASES, run, tensors_of
+from tests.helpers.kept import kept_bytes
 from tests.helpers.subprocesses import run_python
-
-
-def kept_bytes(call, known):
-    """Bytes of the tensors that autograd saves in `call`, apart from the storages of `known`."""
-    ours = {t.untyped_storage().data_ptr() for t in known if t is not None}
-    sizes = {}
-
-    def pack(t):
-        if t.untyped_storage().data_ptr() not in ours:
-            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = call()
-    return sum(sizes.values()), y
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

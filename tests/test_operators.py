@@ -12,16 +12,16 @@ from tests.helpers.subjects import CONV, GROUP, each_operator
 CASE = Case("operator", (2, 4, 7, 8), (9, 4, 3, 3), padding=1)
 
 
-def _options(backend, activation="relu", position="post"):
-    return ((1, 1), (1, 1), (1, 1), (1, 1), 1, activation, 0.1, position, 1.0, backend)
+def _options(backend, activation="relu", position="post", keep="fast"):
+    return ((1, 1), (1, 1), (1, 1), (1, 1), 1, activation, 0.1, position, 1.0, keep, backend)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "vendor", *INTERPRETED], indirect=True)
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "none"])
-def test_opcheck_of_the_registered_operators(backend, channels_last, activation):
+@pytest.mark.parametrize(("activation", "keep"), [("relu", "fast"), ("relu", "least"), ("none", "bits")])
+def test_opcheck_of_the_registered_operators(backend, channels_last, activation, keep):
     tensors = tensors_of(CASE, torch.float64, channels_last=channels_last)
-    options = _options(backend, activation)
+    options = _options(backend, activation, keep=keep)
     leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors]
     torch.library.opcheck(torch.ops.film_kernels.conv_film.default, (*leaves, *options, True))
     y, kept = torch.ops.film_kernels.conv_film(*tensors, *options, True)
@@ -49,6 +49,7 @@ BAD_CALLS_OF_CONV = [
     ("film_position", {"film_position": ""}),
     ("negative_slope", {"negative_slope": float("nan")}),
     ("gamma_offset", {"gamma_offset": float("inf")}),
+    ("keep", {"keep": "most"}),
     ("backend", {"backend": "gpu"}),
     ("input", {"weight": torch.randn(16, 3, 3)}),
     ("weight", {"weight": torch.randn(0, 3, 3, 3)}),
@@ -107,9 +108,9 @@ BAD_CALLS_OF_NORM = [
 ])  # fmt: skip
 def test_the_registered_operator_checks_what_it_is_given(subject, name, changed):
     arguments = subject.arguments(subject.tensors())
-    subject.registered(**arguments, keep=True)
+    subject.registered(**arguments, for_backward=True)
     with pytest.raises((ValueError, TypeError), match=f"^{name}"):
-        subject.registered(**{**arguments, **changed}, keep=True)
+        subject.registered(**{**arguments, **changed}, for_backward=True)
 
 
 def _spoilt(tensor):
@@ -129,7 +130,7 @@ def _spoilt(tensor):
 def test_the_registered_backward_checks_what_it_is_given(subject, backend, position):
     tensors = subject.tensors()
     arguments = subject.arguments(tensors, backend, film_position=position)
-    y, kept = subject.registered(**arguments, keep=True)
+    y, kept = subject.registered(**arguments, for_backward=True)
     backward, grad = subject.registered_backward, torch.randn_like(y)
     leaves = subject.leaves()
     expected = torch.autograd.grad(subject.plain(leaves, film_position=position), leaves, grad)
@@ -151,7 +152,7 @@ def test_the_registered_backward_checks_what_it_is_given(subject, backend, posit
         backward(grad, kept, **{**arguments, groups: 0}, wanted=[True] * 5)
     # a gradient of what is not there is an empty tensor
     arguments["bias"] = arguments["beta"] = None
-    y, kept = subject.registered(**arguments, keep=True)
+    y, kept = subject.registered(**arguments, for_backward=True)
     assert [t.numel() for t in backward(grad, kept, **arguments, wanted=[False, False, True, True, True])] == [
         0, 0, 0, tensors[3].numel(), 0,
     ]  # fmt: skip
@@ -161,7 +162,7 @@ def test_the_registered_backward_checks_what_it_is_given(subject, backend, posit
 def test_eager_and_operator_are_the_same_bits(subject, backend):
     tensors = subject.leaves()
     eager = subject.ours(tensors, backend, gamma_offset=1.0)
-    operator, _ = subject.registered(**subject.arguments(tensors, backend, gamma_offset=1.0), keep=True)
+    operator, _ = subject.registered(**subject.arguments(tensors, backend, gamma_offset=1.0), for_backward=True)
     assert torch.equal(eager, operator)
     grad = torch.randn_like(eager)
     for a, b in zip(

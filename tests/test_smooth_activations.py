@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import film_kernels
 from film_kernels.activations import ACTIVATIONS
-from film_kernels.backends import BACKENDS, choose, cuda, vendor
+from film_kernels.backends import BACKENDS, choose, cuda_device, vendor
 from tests.helpers.cases import INTERPRETED, Case, assert_as_good_as_plain, problem_of, tensors_of
 from tests.helpers.expected_refusals import assert_refused, words_of_refusal
 
@@ -68,7 +68,7 @@ def test_gradcheck_and_gradgradcheck(backend, name, position, one_thread):
 @pytest.mark.parametrize("backend", ["cpu", *INTERPRETED[:1]], indirect=True)
 @pytest.mark.parametrize("name", SMOOTH)
 def test_kernels_that_keep_one_bit_say_why_not(backend, name):
-    case = Case("refused", (2, 3, 6, 5), (4, 3, 3, 3), activation=name)
+    case = Case("refused", (2, 3, 6, 5), (4, 3, 3, 3), activation=name, keep="bits")
     tensors = tensors_of(case, torch.float32)
     assert "one bit" in BACKENDS[backend].why_not(problem_of(case, tensors))
     assert_refused(backend, case, tensors, words_of_refusal(backend, case))
@@ -76,7 +76,7 @@ def test_kernels_that_keep_one_bit_say_why_not(backend, name):
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_the_cuda_kernels_say_why_not(name, monkeypatch):
-    monkeypatch.setattr(cuda, "_too_old", lambda device: None)
+    monkeypatch.setattr(cuda_device, "_too_old", lambda device: None)
     case = Case("refused", (2, 3, 6, 5), (4, 3, 3, 3), activation=name)
     problem = problem_of(case, tensors_of(case, torch.float32))._replace(device=torch.device("cuda"))
     assert BACKENDS["cuda"].why_not(problem._replace(activation="relu")) is None

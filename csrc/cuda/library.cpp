@@ -4,41 +4,16 @@
 // input and gradient channels_last, the weight with memory (K, kh, kw, C), for grad_input (C, kh, kw, K), and gamma
 // with neighbouring channels beside each other. film_kernels/backends/cuda.py sees to it, but for the weight of
 // grad_weight, which decides on the strides of its gradient too and is brought into order here.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
 #include "../tensors.h"
+#include "device.h"
 #include "kernels.h"
 
 namespace film {
 namespace {
-
-#ifdef FILM_EMULATED  // tests/emulator: the kernels run on the CPU, on tensors that are there
-struct OnDevice {
-  explicit OnDevice(const Argument&) {}
-  cudaStream_t stream() const { return nullptr; }
-};
-#else
-// Makes the tensor's device the current one; kernels go to the stream that PyTorch uses there.
-struct OnDevice {
-  int32_t index;
-  torch::stable::accelerator::DeviceGuard guard;
-
-  explicit OnDevice(const Argument& a) : index(a.device), guard(index) {}
-  cudaStream_t stream() const {
-    void* stream;
-    call(aoti_torch_get_current_cuda_stream(index, &stream), "tell the current stream");
-    return static_cast<cudaStream_t>(stream);
-  }
-};
-#endif
-
-void check(cudaError_t error, const char* kernel) {
-  STD_TORCH_CHECK(error == cudaSuccess, "film_kernels: the CUDA kernel ", kernel,
-                  " failed: ", cudaGetErrorString(error));
-}
 
 constexpr int64_t kPacketBytes = 16, kMostDirectChannels = 16;
 

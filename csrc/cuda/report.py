@@ -1,7 +1,13 @@
 """`python csrc/cuda/report.py [ARCHITECTURE ...]`: what the compiler made of the CUDA kernels, a line each.
 
 Registers, stack frame and spills (bytes a thread) are the assembler's own figures, instructions are read off the
-machine code; shared memory is asked for at launch. Architectures are numbers such as 80, or else those of setup.py.
+machine code; shared memory is asked for at launch. A step is what the innermost loop with matrix instructions does in
+one round: its instructions, the matrix instructions among them, and the share of the tensor cores' peak that can be
+issued. A scheduler issues one instruction a cycle, and one matrix instruction (HMMA.16816, or HMMA.1688 of tf32) keeps
+its tensor core busy for 8 cycles on sm_80 (1024 products a cycle in a multiprocessor of four schedulers, 2048 in the
+instruction) and for 4 on sm_90: the share is matrix instructions * cycles / instructions, at most 100%.
+
+Architectures are numbers such as 80, or else those of setup.py.
 Needs nvcc, and cuobjdump of the CUDA toolkit or as Triton brings it, and no GPU. The exit status is 1 where a kernel
 spills or uses local memory.
 """
@@ -24,11 +30,15 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA")  # tensor cores' instructions
+MATRIX_CYCLES = {"80": 8, "90": 4}  # that one matrix instruction takes
 INSTRUCTIONS = {"matrix": MATRIX, "ldmatrix": ("LDSM",), "cp.async": ("LDGSTS",), "local": ("LDL", "STL")}
 
 
 class Row(NamedTuple):
-    """One kernel on one architecture; `stack` and `spills` are bytes a thread, `instructions` some of INSTRUCTIONS."""
+    """One kernel on one architecture; `stack` and `spills` are bytes a thread, `instructions` some of INSTRUCTIONS.
+
+    `step` and `step_matrix` count the instructions of one step of the main loop, 0 where no loop has matrix products.
+    """
 
     file: str
     kernel: str
@@ -36,7 +46,15 @@ class Row(NamedTuple):
     registers: int
     stack: int
     spills: int
+    step: int
+    step_matrix: int
     instructions: tuple[str, ...]
+
+    @property
+    def issue_share(self) -> str:
+        """Of the tensor cores' peak, or "" where it is not known."""
+        cycles = MATRIX_CYCLES.get(self.architecture)
+        return f"{min(1.0, self.step_matrix * cycles / self.step):.0%}" if cycles and self.step else ""
 
     @property
     def is_bad(self) -> bool:
@@ -75,8 +93,26 @@ def rows_of(source: Path, architecture: str) -> list[Row]:
         registers = int(re.search(r"Used (\d+) registers", properties)[1])
         words = set(re.findall(r"\b([A-Z]+)\b", assembly[name]))
         instructions = tuple(kind for kind, some in INSTRUCTIONS.items() if words & set(some))
-        found.append(Row(source.stem, readable(name), architecture, registers, stack, stores + loads, instructions))
+        row = Row(
+            source.stem, readable(name), architecture, registers, stack, stores + loads, *step_of(assembly[name]),
+            instructions,
+        )  # fmt: skip
+        found.append(row)
     return sorted(found)
+
+
+def step_of(assembly: str) -> tuple[int, int]:
+    """How many instructions the innermost loop with matrix instructions has, and how many of those there are."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^/\n]+?);", assembly)]
+    loops = []
+    for end, text in lines:
+        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < end:
+            body = [inside for at, inside in lines if int(jump[1], 16) <= at <= end]
+            matrix = sum(any(re.search(rf"\b{name}\b", inside) for name in MATRIX) for inside in body)
+            if matrix:
+                loops.append((len(body), matrix))
+    return min(loops, default=(0, 0))
 
 
 def readable(mangled: str) -> str:
@@ -98,10 +134,12 @@ def main() -> int:
     parser.add_argument("architecture", nargs="*", default=ARCHITECTURES)
     found = rows(parser.parse_args().architecture)
     width = max(len(row.kernel) for row in found)
-    layout = f"{{:20}} {{:{width}}} {{:>4}} {{:>9}} {{:>5}} {{:>6}}  {{}}"
-    print(layout.format("file", "kernel", "sm", "registers", "stack", "spills", "instructions"))
+    layout = f"{{:20}} {{:{width}}} {{:>4}} {{:>9}} {{:>5}} {{:>6}} {{:>5}} {{:>6}} {{:>5}}  {{}}"
+    print(
+        layout.format("file", "kernel", "sm", "registers", "stack", "spills", "step", "matrix", "issue", "instructions")
+    )
     for row in found:
-        print(layout.format(*row[:-1], ", ".join(row.instructions)))
+        print(layout.format(*row[:-1], row.issue_share, ", ".join(row.instructions)))
     bad = sum(row.is_bad for row in found)
     if bad:
         print(f"{bad} of these have too few registers", file=sys.stderr)

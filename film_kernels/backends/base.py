@@ -39,9 +39,17 @@ class Kernels:
         does not read it may get as None."""
         raise NotImplementedError
 
-    def forward(self, problem: Any, tensors: Any, keep: bool) -> tuple[Tensor, Tensor | None]:
-        """(y, kept) of the operator's tensors, in their order; `kept` is None unless `keep`."""
+    def forward(self, problem: Any, tensors: Any, for_backward: bool) -> tuple[Tensor, Tensor | None]:
+        """(y, kept) of the operator's tensors, in their order; `kept` is None unless `for_backward`."""
         raise NotImplementedError
+
+    def forward_and_copy(
+        self, problem: Any, tensors: Any, copied: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """(y, kept, copies of `copied`): `forward` for a backward that will read those tensors, which nobody saves."""
+        y, kept = self.forward(problem, tensors, True)
+        assert kept is not None
+        return y, kept, [None if tensor is None else tensor.clone() for tensor in copied]
 
     def backward(self, problem: Any, grad: Tensor, kept: Tensor, tensors: Any, wanted: Sequence[bool]) -> Gradients:
         """The gradients of the tensors, None where `wanted` says so."""

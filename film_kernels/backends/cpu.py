@@ -55,8 +55,10 @@ class CpuConvFilm(ConvFilmKernels):
         """As bits_like has them."""
         return bits_like(problem)
 
-    def forward(self, problem, tensors, keep):
-        return torch.ops.film_kernels_cpu.forward(*tensors, *packed_options(problem), keep, problem.channels_last)
+    def forward(self, problem, tensors, for_backward):
+        return torch.ops.film_kernels_cpu.forward(
+            *tensors, *packed_options(problem), for_backward, problem.channels_last
+        )
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         return torch.ops.film_kernels_cpu.grad_input(
@@ -72,7 +74,7 @@ class CpuNormFilm(NormFilmKernels):
     def why_not(self, problem: NormFilm) -> str | None:
         return _why_not(problem)
 
-    def forward(self, problem, tensors, keep):
+    def forward(self, problem, tensors, for_backward):
         return torch.ops.film_kernels_cpu.norm_forward(*tensors, *packed_norm_options(problem), problem.channels_last)
 
     def backward(self, problem, grad, kept, tensors, wanted):

@@ -8,28 +8,25 @@ tests/emulator was built into.
 from __future__ import annotations
 
 import functools
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import _library
-from ..activations import why_not_one_bit
+from ..activations import ACTIVATIONS, CODES, FILM_POSITIONS, why_not_one_bit
 from ..problems.conv_film import ConvFilm
 from .base import Backend
 from .compiled import packed_options
-from .conv_film import ConvFilmKernels, bits_like
+from .conv_film import bits_like
+from .cuda_device import emulator, why_not
+from .cuda_norm import CudaNormFilm
+from .gpu_conv_film import GpuConvFilmKernels
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PACKET = 16  # bytes that a thread moves at once: tensor-core kernels take channels in whole packets
 _DIRECT = 16  # input channels, at most, of the kernels without tensor cores
 _FEWEST = 4  # input channels, at most, that go to them though tensor cores could serve
-
-
-def emulator() -> str | None:
-    """The library in which the kernels run on the CPU, if one is named."""
-    return os.environ.get("FILM_KERNELS_CUDA_EMULATOR") or None
 
 
 def _why_no_tensor_cores(problem: ConvFilm) -> str | None:
@@ -75,21 +72,25 @@ def _in_packets(gamma: Tensor | None) -> Tensor | None:
     return _aligned(gamma if gamma.stride(1) == 1 and row % _PACKET == 0 else gamma.contiguous())
 
 
-@functools.cache
-def _too_old(device: torch.device) -> str | None:
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"it serves GPUs of compute capability 8.0 and above, not {major}.{minor}"
+def _pass_options(problem: ConvFilm) -> tuple[bool, int, int, float, float]:
+    """What the passes around the library's convolution take beside tensors."""
+    activation = ACTIVATIONS[problem.activation]
+    lower_slope = activation.lower_slope(problem.negative_slope) if activation.one_bit else 0.0
+    position = FILM_POSITIONS.index(problem.film_position)
+    return problem.channels_last, CODES[problem.activation], position, lower_slope, problem.gamma_offset
 
 
-class CudaConvFilm(ConvFilmKernels):
+def _copy(tensors: Sequence[Tensor | None], copies: Sequence[Tensor | None]) -> None:
+    """Each tensor into its copy, where one is given."""
+    for tensor, copy in zip(tensors, copies, strict=True):
+        if copy is not None:
+            copy.copy_(tensor)  # type: ignore[arg-type]
+
+
+class CudaConvFilm(GpuConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
-        device = "cpu" if emulator() else "cuda"
-        if problem.device.type != device:
-            return f"it serves tensors on {device}, not on {problem.device.type}"
-        if device == "cuda" and (reason := _too_old(problem.device)) is not None:
+        if (reason := why_not(problem)) is not None:
             return reason
-        if problem.dtype not in _DTYPES:
-            return f"it serves float32, bfloat16 and float16, not {problem.dtype}"
         if problem.spatial_rank == 3:
             return "it serves 1d and 2d convolutions, not 3d"
         if problem.groups != 1:
@@ -114,19 +115,19 @@ class CudaConvFilm(ConvFilmKernels):
         # No measurement on a card stands behind these kernels yet: they serve where they are pinned.
         return True
 
-    def kept_like(self, problem: ConvFilm) -> Tensor:
-        """As bits_like has them."""
+    def bits_like(self, problem: ConvFilm) -> Tensor:
         return bits_like(problem)
 
-    def forward(self, problem, tensors, keep):
+    def fused(self, problem, tensors, with_bits, bias_copy):
         input, weight, bias, gamma, beta = tensors
         matrix = _uses_tensor_cores(problem)
         if matrix:
             input, weight = _channels_last(input), _channels_last(weight)
         y, bits = torch.ops.film_kernels_cuda.forward(
-            input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, keep
+            input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, with_bits
         )
-        return y, (bits if keep else None)
+        _copy((bias,), (bias_copy,))
+        return y, (bits if with_bits else None)
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         matrix = _uses_tensor_cores(problem)
@@ -147,10 +148,21 @@ class CudaConvFilm(ConvFilmKernels):
         )
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
 
+    def after(self, problem, result, bias, gamma, beta, out, copies):
+        _copy((bias, beta), copies)
+        return torch.ops.film_kernels_cuda.pass_forward(result, bias, gamma, beta, out, *_pass_options(problem))
+
+    def before(self, problem, grad, result, bias, gamma, beta, wanted):
+        grad = grad.contiguous(memory_format=problem.memory_format)
+        results = torch.ops.film_kernels_cuda.pass_backward(
+            grad, result, bias, gamma, beta, *wanted, *_pass_options(problem)
+        )
+        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+
 
 class Cuda(Backend):
     name = "cuda"
-    kernels = (CudaConvFilm(),)
+    kernels = (CudaConvFilm(), CudaNormFilm())
 
     @functools.cached_property
     def _not_loaded(self) -> str | None:

@@ -30,7 +30,7 @@ class PlainKernels(Kernels):
     def kept_like(self, problem: Any) -> Tensor:
         return torch.empty(0, dtype=torch.uint8, device=problem.device)
 
-    def forward(self, problem, tensors, keep):
+    def forward(self, problem, tensors, for_backward):
         return self.formula(problem, *tensors), None
 
     def reads(self, problem, wanted):

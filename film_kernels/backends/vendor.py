@@ -1,9 +1,9 @@
 """The library's convolution (oneDNN, cuDNN, MIOpen, ...) and passes after it: serves what the fused kernels do not.
 
-It keeps `z`, as plain PyTorch keeps the activation: from the bits alone the library's weight gradient, which is summed
-over the samples, cannot give dgamma. On a GPU with Triton what comes after the convolution is one pass, and what comes
-before its backward another (`z` is then kept without the bias); elsewhere, and for smooth activations, they are
-PyTorch's own operations.
+With `keep="fast"` it keeps `z`, as plain PyTorch keeps the activation; otherwise nothing, and `z` is computed once more
+(from bits alone the library's weight gradient, which is summed over the samples, could not give dgamma). On a GPU with
+Triton what comes after the convolution is one pass, and what comes before its backward another (`z` is then kept
+without the bias); elsewhere they are PyTorch's own operations.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
 from ..activations import ACTIVATIONS
 from ..problems.conv_film import ConvFilm
-from .base import Backend, Kernels
+from . import library
+from .base import Backend, Gradients, Kernels
 from .triton.availability import why_not_here, why_nowhere
 from .vendor_norm import VendorNormFilm
 
@@ -43,23 +42,9 @@ def _film(problem: ConvFilm, v: Tensor, gamma: Tensor | None, beta: Tensor | Non
     return torch.add(v * scale if scale != 1.0 else v, _per_channel(problem, beta), out=out)
 
 
-def _convolution_backward(
-    problem: ConvFilm, dz: Tensor, input: Tensor, weight: Tensor, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dW, db) of the library's convolution from the gradient of its result, None where `wanted` says so."""
-    padded, padding = reference.symmetric(problem, input)
-    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        dz, padded, weight, [problem.out_channels], problem.stride, padding, problem.dilation,
-        False, (0,) * problem.spatial_rank, problem.groups, list(wanted),
-    )  # fmt: skip
-    if grad_input is not None and padded is not input:
-        grad_input = F.pad(grad_input, [-side for pair in reversed(problem.padding) for side in pair])
-    return grad_input, grad_weight, grad_bias
-
-
 def has_one_pass(problem: ConvFilm) -> bool:
     """Whether Triton's passes (triton/vendor_pass.py) serve around the convolution of `problem`."""
-    if problem.device.type == "cpu" or problem.spatial_rank == 3 or not ACTIVATIONS[problem.activation].one_bit:
+    if problem.device.type == "cpu" or problem.spatial_rank == 3:
         return False
     return why_nowhere() is None and why_not_here(problem.device) is None
 
@@ -75,60 +60,101 @@ class VendorConvFilm(Kernels):
         return None
 
     def kept_like(self, problem: ConvFilm) -> Tensor:
-        return torch.empty(
-            problem.out_shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format
-        )
+        return library.result_like(problem) if library.keeps_result(problem) else library.nothing_like(problem)
 
     def reads(self, problem, wanted):
-        """v is made again from z: of z without the bias where there is one pass, and by FiLM where it stands before."""
-        return has_one_pass(problem), problem.film_position == "pre"
+        if library.is_only_shifted(problem):
+            return False, False
+        # the bias, where the convolution's result is kept without it, or computed once more
+        return has_one_pass(problem) or not library.keeps_result(problem), problem.film_position == "pre"
 
-    def forward(self, problem, tensors, keep):
+    def forward(self, problem, tensors, for_backward):
+        return self._forward(problem, tensors, for_backward, (None, None))
+
+    def forward_and_copy(self, problem, tensors, copied):
+        if not has_one_pass(problem):
+            return super().forward_and_copy(problem, tensors, copied)
+        copies = tuple(
+            None if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            for tensor in copied
+        )
+        return *self._forward(problem, tensors, True, copies), [*copies]
+
+    def _forward(self, problem, tensors, for_backward, copies):
         input, weight, bias, gamma, beta = tensors
+        keeps = for_backward and library.keeps_result(problem)
         if has_one_pass(problem):
             from .triton.vendor_pass import finish_forward
 
-            raw = reference.convolution(problem, input, weight, None).contiguous(memory_format=problem.memory_format)
-            y = finish_forward(problem, raw, bias, gamma, beta, out=torch.empty_like(raw) if keep else raw)
-            return y, (raw if keep else None)
-        z = reference.convolution(problem, input, weight, bias).contiguous(memory_format=problem.memory_format)
-        activation = ACTIVATIONS[problem.activation]
-        modulated = gamma is not None or beta is not None or problem.gamma_offset != 0.0
-        v, spare = z, not keep  # whether v is ours to write over
-        if problem.film_position == "post" and problem.activation != "none":
-            v, spare = activation.apply(v, problem.negative_slope, inplace=spare), True
-        if modulated:
-            v, spare = _film(problem, v, gamma, beta, out=v if spare else None), True
-        if problem.film_position == "pre" and problem.activation != "none":
-            v, spare = activation.apply(v, problem.negative_slope, inplace=spare), True
-        return (v if spare else v.clone()), (z if keep else None)
+            result = library.convolution(problem, input, weight, None)
+            out = torch.empty_like(result) if keeps else result
+            y = finish_forward(problem, result, bias, gamma, beta, out, copies)
+        else:
+            result = library.convolution(problem, input, weight, bias)
+            y = _activation_and_film(problem, result, gamma, beta, spare=not keeps)
+        if not for_backward:
+            return y, None
+        return y, (result if keeps else library.nothing_like(problem))
 
     def backward(self, problem, grad, kept, tensors, wanted):
         input, weight, bias, gamma, beta = tensors
-        if has_one_pass(problem):
+        if library.is_only_shifted(problem):
+            return library.gradients_where_only_shifted(problem, grad, input, weight, wanted)
+        one_pass = has_one_pass(problem)
+        if not library.keeps_result(problem):
+            kept = library.convolution(problem, input, weight, None if one_pass else bias)
+        asked = (wanted[0] or wanted[1], *wanted[2:])
+        if one_pass:
             from .triton.vendor_pass import start_backward
 
-            sums_wanted = (wanted[0] or wanted[1], *wanted[2:])
-            dz, *sums = start_backward(problem, grad, kept, bias, gamma, beta, sums_wanted)
-            if dz is None:
-                return None, None, *sums
-            return *_convolution_backward(problem, dz, input, weight, (*wanted[:2], False))[:2], *sums
-        activation = ACTIVATIONS[problem.activation]
-        post = problem.film_position == "post"
-        v = kept if post else _film(problem, kept, gamma, beta, out=None)
-        u = activation.gradient(grad, v, problem.negative_slope)
-        positions = tuple(range(2, grad.dim()))
-        grad_gamma = grad_beta = None
-        if wanted[3]:
-            product = grad * activation.apply(kept, problem.negative_slope) if post else u * kept
-            grad_gamma = product.sum(positions)
-        if wanted[4]:
-            grad_beta = (grad if post else u).sum(positions)
-        if not any(wanted[:3]):
-            return None, None, None, grad_gamma, grad_beta
+            dz, *sums = start_backward(problem, grad, kept, bias, gamma, beta, asked)
+        else:
+            dz, *sums = _before_the_convolution(problem, grad, kept, gamma, beta, asked)
+        return *library.gradients(problem, dz, input, weight, wanted[:2]), *sums
+
+
+def _activation_and_film(
+    problem: ConvFilm, z: Tensor, gamma: Tensor | None, beta: Tensor | None, spare: bool
+) -> Tensor:
+    """y by PyTorch's own operations; with `spare`, z may be written over."""
+    activation, post = ACTIVATIONS[problem.activation], problem.film_position == "post"
+    modulated = gamma is not None or beta is not None or problem.gamma_offset != 0.0
+    v, kept = z, not spare
+    if post and problem.activation != "none":
+        v, spare = activation.apply(v, problem.negative_slope, inplace=spare), True
+    if modulated:
+        v, spare = _film(problem, v, gamma, beta, out=v if spare else None), True
+    if not post and problem.activation != "none":
+        v = activation.apply(v, problem.negative_slope, inplace=spare)
+    return v.clone() if kept and v is z else v
+
+
+def _before_the_convolution(
+    problem: ConvFilm,
+    grad: Tensor,
+    z: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    wanted: Sequence[bool],
+) -> Gradients:
+    """(dz, db, dgamma, dbeta) by PyTorch's own operations, None where `wanted` says so."""
+    activation = ACTIVATIONS[problem.activation]
+    post = problem.film_position == "post"
+    v = z if post else _film(problem, z, gamma, beta, out=None)
+    u = activation.gradient(grad, v, problem.negative_slope)
+    positions = tuple(range(2, grad.dim()))
+    dz = grad_bias = grad_gamma = grad_beta = None
+    if wanted[0] or wanted[1]:
         scale = _scale(problem, gamma)
         dz = u if isinstance(scale, float) and scale == 1.0 else u * scale
-        return *_convolution_backward(problem, dz, input, weight, wanted[:3]), grad_gamma, grad_beta
+    if wanted[1]:
+        grad_bias = dz.sum((0, *positions))  # type: ignore[union-attr]
+    if wanted[2]:
+        product = grad * activation.apply(z, problem.negative_slope) if post else u * z
+        grad_gamma = product.sum(positions)
+    if wanted[3]:
+        grad_beta = (grad if post else u).sum(positions)
+    return dz, grad_bias, grad_gamma, grad_beta
 
 
 class Vendor(Backend):

@@ -94,7 +94,7 @@ class VendorNormFilm(NormFilmKernels):
         # Its sums alone take longer than all of plain PyTorch, measured on the CPU: it serves where it is pinned.
         return True
 
-    def forward(self, problem, tensors, keep):
+    def forward(self, problem, tensors, for_backward):
         input, weight, bias, gamma, beta = tensors
         seen = _Seen(problem)
         x = seen.wide(input)
@@ -103,7 +103,7 @@ class VendorNormFilm(NormFilmKernels):
         y = y.to(problem.dtype).contiguous(memory_format=problem.memory_format)
         if y is input:
             y = y.clone()
-        return y, (statistics if keep else None)
+        return y, (statistics if for_backward else None)
 
     def backward(self, problem: NormFilm, grad: Tensor, kept: Tensor, tensors, wanted: Sequence[bool]) -> Gradients:
         input, weight, bias, gamma, beta = tensors

@@ -9,7 +9,9 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
-from .swap import swap
+from ..checks import check_choice
+from ..problems.conv_film import KEEPS
+from .swap import Wishes, swap
 
 
 def film_kernels(
@@ -27,17 +29,18 @@ def film_kernels(
         example_inputs: Dynamo's.
         mode: Inductor's, as torch.compile takes it.
         options: `{"backend": "eager"}`, or another of `torch._dynamo.list_backends()`, in place of Inductor;
-            `{"norms": False}` as for `film_kernels.fuse`; what else there is, is Inductor's own
+            `{"norms": False}` and `{"keep": "least"}` as for `film_kernels.fuse`; what else there is, is Inductor's own
             (`torch._inductor.list_options()`).
 
     Raises:
-        ValueError: `mode`, or `options` that are Inductor's, for another backend.
+        ValueError: `mode`, or `options` that are Inductor's, for another backend; an unknown `keep`.
     """
     patches = dict(options or {})
     name, norms = patches.pop("backend", "inductor"), patches.pop("norms", True)
+    wishes = Wishes(norms, check_choice("keep", patches.pop("keep", "fast"), KEEPS))
     if name != "inductor" and (mode or patches):
         raise ValueError(f"mode={mode!r} and options {sorted(patches)} are Inductor's; options['backend'] is {name!r}")
-    swap(module, norms)
+    swap(module, wishes)
     if name == "inductor":
         from torch import _inductor  # takes a second, which only who compiles should spend
 

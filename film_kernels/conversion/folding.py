@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
+from ..arguments import has_autocast
 from ..functional import conv_film, norm_film
 from ..norm_modules import rms_eps
 
@@ -33,6 +34,7 @@ def conv_steps_film(
     negative_slope: float,
     after: Sequence[Step],
     film_position: str,
+    keep: str,
 ) -> Tensor:
     """`after(activation(before(convolution)))` by `film_kernels.conv_film`.
 
@@ -53,7 +55,7 @@ def conv_steps_film(
     )
     y = conv_film(
         input, weight, bias, gamma, beta, stride, padding, dilation, groups,
-        activation=inside, negative_slope=negative_slope, film_position=film_position,
+        activation=inside, negative_slope=negative_slope, film_position=film_position, keep=keep,
     )  # fmt: skip
     return _pending(y, pending, activation, negative_slope)
 
@@ -137,7 +139,7 @@ def _pending(y: Tensor, steps: Sequence[Step], activation: str, negative_slope: 
 def _dtype_of(input: Tensor) -> torch.dtype:
     """The dtype in which a convolution of `input` is computed: autocast's own, where it is on."""
     device = input.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    on = has_autocast(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on and input.dtype != torch.float64 else input.dtype
 
 

@@ -9,15 +9,25 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..checks import check_choice
+from ..problems.conv_film import KEEPS
 from .capture import Inputs, check_model, find_film
 from .dynamo import say_if_off
 from .method import install
 from .own_layers import methods_with_layers, modules_to_fuse
+from .swap import Wishes
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] = (), norms: bool = True) -> Model:
+def fuse(
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    methods: Sequence[str] = (),
+    norms: bool = True,
+    keep: str = "fast",
+) -> Model:
     """Make calls of `film_kernels.conv_film` and `norm_film` of the fusable sites in `model`, which is changed itself.
 
     It is changed in place, as by `model.compile()`, because a second module beside it would drift apart from it: in
@@ -55,15 +65,17 @@ def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] 
         methods: names of more methods: of the model, "encode", or of a module in it, "net.encode".
         norms: a norm with an activation behind it and no FiLM is one call too, as the same models have as many of them.
             False leaves these as they are.
+        keep: what fused convolutions may keep for backward, as `film_kernels.conv_film` takes it.
 
     Returns:
         `model`.
 
     Raises:
         TypeError: `model`, `example_inputs` or `methods` of another type.
-        ValueError: a name in `methods` that is no method, or one of nn.Module's own.
+        ValueError: a name in `methods` that is no method, or one of nn.Module's own; an unknown `keep`.
     """
     check_model(model)
+    wishes = Wishes(norms, check_choice("keep", keep, KEEPS))
     named = [_method(model, name) for name in _names(methods)]
     say_if_off()
     looked_for = example_inputs is not None and not named
@@ -72,9 +84,9 @@ def fuse(model: Model, example_inputs: Inputs = None, *, methods: Sequence[str] 
     for module in modules_to_fuse(model):
         for name in ("forward", *methods_with_layers(module)):
             if _is_method(module, name):
-                install(module, name, norms)
+                install(module, name, wishes)
     for module, name in named:
-        install(module, name, norms)
+        install(module, name, wishes)
     return model
 
 

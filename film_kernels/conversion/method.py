@@ -16,7 +16,7 @@ from torch.nn.modules import module as _hooks
 from .. import ops
 from .compiler import as_it_is
 from .dynamo import Watch, captured, say_if_off
-from .swap import swap
+from .swap import Wishes, swap
 
 _REDUCE, _REPLICATE = "__reduce_ex__", "_replicate_for_data_parallel"
 # Captures that are kept of one method, before it begins anew: arguments may change without end, memory and the time to
@@ -29,10 +29,10 @@ class Fused:
     """One method of one module. The former method runs where somebody else traces or transforms the module; otherwise
     it runs in the graphs that Dynamo captures of it, with every fused method that it calls captured in the same."""
 
-    def __init__(self, name: str, own: str | None, norms: bool = True) -> None:
-        """`own` is the key under which the instance has a former method of its own, if it is not the class's; `norms`
-        is `fuse`'s."""
-        self.name, self.own, self.norms = name, own, norms
+    def __init__(self, name: str, own: str | None, *wishes: Any) -> None:
+        """`own` is the key under which the instance has a former method of its own, if it is not the class's; `wishes`
+        are those of `Wishes`, one by one, as a pickle holds them."""
+        self.name, self.own, self.wishes = name, own, Wishes(*wishes)
         self._captured: Callable[..., Any] | None = None
         self._watch = Watch(name)
 
@@ -46,7 +46,7 @@ class Fused:
         call = self._captured
         if call is None or self._watch.number > _MOST:
             self._watch = Watch(f"{type(module).__name__}.{self.name}")
-            call = self._captured = captured(_call, _swap_and_run[self.norms], watch=self._watch)
+            call = self._captured = captured(_call, _swap_and_run(self.wishes), watch=self._watch)
         try:
             return call(former, args, kwargs, torch.compiler.is_compiling, say_if_off)
         except BaseException:
@@ -54,7 +54,7 @@ class Fused:
             raise
 
 
-def install(module: nn.Module, name: str, norms: bool) -> None:
+def install(module: nn.Module, name: str, wishes: Wishes) -> None:
     """Put a fused method before the method `name` of `module`, in the module's `__dict__`."""
     attributes = module.__dict__
     there = attributes.get(name)
@@ -64,10 +64,10 @@ def install(module: nn.Module, name: str, norms: bool) -> None:
             own = next(key for i in itertools.count() if (key := f"_film_kernels_former_{name}_{i}") not in attributes)
             attributes[own] = there
     elif there.__self__ is module:  # type: ignore[union-attr]
-        if _fused_in(there).norms == norms:  # type: ignore[union-attr]
+        if _fused_in(there).wishes == wishes:  # type: ignore[union-attr]
             return
         own = _fused_in(there).own  # type: ignore[union-attr]
-    _bind(module, name, Fused(name, own, norms))
+    _bind(module, name, Fused(name, own, *wishes))
 
 
 def _bind(module: nn.Module, key: str, fused: Fused) -> None:
@@ -114,7 +114,7 @@ def _reduce(module: nn.Module, protocol: Any) -> Any:
     are bound to them. (With its `__dict__`, a shallow copy would get those of `module`.)"""
     attributes = module.__dict__
     fused = {
-        key: (one.name, one.own, one.norms)
+        key: (one.name, one.own, *one.wishes)
         for key, method in attributes.items()
         if (one := _fused_in(method)) is not None
     }
@@ -131,7 +131,7 @@ def _reduce(module: nn.Module, protocol: Any) -> Any:
 
 
 def _rebuild(
-    make: Callable[..., nn.Module], arguments: tuple[Any, ...], fused: dict[str, tuple[str, str | None, bool]]
+    make: Callable[..., nn.Module], arguments: tuple[Any, ...], fused: dict[str, tuple[Any, ...]]
 ) -> nn.Module:
     module = make(*arguments)
     for key, options in fused.items():
@@ -158,18 +158,16 @@ def _call(method, args, kwargs, is_compiling, otherwise):
     return method(*args, **kwargs)
 
 
-def _swap_and_run_with_norms(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    swap(module, norms=True)
-    return as_it_is(module)
+@functools.cache
+def _swap_and_run(wishes: Wishes) -> Callable[..., Any]:
+    """A function with a name of its own: Dynamo tells graphs of one backend from those of another by it."""
 
+    def swap_and_run(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        swap(module, wishes)
+        return as_it_is(module)
 
-def _swap_and_run_without_norms(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    swap(module, norms=False)
-    return as_it_is(module)
-
-
-# Functions with names of their own: Dynamo tells graphs of one backend from those of another by it.
-_swap_and_run = {True: _swap_and_run_with_norms, False: _swap_and_run_without_norms}
+    swap_and_run.__name__ = f"swap_and_run_norms_{wishes.norms}_keep_{wishes.keep}"
+    return swap_and_run
 
 
 def _is_watched() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -22,16 +22,23 @@ from .records import Affine, Convolution, Norm, Root
 _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
 
 
-def swap(module: fx.GraphModule, norms: bool = True) -> list[Match]:
-    """Change the graph of `module`, one of Dynamo's, in place; the matches that were swapped. `norms` is `fuse`'s."""
+class Wishes(NamedTuple):
+    """What a user of `fuse` chooses for all sites: its arguments of these names."""
+
+    norms: bool = True
+    keep: str = "fast"
+
+
+def swap(module: fx.GraphModule, wishes: Wishes = Wishes()) -> list[Match]:  # noqa: B008  # which never changes
+    """Change the graph of `module`, one of Dynamo's, in place; the matches that were swapped."""
     taken: set[fx.Node] = set()
     swapped = []
-    for match in matches(module.graph, norms):
+    for match in matches(module.graph, wishes.norms):
         if match.reason is None and taken.isdisjoint(match.nodes):
             taken.update(match.nodes)
             swapped.append(match)
     for match in reversed(swapped):  # what the last ones read, when it is swapped later, is replaced in their calls
-        _swap_one(module.graph, match)
+        _swap_one(module.graph, match, wishes.keep)
     _erase_unused(node for node in reversed(module.graph.nodes) if "written_anew" in node.meta)
     if any(match.norm is not None for match in swapped):
         _let_views_copy(module.graph)
@@ -39,7 +46,7 @@ def swap(module: fx.GraphModule, norms: bool = True) -> list[Match]:
         module.graph.lint()
         module.recompile()
     for body in checkpointed(module):
-        swapped += swap(body, norms)
+        swapped += swap(body, wishes)
     return swapped
 
 
@@ -67,11 +74,13 @@ def checkpointed(module: fx.GraphModule) -> list[fx.GraphModule]:
     return bodies
 
 
-def _swap_one(graph: fx.Graph, match: Match) -> None:
+def _swap_one(graph: fx.Graph, match: Match, keep: str) -> None:
     last = match.nodes[-1]
     with graph.inserting_after(last):
         direct = direct_call(match)
         call = _composed(graph, match) if direct is None else graph.call_function(direct[0], (), direct[1])
+        if match.norm is None:
+            call.kwargs = {**call.kwargs, "keep": keep}
     call.meta.update(last.meta)
     last.replace_all_uses_with(call)
     unused = [*reversed(match.nodes)]

@@ -31,6 +31,9 @@ REQUIRED = 2  # of them, the first ones, which are never None
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 Kinds = tuple[Kind, Kind, Kind | None, Kind | None, Kind | None]
 _ADDRESSABLE = 2**63 - 1  # bytes
+# What forward may keep for backward beside the arguments, the most first: `conv(input, weight)`, one bit an element, or
+# nothing.
+KEEPS = ("fast", "bits", "least")
 
 
 class ConvFilm(NamedTuple):
@@ -56,6 +59,7 @@ class ConvFilm(NamedTuple):
     negative_slope: float
     film_position: str
     gamma_offset: float
+    keep: str
 
     @property
     def padding_before(self) -> tuple[int, ...]:
@@ -117,7 +121,7 @@ class ConvFilm(NamedTuple):
 OPTIONS = ConvFilm._fields[ConvFilm._fields.index("stride") :]
 OPTIONS_SCHEMA = (
     "int[] stride, int[] padding_before, int[] padding_after, int[] dilation, int groups, str activation, "
-    "float negative_slope, str film_position, float gamma_offset"
+    "float negative_slope, str film_position, float gamma_offset, str keep"
 )
 
 
@@ -168,6 +172,7 @@ def problem_of(kinds: Kinds, channels_last: bool, options: Sequence[Any]) -> Con
         negative_slope=finite("negative_slope", given["negative_slope"]),
         film_position=check_choice("film_position", given["film_position"], FILM_POSITIONS),
         gamma_offset=finite("gamma_offset", given["gamma_offset"]),
+        keep=check_choice("keep", given["keep"], KEEPS),
     )
     _check_output(problem, given)
     return problem

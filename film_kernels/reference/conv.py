@@ -110,17 +110,18 @@ def conv_film(
     negative_slope: float = 0.01,
     film_position: str = "post",
     gamma_offset: float = 0.0,
+    keep: str = "fast",
     backend: str | None = None,
 ) -> torch.Tensor:
     """`film_kernels.conv_film` in plain PyTorch: same arguments, shapes, errors, and differentiable to any order.
 
-    `backend` is accepted so that the signatures agree, and must be None or "reference".
+    `keep` and `backend` are accepted so that the signatures agree; the latter must be None or "reference".
     """
     if backend not in (None, "reference"):
         raise ValueError(f"backend must be None or 'reference' for the reference formula, got {backend!r}")
     problem, tensors, unbatched = arguments.prepare(
         (input, weight, bias, gamma, beta),
-        (stride, padding, dilation, groups, activation, negative_slope, film_position, gamma_offset),
+        (stride, padding, dilation, groups, activation, negative_slope, film_position, gamma_offset, keep),
     )
     y = forward(problem, *tensors)
     return y.squeeze(0) if unbatched else y

@@ -16,18 +16,17 @@ from bench import memory, report, results
 from bench.peers import PEERS
 from bench.shapes import OPERATORS, ROWS, TINY
 from tests.helpers.performance_suite import BUDGET, CPU, start
-from tests.helpers.subprocesses import ROOT
 
 of_each = pytest.mark.parametrize("operator", OPERATORS)
 
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
-    """(folder, what was printed, seconds) of a dry run of everything."""
+    """(folder, what was printed, seconds) of a dry run of all benchmarks."""
     out = tmp_path_factory.mktemp("dry")
     begin = time.monotonic()
-    done = start("-m", "bench", "check-gpu", DRY="1", BUDGET_S=str(BUDGET), OUT=str(out))
-    assert done.returncode == (0 if (ROOT / "setup.py").exists() else 1), done.stdout  # a wheel has none to build
+    done = start("-m", "bench", "gpu", DRY="1", BUDGET_S=str(BUDGET), OUT=str(out))
+    assert done.returncode == 0, done.stdout
     return out, done.stdout, time.monotonic() - begin
 
 
@@ -37,15 +36,14 @@ def test_a_dry_run_keeps_its_budget_and_ends_with_a_summary(dry):
     summary = (out / "summary.txt").read_text()
     assert printed.endswith(summary)
     parts = [f"{operator} {name}" for operator in OPERATORS for name in ("forward", "training", "memory")]
-    for part in ("tests", *parts):
+    for part in parts:
         assert f"\n{part}: passed in" in "\n" + summary
-    assert "\nbuild: " in "\n" + summary
 
 
 @of_each
 def test_every_row_and_peer_has_a_time_or_a_reason(dry, operator):
     found = results.read(dry[0] / operator)
-    own = [name for name, row in ROWS.items() if row.case.operator == operator]
+    own = [name for name, row in ROWS.items() if row.case.operator == operator and not row.only_gpu]
     reasons = {(one.kind, one.row, one.peer): one for one in found.reasons}
     for kind, row, peer in itertools.product(results.KINDS, own, PEERS):
         timed = found.seconds.get(kind, {}).get(row, {}).get(peer)
@@ -129,6 +127,7 @@ def test_a_network_of_norms_keeps_a_third(dry):
 def test_a_norm_keeps_two_numbers_a_group(dry):
     kept = {(one["row"], one["peer"]): one["bytes"] for one in results.read(dry[0] / "norm_film").kept}
     rows = [name for name, row in ROWS.items() if row.case.operator == "norm_film" and not row.channels_last]
+    rows = [name for name in rows if not ROWS[name].only_gpu]
     assert {row for row, _ in kept} == set(rows)
     for name in rows:
         problem = replace(ROWS[name], tiny=True).problem(CPU)

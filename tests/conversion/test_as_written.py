@@ -9,7 +9,7 @@ import torch
 
 from film_kernels import find_film, fuse
 from film_kernels.conversion.operations import convolution_of
-from film_kernels.conversion.swap import swap
+from film_kernels.conversion.swap import Wishes, swap
 from tests.helpers.conversion import as_written
 from tests.helpers.conversion.equality import counted_calls, outputs_and_gradients
 from tests.helpers.conversion.spellings import Together, inputs
@@ -35,7 +35,8 @@ def test_no_convolution_is_left(dynamic):
     found = []
 
     def backend(module, example_inputs):
-        found.append((len(swap(module, norms=False)), [node for node in module.graph.nodes if convolution_of(node)]))
+        swapped = swap(module, Wishes(norms=False))
+        found.append((len(swapped), [node for node in module.graph.nodes if convolution_of(node)]))
         return module.forward
 
     model = Together(as_written.Model(written) for written in as_written.FUSED)

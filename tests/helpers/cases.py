@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from film_kernels import arguments, conv_film, reference
-from film_kernels.activations import ACTIVATIONS
+from film_kernels.problems.conv_film import KEEPS
 from tests.helpers import emulation, exact
 
 EXPECTED = ("cpu", "vendor", "reference")  # backends that must be available wherever the tests run
@@ -41,6 +41,7 @@ class Case:
     film_position: str = "post"
     negative_slope: float = 0.1
     gamma_offset: float = 0.0
+    keep: str = "fast"
 
     @property
     def geometry(self):
@@ -53,6 +54,7 @@ class Case:
             "film_position": self.film_position,
             "negative_slope": self.negative_slope,
             "gamma_offset": self.gamma_offset,
+            "keep": self.keep,
         }
 
     def __str__(self):
@@ -77,9 +79,11 @@ GEOMETRIES = (
 )
 FORMULAS = (("relu", "post"), ("relu", "pre"), ("leaky_relu", "post"), ("leaky_relu", "pre"), ("none", "post"))
 CASES = tuple(
-    replace(case, activation=activation, film_position=position, gamma_offset=float(i % 2))
+    replace(
+        case, activation=activation, film_position=position, gamma_offset=float(i % 2), keep=KEEPS[(i + j) % len(KEEPS)]
+    )
     for i, case in enumerate(GEOMETRIES)
-    for activation, position in FORMULAS
+    for j, (activation, position) in enumerate(FORMULAS)
 )
 
 
@@ -137,11 +141,11 @@ def float32_products(precision: str) -> Iterator[None]:
 
 def has_one_pass(problem) -> bool:
     """Stands in for the function of backends/vendor.py where Triton runs in its interpreter."""
-    return problem.spatial_rank < 3 and ACTIVATIONS[problem.activation].one_bit
+    return problem.spatial_rank < 3
 
 
 def problem_of(case: Case, tensors: list[Tensor | None]):
-    options = (case.activation, case.negative_slope, case.film_position, case.gamma_offset)
+    options = (case.activation, case.negative_slope, case.film_position, case.gamma_offset, case.keep)
     return arguments.prepare(tuple(tensors), (*case.geometry, *options))[0]
 
 
@@ -157,6 +161,11 @@ def as_they_are(*tensors: Tensor) -> list[Tensor]:
     return list(tensors)
 
 
+def as_tf32(*tensors: Tensor) -> list[Tensor]:
+    """float32 with the 10 bits of fraction that a tensor core looks at, to nearest."""
+    return [((t.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).view_as(t) for t in tensors]
+
+
 Seen = Callable[..., list[Tensor]]
 
 
@@ -167,15 +176,21 @@ def incoming_gradient(case: Case, tensors: list[Tensor | None], seed: int = 1, s
     plain = [*seen(*tensors[:2]), *tensors[2:]]
     rounding = (pre_activation(case, plain, torch.float32 if dtype == torch.float64 else dtype).double() - v).abs()
     generator = torch.Generator().manual_seed(seed)
-    grad = torch.randn(v.shape, generator=generator, dtype=torch.float64).to(dtype)
+    grad = torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device, dtype)
     grad[v.abs() <= 4 * rounding.max()] = 0
     return grad
 
 
 def assert_as_good_as_plain(
-    case: Case, draw: Callable[[int], list[Tensor | None]], backend: str, channels_last_grad: bool = False
+    case: Case,
+    draw: Callable[[int], list[Tensor | None]],
+    backend: str,
+    channels_last_grad: bool = False,
+    place: Callable[[Tensor], Tensor] = lambda t: t,
+    draws: int | None = None,
 ) -> None:
-    """Hold `backend` to the rule, output and gradients. `draw(seed)` gives the five tensors."""
+    """Hold `backend` to the rule, output and gradients. `draw(seed)` gives the five tensors, which are brought to a
+    device by `place`."""
 
     def change_grad(grad):
         return grad.to(memory_format=torch.channels_last) if channels_last_grad and grad.dim() == 4 else grad
@@ -183,7 +198,7 @@ def assert_as_good_as_plain(
     def ours(tensors, grad):
         return run(case, tensors, grad, backend, tensors[0].dtype)
 
-    hold_to_the_rule(case, draw, ours, min(48, max(3, 48 // case.weight[0])), change_grad)
+    hold_to_the_rule(case, draw, ours, draws or min(48, max(3, 48 // case.weight[0])), change_grad, place=place)
 
 
 def hold_to_the_rule(
@@ -193,13 +208,14 @@ def hold_to_the_rule(
     draws: int,
     change_grad: Callable[[Tensor], Tensor],
     seen: Seen = as_they_are,
+    place: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> None:
     """Hold `ours(tensors, grad)`, [y, and the five gradients], to the rule over several draws together: of a gradient
     with a few elements one draw says little. Plain PyTorch gets what `seen` makes of input, weight and gradient, the
-    factors of products, where it would round them on a GPU."""
+    factors of products, where it would round them on a GPU. `place` brings the tensors to a device."""
     squares = {name: torch.zeros(3, dtype=torch.float64) for name in NAMES}  # of our error, plain's error, the size
     for seed in range(draws):
-        tensors = draw(seed)
+        tensors = [None if t is None else place(t) for t in draw(seed)]
         dtype = tensors[0].dtype
         grad = change_grad(incoming_gradient(case, tensors, seed, seen))
         plain = run(case, [*seen(*tensors[:2]), *tensors[2:]], *seen(grad), "reference", dtype)
@@ -211,9 +227,9 @@ def hold_to_the_rule(
             assert result.dtype == dtype and result.shape == theirs.shape, name
             # PyTorch 2.13's own bfloat16 weight gradient of a few long rows reads memory that nobody wrote: where it
             # makes NaN of what is finite, it counts as exact.
-            theirs = theirs.double().numpy()
+            theirs = theirs.double().cpu().numpy()
             theirs = np.where(np.isfinite(better) & np.isnan(theirs), better, theirs)
-            errors = (result.double().numpy() - better, theirs - better, better)
+            errors = (result.double().cpu().numpy() - better, theirs - better, better)
             squares[name] += torch.tensor([float((e**2).sum()) for e in errors], dtype=torch.float64)
     for name, (error, allowed, size) in ((name, s.sqrt().tolist()) for name, s in squares.items()):
         floor = torch.finfo(dtype).eps / 2 * size
@@ -225,6 +241,6 @@ def hold_to_the_rule(
 def more_exact(case: Case, tensors: list[Tensor | None], grad: Tensor) -> list:
     """Output and gradients in float64, or for float64 in extended precision, as numpy arrays."""
     if tensors[0].dtype != torch.float64:
-        return [None if t is None else t.numpy() for t in run(case, tensors, grad, "reference", torch.float64)]
+        return [None if t is None else t.cpu().numpy() for t in run(case, tensors, grad, "reference", torch.float64)]
     value, slope = exact.activation(case.activation, case.negative_slope)
     return list(exact.forward_and_gradients(*tensors, grad, problem_of(case, tensors), value, slope))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from film_kernels.activations import ACTIVATIONS
 from film_kernels.backends import BACKENDS
+from film_kernels.problems.conv_film import KEEPS
 
 from .cases import Case, problem_of, run
 
@@ -35,12 +36,12 @@ REFUSALS = (
     Refusal("cuda", "many_products", "it serves more than 16 input channels in channels_last only", False),
     Refusal("cuda", "many_products", "it serves output channels that are a multiple of", True),
 )
-KEEP_ONE_BIT = ("cpu", "cuda", "triton")  # and refuse every smooth activation
+KEEP_ONE_BIT = {"cpu": KEEPS, "cuda": KEEPS, "triton": ("bits",)}  # with what `keep`, and refuse smooth activations
 
 
 def words_of_refusal(backend: str, case: Case, channels_last: bool = False) -> str | None:
     """What the reason must hold where `backend` is to refuse the case, or None where it must serve it."""
-    if backend in KEEP_ONE_BIT and not ACTIVATIONS[case.activation].one_bit:
+    if case.keep in KEEP_ONE_BIT.get(backend, ()) and not ACTIVATIONS[case.activation].one_bit:
         return f"not for the smooth {case.activation}"
     found = [
         refusal.words

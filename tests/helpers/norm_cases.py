@@ -265,20 +265,22 @@ def assert_as_good_as_plain(
     draw: Callable[[int], Some] | None = None,
     draws: int | None = None,
     change: Callable[[Tensor], Tensor] = lambda grad: grad,
+    place: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> dict[str, tuple[float, float, float]]:
     """Hold `backend` to the rule, output and gradients, over several draws together: of a gradient with a few elements
-    one draw says little. Where plain PyTorch's own result is not finite, any is as good. Returns for each name its
-    error, plain's, and the size."""
+    one draw says little. Where plain PyTorch's own result is not finite, any is as good. `place` brings the tensors of
+    both to a device. Returns for each name its error, plain's, and the size."""
     draw = draw or (lambda seed: tensors_of(case, seed))
     squares = {name: np.zeros(3) for name in NAMES}
     eps = {}
     for seed in range(draws or min(16, max(3, 4096 // max(1, int(np.prod(case.input))), 48 // case.channels))):
         tensors = draw(seed)
+        placed = [None if t is None else place(t) for t in tensors]
         if seed == 0:
-            assert_served(backend, case, tensors)
+            assert_served(backend, case, placed)
         grad = change(incoming_gradient(case, tensors, seed))
-        theirs = gradients(lambda leaves: plain(case, leaves), tensors, grad)
-        found = gradients(lambda leaves: ours(case, leaves, backend), tensors, grad)
+        theirs = gradients(lambda leaves: plain(case, leaves), placed, place(grad))
+        found = gradients(lambda leaves: ours(case, leaves, backend), placed, place(grad))
         for name, better, rough, result in zip(NAMES, more_exact(case, tensors, grad), theirs, found, strict=True):
             if better is None:
                 assert result is None, name
@@ -286,7 +288,7 @@ def assert_as_good_as_plain(
             assert rough is not None and result is not None, name
             assert result.dtype == rough.dtype and result.shape == rough.shape, name
             eps[name] = torch.finfo(result.dtype).eps
-            rough, result = rough.double().numpy(), result.double().numpy()
+            rough, result = rough.double().cpu().numpy(), result.double().cpu().numpy()
             usable = np.isfinite(rough) & np.isfinite(better)
             errors = (np.where(usable, e, 0) for e in (result - better, rough - better, better))
             squares[name] += [float((e**2).sum()) for e in errors]

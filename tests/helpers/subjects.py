@@ -91,7 +91,7 @@ class ConvSubject(Subject):
 
     def registered_options(self, case):
         sizes = ("stride", "padding_before", "padding_after", "dilation")
-        return {**dict.fromkeys(sizes, (1, 1)), "groups": 1}
+        return {**dict.fromkeys(sizes, (1, 1)), "groups": 1, "keep": case.keep}
 
     def refusal(self, backend, **options):
         return words_of_refusal(backend, replace(self.case, **options))

@@ -1,7 +1,7 @@
-"""Calls of norm_film's operators that are spoiled in some way, the registered ones and those of the CPU library.
+"""Calls of norm_film's operators that are spoiled in some way, the registered ones and those of a compiled library.
 
 As a program it ends with a message only where none of them ended the process:
-`python -m tests.norm_film.hostile SEED COUNT`.
+`python -m tests.norm_film.hostile SEED COUNT BACKEND`, where the backend is cpu, or cuda in the emulator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.helpers.spoiling import (
     spoilt_list,
 )
 
-assert film_kernels.available_backends()["cpu"] is None  # which registers the operators too
+film_kernels.available_backends()  # which registers the operators too
 
 NORMS = ("group", "batch", "channel", "rms", "l2", "none")
 TENSORS = ("input", "weight", "bias", "gamma", "beta", "grad", "kept", "statistics")
@@ -41,6 +41,7 @@ def right_calls(
     parameter_dtype: torch.dtype | None = None,
     channels_last: bool = False,
     backend: str = "cpu",
+    library: str = "cpu",
 ) -> dict[str, tuple[Any, dict[str, Any]]]:
     """An operator and the arguments of a right call of it, by the operator's name."""
     n, c = shape[0], shape[channel_dim]
@@ -57,7 +58,7 @@ def right_calls(
     count = {"group": n * groups, "batch": c, "none": 0}.get(norm, n * positions)
     rows = 0 if norm == "none" else 1 if norm in ("rms", "l2") else 2
     kept = torch.rand(rows, count, dtype=torch.float64 if dtype == torch.float64 else torch.float32) + 0.5
-    lib, named = torch.ops.film_kernels_cpu, torch.ops.film_kernels
+    lib, named = getattr(torch.ops, f"film_kernels_{library}"), torch.ops.film_kernels
     codes = {"geometry": [NORMS.index(norm), groups, channel_dim, activation, position], "numbers": [1e-5, 0.1, 1.0]}
     names = list(film_kernels.activations.ACTIVATIONS)
     options = {
@@ -77,7 +78,7 @@ def right_calls(
     }  # fmt: skip
 
 
-def _drawn(r: random.Random) -> dict[str, tuple[Any, dict[str, Any]]]:
+def _drawn(r: random.Random, library: str) -> dict[str, tuple[Any, dict[str, Any]]]:
     norm, groups = r.choice(NORMS), r.choice([1, 2, 3])
     spatial = [r.choice([1, 2, 5, 17]) for _ in range(r.choice([0, 1, 2, 2, 3]))]
     n, c = r.choice([0, 1, 2, 3]), groups * r.choice([1, 2, 7])
@@ -86,7 +87,8 @@ def _drawn(r: random.Random) -> dict[str, tuple[Any, dict[str, Any]]]:
     mixed = torch.float32 if dtype in (torch.bfloat16, torch.float16) and r.random() < 0.5 else None
     return right_calls(
         (n, c, *spatial) if dim == 1 else (n, *spatial, c), norm, groups, dim, r.randrange(9), r.randrange(2), dtype,
-        mixed, len(spatial) > 1 and dim == 1 and r.random() < 0.5, r.choice(["", "cpu", "vendor", "reference"]),
+        mixed, len(spatial) > 1 and dim == 1 and r.random() < 0.5, r.choice(["", library, "vendor", "reference"]),
+        library,
     )  # fmt: skip
 
 
@@ -115,16 +117,16 @@ def _has_its_memory(t: Any) -> bool:
     return (last + 1) * t.element_size() <= t.untyped_storage().nbytes()
 
 
-def hostile_calls(seed: int, count: int) -> tuple[int, int]:
+def hostile_calls(seed: int, count: int, library: str) -> tuple[int, int]:
     """How many of `count` drawn calls gave a result, and how many raised."""
     r = random.Random(seed)
     torch.manual_seed(seed)
     answered = raised = 0
     for _ in range(count):
-        operator, arguments = r.choice(list(_drawn(r).values()))
+        operator, arguments = r.choice(list(_drawn(r, library).values()))
         for name in r.sample(list(arguments), r.choice([0, 1, 1, 1, 2, 3])):
             _spoil(arguments, name, r)
-        if arguments.get("backend", "cpu") != "cpu" and not all(map(_has_its_memory, arguments.values())):
+        if arguments.get("backend", library) != library and not all(map(_has_its_memory, arguments.values())):
             continue  # PyTorch's own operators read memory that was given back
         if answers(operator, arguments):
             answered += 1
@@ -135,7 +137,7 @@ def hostile_calls(seed: int, count: int) -> tuple[int, int]:
 
 def main() -> None:
     be_a_process_of_little_memory()
-    answered, raised = hostile_calls(int(sys.argv[1]), int(sys.argv[2]))
+    answered, raised = hostile_calls(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
     print(f"{answered} answered, {raised} raised")
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from film_kernels import NormFiLM, norm_film
+from tests.helpers.kept import kept_bytes
 from tests.helpers.norm_cases import SERVING, Case, gradients, ours, tensors_of
-from tests.test_memory import kept_bytes
 
 KEEPING = [name for name in SERVING if name != "reference"]
 # A case for each way in which work may be shared out: samples, groups, channels, positions, and parts of one group.

@@ -133,7 +133,7 @@ def test_fakes_refuse_too(name):
 
 def test_no_call_ends_the_process():
     """In a process of its own, with a limit of memory: thousands of calls, most of them spoiled in one way or more."""
-    done = run_python("-W", "ignore", "-m", "tests.norm_film.hostile", "0", "2500")
+    done = run_python("-W", "ignore", "-m", "tests.norm_film.hostile", "0", "2500", "cpu")
     assert done.returncode == 0, done.stderr[-2000:]
     answered, raised = map(int, re.findall(r"\d+", done.stdout))
     assert answered > 500 and raised > 500

@@ -64,20 +64,22 @@ def activation_gradient(g, v, negative_slope: tl.constexpr, ACTIVATION: tl.const
 
 @triton.jit
 def tanh(v):
-    # by exp the digits of a small v are lost; there is the series
+    # by exp the digits of a small v are lost; there tanh(v) = v + v w p / q, a minimax with float64's digits
     e = tl.exp(-2.0 * tl.abs(v))
-    w = v * v
-    tail = 62.0 / 2835 + w * (-1382.0 / 155925 + w * (21844.0 / 6081075))
-    series = v + v * w * (-1.0 / 3 + w * (2.0 / 15 + w * (-17.0 / 315 + w * tail)))
+    w = tl.minimum(v * v, 0.390625, propagate_nan=tl.PropagateNan.ALL)
+    p = (-0.964399179425052238628 * w - 99.2877231001918586564) * w - 1614.68768441708447952
+    q = ((w + 112.811678491632931402) * w + 2235.48839060100448583) * w + 4844.06305325125486048
     large = (1.0 - e) / (1.0 + e)
-    return tl.where(tl.abs(v) < 0.1, series, tl.where(v < 0.0, -large, large))
+    return tl.where(tl.abs(v) < 0.625, v + v * w * (p / q), tl.where(v < 0.0, -large, large))
 
 
 @triton.jit
 def tanh_slope(v):
     """1 - tanh(v)^2, without the cancellation."""
+    # near 0 nothing cancels yet, and the quotient's roundings are larger than the difference's
     e = tl.exp(-2.0 * tl.abs(v))
-    return 4.0 * e / ((1.0 + e) * (1.0 + e))
+    t = tanh(v)
+    return tl.where(tl.abs(v) < 0.5, 1.0 - t * t, 4.0 * e / ((1.0 + e) * (1.0 + e)))
 
 
 @triton.jit

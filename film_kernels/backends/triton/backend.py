@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ...activations import why_not_one_bit
 from ...problems.conv_film import ConvFilm
-from ..base import Backend, Gradients
-from ..conv_film import ConvFilmKernels
+from .. import library
+from ..base import Backend
+from ..gpu_conv_film import GpuConvFilmKernels
 from ..vendor import VendorConvFilm
 from .availability import why_not_here, why_nowhere
 
@@ -16,7 +19,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _vendor = VendorConvFilm()
 
 
-class TritonConvFilm(ConvFilmKernels):
+class TritonConvFilm(GpuConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
         if (reason := why_not_here(problem.device)) is not None:
             return reason
@@ -30,7 +33,7 @@ class TritonConvFilm(ConvFilmKernels):
             return f"it serves convolutions of one group, not {problem.groups}"
         if problem.weight_shape[1] == 0:
             return "it serves inputs of at least one channel"
-        return why_not_one_bit(problem.activation)
+        return why_not_one_bit(problem.activation) if problem.keep == "bits" else None
 
     def is_slow(self, problem: ConvFilm) -> bool:
         # No measurement on a card stands behind these kernels yet, so the automatic choice takes them only where the
@@ -41,11 +44,11 @@ class TritonConvFilm(ConvFilmKernels):
             return True
         return not (autotune.is_timing(problem) or autotune.is_measured_to_be_faster(problem))
 
-    def kept_like(self, problem: ConvFilm) -> Tensor:
-        """The bits, a byte for eight channels of a position: (N, positions, ceil(K / 8)) for channels_last,
-        (N, ceil(K / 8), positions) otherwise; none without an activation."""
+    def bits_like(self, problem: ConvFilm) -> Tensor:
+        """A byte for eight channels of a position: (N, positions, ceil(K / 8)) for channels_last, (N, ceil(K / 8),
+        positions) otherwise; none without an activation."""
         if problem.activation == "none":
-            return torch.empty(0, dtype=torch.uint8, device=problem.device)
+            return library.nothing_like(problem)
         positions = 1
         for size in problem.out_size:
             positions *= size
@@ -59,39 +62,63 @@ class TritonConvFilm(ConvFilmKernels):
 
         return (True, True) if autotune.is_timing(problem) else super().reads(problem, wanted)
 
-    def forward(self, problem, tensors, keep):
+    def forward_and_copy(self, problem, tensors, copied):
+        self._compare(
+            problem,
+            "forward",
+            lambda: super(TritonConvFilm, self).forward_and_copy(problem, tensors, copied),
+            lambda: _vendor.forward_and_copy(problem, tensors, copied),
+        )
+        return super().forward_and_copy(problem, tensors, copied)
+
+    def forward(self, problem, tensors, for_backward):
+        self._compare(
+            problem,
+            "forward",
+            lambda: super(TritonConvFilm, self).forward(problem, tensors, for_backward),
+            lambda: _vendor.forward(problem, tensors, for_backward),
+        )
+        return super().forward(problem, tensors, for_backward)
+
+    def backward(self, problem, grad, kept, tensors, wanted):
         from . import autotune
 
-        def fused() -> tuple[Tensor, Tensor | None]:
-            return self.fused(problem, tensors, keep)
+        if autotune.is_timing(problem) and _vendor.why_not(problem) is None:
+            _, its_kept = _vendor.forward(problem, tensors, True)
+            self._compare(
+                problem,
+                "backward",
+                lambda: super(TritonConvFilm, self).backward(problem, grad, kept, tensors, wanted),
+                lambda: _vendor.backward(problem, grad, its_kept, tensors, wanted),
+            )
+        return super().backward(problem, grad, kept, tensors, wanted)
+
+    def _compare(self, problem: ConvFilm, part: str, ours: Callable[[], object], vendor: Callable[[], object]) -> None:
+        """Time a pass against the library's, where the user wants it."""
+        from . import autotune
 
         if autotune.is_timing(problem) and _vendor.why_not(problem) is None:
-            fused()  # times the entries first
-            autotune.compare(problem, "forward", fused, lambda: _vendor.forward(problem, tensors, keep))
-        return fused()
+            ours()  # times the entries first
+            autotune.compare(problem, part, ours, vendor)
 
-    def fused(self, problem, tensors, keep_bits):
-        """(y, bits), the bits None unless `keep_bits`; without them of every activation."""
+    def fused(self, problem, tensors, with_bits, bias_copy):
         from .autotune import run
         from .forward import forward
 
-        kept = self.kept_like(problem) if keep_bits else None
-        return run(problem, "forward", lambda entry: forward(problem, tensors, kept, entry)), kept
+        bits = self.bits_like(problem) if with_bits else None
+        return run(problem, "forward", lambda entry: forward(problem, tensors, bits, entry, bias_copy)), bits
 
-    def after(self, problem, raw, bias, gamma, beta, out):
-        """y into `out`, which may be `raw`, from the library's convolution without the bias, in one pass."""
+    def after(self, problem, result, bias, gamma, beta, out, copies):
         from .vendor_pass import finish_forward
 
-        return finish_forward(problem, raw, bias, gamma, beta, out)
+        return finish_forward(problem, result, bias, gamma, beta, out, copies)
 
-    def before(self, problem, grad, raw, bias, gamma, beta, wanted):
-        """(dz, db, dgamma, dbeta) from `grad` and the library's convolution without the bias, in one pass."""
+    def before(self, problem, grad, result, bias, gamma, beta, wanted):
         from .vendor_pass import start_backward
 
-        return start_backward(problem, grad, raw, bias, gamma, beta, wanted)
+        return start_backward(problem, grad, result, bias, gamma, beta, wanted)
 
     def recompute(self, problem, grad, tensors, wanted):
-        """(dz, db, dgamma, dbeta) with the convolution computed once more, in one kernel."""
         from .autotune import run
         from .recompute import recompute
 
@@ -108,18 +135,6 @@ class TritonConvFilm(ConvFilmKernels):
         from .grad_weight import grad_weight
 
         return run(problem, "grad_weight", lambda entry: grad_weight(problem, grad, kept, tensors, wanted, entry))
-
-    def backward(self, problem, grad, kept, tensors, wanted):
-        from . import autotune
-
-        def fused() -> Gradients:
-            return ConvFilmKernels.backward(self, problem, grad, kept, tensors, wanted)
-
-        if autotune.is_timing(problem) and _vendor.why_not(problem) is None:
-            fused()  # times the entries first
-            _, z = _vendor.forward(problem, tensors, True)
-            autotune.compare(problem, "backward", fused, lambda: _vendor.backward(problem, grad, z, tensors, wanted))
-        return fused()
 
 
 class Triton(Backend):

@@ -17,7 +17,7 @@ from .tuning import Entry
 
 @triton.jit(do_not_specialize=["N"])
 def forward_kernel(
-    x, w, bias, gamma, beta, y, bits,
+    x, w, bias, gamma, beta, y, bits, bias_copy,
     N, C, H, W, K, OH, OW, PH, PW,
     x_sn, x_sc, x_sh, x_sw, w_sn, w_sc, w_sh, w_sw, gamma_sn, gamma_sk, beta_sn, beta_sk, bias_sk,
     y_sn, y_sk, y_sp, bits_sn, bits_sk, bits_sp,
@@ -28,7 +28,7 @@ def forward_kernel(
     ONE_SAMPLE: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    _, k_block, n, q, oh, ow = output_tile(K, OH * OW, OW, BLOCK_P, BLOCK_K, ONE_SAMPLE, WIDE)
+    p_block, k_block, n, q, oh, ow = output_tile(K, OH * OW, OW, BLOCK_P, BLOCK_K, ONE_SAMPLE, WIDE)
     k = index(k_block * BLOCK_K + tl.arange(0, BLOCK_K), WIDE)
     k_valid = k < K
     n_valid = n < N
@@ -42,6 +42,8 @@ def forward_kernel(
     scale, shift = load_film(
         gamma, beta, n, n_valid, k, k_valid, gamma_sn, gamma_sk, beta_sn, beta_sk, gamma_offset, ACC, ONE_SAMPLE
     )
+    if bias_copy is not None:
+        tl.store(bias_copy + k, tl.load(bias + k * bias_sk, mask=k_valid), mask=k_valid & (p_block == 0))
     if bits is not None:
         upper = (pre_activation(z, scale, shift, POST) <= 0.0) == 0  # NaN, which passes through, is on the upper branch
         byte = index(k_block * (BLOCK_K // 8) + tl.arange(0, BLOCK_K // 8), WIDE)
@@ -51,8 +53,11 @@ def forward_kernel(
     store_tile(y, n * y_sn + q * y_sp, p_valid, k * y_sk, k_valid, result, Y_LAST)
 
 
-def forward(problem: ConvFilm, tensors: Tensors, kept: Tensor | None, entry: Entry) -> Tensor:
-    """y (N, K, *out) in the problem's memory format; the bits are written into `kept` where it is given."""
+def forward(
+    problem: ConvFilm, tensors: Tensors, kept: Tensor | None, entry: Entry, bias_copy: Tensor | None = None
+) -> Tensor:
+    """y (N, K, *out) in the problem's memory format; the bits are written into `kept`, and a copy of the bias into
+    `bias_copy`, where they are given."""
     input, weight, bias, gamma, beta = tensors
     y = torch.empty(problem.out_shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format)
     if y.numel() == 0:
@@ -60,7 +65,8 @@ def forward(problem: ConvFilm, tensors: Tensors, kept: Tensor | None, entry: Ent
     weight = host.packed_weight(weight, entry.flat)
     programs, plan = _plan(problem, entry, host.precision(problem), host.layouts(input, weight, bias, gamma, beta))
     bits = None if problem.activation == "none" else kept
-    given = {"x": input, "w": weight, "bias": bias, "gamma": gamma, "beta": beta, "y": y, "bits": bits}
+    given = {"x": input, "w": weight, "bias": bias, "gamma": gamma, "beta": beta, "y": y, "bits": bits,
+             "bias_copy": bias_copy}  # fmt: skip
     host.launch(forward_kernel, programs, {**given, **plan}, problem.device, *entry.launch)
     return y
 

@@ -86,7 +86,7 @@ def problem_of(case: str, dtype: torch.dtype) -> conv_film.ConvFilm:
     channels = weight[0]
     shapes = (input, weight, (channels,), (input[0], channels), (input[0], channels))
     kinds = tuple((torch.Size(shape), dtype, torch.device("cuda"), torch.strided) for shape in shapes)
-    options = (stride, padding, 1, 1, "relu", 0.01, "post", 0.0)
+    options = (stride, padding, 1, 1, "relu", 0.01, "post", 0.0, "bits")
     return conv_film.problem_of(kinds, channels_last, options)  # type: ignore
 
 

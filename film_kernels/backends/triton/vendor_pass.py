@@ -31,7 +31,7 @@ def channel_values(factor, offset, k_valid, default, ROW: tl.constexpr, ACC: tl.
 
 @triton.jit(do_not_specialize=["chunks", "chunk_blocks"])
 def finish_forward_kernel(
-    raw, bias, gamma, beta, y,
+    raw, bias, gamma, beta, y, bias_copy, beta_copy,
     K, P, chunks, chunk_blocks, y_sn, y_sk, y_sp, gamma_sn, gamma_sk, beta_sn, beta_sk, bias_sk,
     lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     ACTIVATION: tl.constexpr, POST: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr,
@@ -48,6 +48,11 @@ def finish_forward_kernel(
     bias_row = channel_values(bias, k * bias_sk, k_valid, 0.0, ROW, ACC)
     scale = channel_values(gamma, n * gamma_sn + k * gamma_sk, k_valid, 1.0, ROW, ACC) + gamma_offset
     shift = channel_values(beta, n * beta_sn + k * beta_sk, k_valid, 0.0, ROW, ACC)
+    if bias_copy is not None:
+        tl.store(bias_copy + k, tl.load(bias + k * bias_sk, mask=k_valid), mask=k_valid & (unit == 0))
+    if beta_copy is not None:
+        row = tl.load(beta + n * beta_sn + k * beta_sk, mask=k_valid)
+        tl.store(beta_copy + n * K + k, row, mask=k_valid & (unit % chunks == 0))
 
     for block in range(0, chunk_blocks):
         q = index(((unit % chunks) * chunk_blocks + block) * BLOCK_P + tl.arange(0, BLOCK_P), WIDE)
@@ -110,14 +115,24 @@ def start_backward_kernel(
 
 
 def finish_forward(
-    problem: ConvFilm, raw: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, out: Tensor
+    problem: ConvFilm,
+    raw: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    out: Tensor,
+    copies: Sequence[Tensor | None] = (None, None),
 ) -> Tensor:
-    """y into `out`, which may be `raw`: both (N, K, *out), dense in the problem's memory format; returns `out`."""
+    """y into `out`, which may be `raw`: both (N, K, *out), dense in the problem's memory format; returns `out`.
+
+    `copies`, dense, of bias and beta, are written where they are given.
+    """
     if raw.numel() == 0:
         return out
     sizes, blocks = host.sizes_of(problem), _blocks(problem)
     arguments = {
         "raw": raw, "bias": bias, "gamma": gamma, "beta": beta, "y": out,
+        "bias_copy": copies[0], "beta_copy": copies[1],
         **_common(problem, raw, bias, gamma, beta, blocks),
     }  # fmt: skip
     programs = sizes.N * blocks["chunks"] * host.cdiv(sizes.K, blocks["BLOCK_K"])

@@ -1,0 +1,118 @@
+"""`python -m bench.first_times`: a few layers in the time that there is, for a first look at a machine.
+
+`python -m bench gpu` measures all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.arguments import positive
+
+from . import limits, machine
+from .outcomes import Outcome, Timed
+from .peers import PEERS
+from .runner import Budget, Runner
+from .shapes import ROWS
+from .tables import table
+from .timing import Rounds
+
+_ROWS = (  # what matters most first, for the last may come too late
+    "ivadomed channels_last half",
+    "GroupNorm, guided-diffusion channels_last half",
+    "tutorial N=32",
+    "CLEVR channels_last half",
+    "LayerNorm, DiT half",
+    "GroupNorm, DDPM half",
+    "guided-diffusion channels_last",
+    "CLEVR channels_last",
+    "InstanceNorm, style transfer half",
+    "LIBERO channels_last half",
+    "RT-1 channels_last half",
+    "RMSNorm, pixel diffusion channels_last half",
+    "guided-diffusion channels_last float16",
+    "BatchNorm, ResNet channels_last half",
+    "tutorial N=32 channels_last half",
+)
+_KINDS = ("forward", "training")
+_PEERS = ("plain", "torch.compile", *(name for name, peer in PEERS.items() if peer.ours and name != "reference"))
+_ROUNDS = Rounds(least=7, most=40)
+
+
+def measure(device: torch.device, seconds: float, tiny: bool) -> list[dict[str, Any]]:
+    """A dictionary for each row and kind: the median microseconds of each peer, or why there are none."""
+    runner = Runner(device, Budget(seconds, len(_ROWS) * len(_KINDS)), Rounds(2, 3) if tiny else _ROUNDS, not tiny)
+    found = []
+    for name in _ROWS:
+        for kind in _KINDS:
+            try:
+                outcomes: Mapping[str, Outcome] = runner.measure(replace(ROWS[name], tiny=tiny), kind, _PEERS)
+                told: dict[str, Any] = {"peers": {peer: _told(one) for peer, one in outcomes.items()}}
+            except Exception as error:
+                told = {"wrong": f"{type(error).__name__}: {error}"}
+            found.append({"row": name, "kind": kind, **told})
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def _told(outcome: Outcome) -> Any:
+    if not isinstance(outcome, Timed):
+        return outcome.reason
+    share = outcome.about.get("share_of_limit")
+    median = round(statistics.median(outcome.times) * 1e6, 1)
+    return {"us": median, "least": round(min(outcome.times) * 1e6, 1), "share_of_limit": share}
+
+
+def summary(found: Sequence[Mapping[str, Any]]) -> str:
+    """A table: how many times as long plain PyTorch takes as each peer."""
+    lines = []
+    timed = {peer for one in found for peer, told in one.get("peers", {}).items() if isinstance(told, dict)}
+    others = [peer for peer in _PEERS[1:] if peer in timed]
+    for one in found:
+        peers = one.get("peers", {})
+        times = {peer: told["us"] for peer, told in peers.items() if isinstance(told, dict)}
+        if "plain" not in times:
+            continue
+        ratios = [f"{times['plain'] / times[peer]:.2f}" if peer in times else "-" for peer in others]
+        lines.append([f"{one['row']}, {one['kind']}", f"{times['plain']:.0f}", *ratios])
+    return table(["plain PyTorch / ...", "plain us", *others], lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 1 where a result was wrong or nothing could be timed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.first_times", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=positive, default=120.0)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(argv)
+    device = torch.device(options.device)
+    found = measure(device, options.seconds, options.tiny)
+    peaks = {str(dtype)[6:]: one._asdict() for dtype, one in limits.MEASURED.items()}
+    if options.out is not None:
+        everything = {"machine": machine.describe(device), "peaks": peaks, "rows": found}
+        options.out.write_text(json.dumps(everything, indent=1) + "\n")
+    for dtype, one in limits.MEASURED.items():
+        print(f"{str(dtype)[6:]}: {one.flops / 1e12:.0f} TFLOP/s, copy {one.bandwidth / 1e12:.2f} TB/s")
+    print(summary(found))
+    wrong = [one for one in found if "wrong" in one]
+    wrong += [
+        {**one, "peer": peer, "reason": told}
+        for one in found
+        for peer, told in one.get("peers", {}).items()
+        if isinstance(told, str) and "wrong" in told
+    ]
+    return int(bool(wrong) or not any("peers" in one for one in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -118,7 +118,7 @@ class CudaConvFilm(GpuConvFilmKernels):
     def bits_like(self, problem: ConvFilm) -> Tensor:
         return bits_like(problem)
 
-    def fused(self, problem, tensors, with_bits, bias_copy):
+    def fused(self, problem, tensors, with_bits, bias_copy=None):
         input, weight, bias, gamma, beta = tensors
         matrix = _uses_tensor_cores(problem)
         if matrix:
@@ -148,7 +148,7 @@ class CudaConvFilm(GpuConvFilmKernels):
         )
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
 
-    def after(self, problem, result, bias, gamma, beta, out, copies):
+    def after(self, problem, result, bias, gamma, beta, out, copies=(None, None)):
         _copy((bias, beta), copies)
         return torch.ops.film_kernels_cuda.pass_forward(result, bias, gamma, beta, out, *_pass_options(problem))
 

@@ -35,7 +35,7 @@ class GpuConvFilmKernels(ConvFilmKernels):
         raise NotImplementedError
 
     def fused(
-        self, problem: ConvFilm, tensors: Tensors, with_bits: bool, bias_copy: Tensor | None
+        self, problem: ConvFilm, tensors: Tensors, with_bits: bool, bias_copy: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(y, bits or None) of the operator's tensors; the bias is copied into `bias_copy` where that is given."""
         raise NotImplementedError
@@ -48,7 +48,7 @@ class GpuConvFilmKernels(ConvFilmKernels):
         gamma: Tensor | None,
         beta: Tensor | None,
         out: Tensor,
-        copies: Copies,
+        copies: Copies = (None, None),
     ) -> Tensor:
         """y of `result`, conv(input, weight), dense in the problem's memory format, in one pass into `out`, which may
         be `result`; returns `out`. bias and beta are copied into `copies` where these are given."""

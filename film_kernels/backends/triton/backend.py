@@ -101,14 +101,14 @@ class TritonConvFilm(GpuConvFilmKernels):
             ours()  # times the entries first
             autotune.compare(problem, part, ours, vendor)
 
-    def fused(self, problem, tensors, with_bits, bias_copy):
+    def fused(self, problem, tensors, with_bits, bias_copy=None):
         from .autotune import run
         from .forward import forward
 
         bits = self.bits_like(problem) if with_bits else None
         return run(problem, "forward", lambda entry: forward(problem, tensors, bits, entry, bias_copy)), bits
 
-    def after(self, problem, result, bias, gamma, beta, out, copies):
+    def after(self, problem, result, bias, gamma, beta, out, copies=(None, None)):
         from .vendor_pass import finish_forward
 
         return finish_forward(problem, result, bias, gamma, beta, out, copies)

@@ -29,8 +29,8 @@ def output_tile(
 
 @triton.constexpr_function
 def has_bits(kh, kw):
-    """Whether all taps of the kernel have a bit in one integer."""
-    return kh * kw <= 32
+    """Whether all taps of the kernel, and one past them, have a bit in one integer."""
+    return kh * kw < 32
 
 
 @triton.jit
@@ -61,6 +61,15 @@ def is_inside(
         w = w0 + kw * DW
         inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & valid
     return inside
+
+
+@triton.jit
+def tap_inside(
+    taps, h0, w0, valid, kh, kw, H, W, KH: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr
+):  # fmt: skip
+    """`is_inside` of one tap for the whole tile."""
+    tap = tl.full((1, 1), 0, tl.int32) + (kh * KW + kw)
+    return is_inside(taps, h0, w0, valid, tap, kh, kw, H, W, KH, KW, DH, DW)
 
 
 @triton.jit
@@ -118,21 +127,7 @@ def convolve(
             row = index(kh, WIDE)
             column = index(kw, WIDE)
             first = index(c0, WIDE)
-            mask = is_inside(
-                taps,
-                h_start,
-                w_start,
-                valid,
-                tl.full((1, 1), 0, tl.int32) + (kh * KW + kw),
-                kh,
-                kw,
-                H,
-                W,
-                KH,
-                KW,
-                DH,
-                DW,
-            )
+            mask = tap_inside(taps, h_start, w_start, valid, kh, kw, H, W, KH, KW, DH, DW)
             w_mask = k_valid[:, None]
             if not EVEN_C:
                 c_valid = lane < C - c0

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...problems.conv_film import ConvFilm
 from . import launch as host
-from .tiles import index, load_gradient, load_per_channel, multiply, sample_and_position, store_tile, sum_type
+from .convolve import has_bits, inside_taps, tap_inside
+from .tiles import index, load_per_channel, multiply, sample_and_position, spread_bits, store_tile, sum_type
 from .tuning import Entry
 
 
@@ -23,6 +24,24 @@ def first_tap(remainder, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: t
     return tap
 
 
+@triton.jit
+def load_bits(
+    bits, start, taps, oh_start, ow_start, valid, i, j, k0, K, OH, OW, bits_sk, bits_sp,
+    ACTIVATION: tl.constexpr, ROW: tl.constexpr, EVEN_K: tl.constexpr, WIDE: tl.constexpr,
+    DOWN: tl.constexpr, ASIDE: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The bits of channels k0 .. of tap (i, j), eight of them in a byte, 0 outside the output."""
+    if ACTIVATION == "none":
+        packed = 0
+    else:
+        mask = valid & tap_inside(taps, oh_start, ow_start, valid, i, j, OH, OW, TAPS_H, TAPS_W, DOWN, ASIDE)
+        if not EVEN_K:
+            mask = mask & tl.expand_dims(tl.arange(0, BLOCK_K // 8) * 8 < K - k0, 1 - ROW)
+        moved = index(i * DOWN, WIDE) * OW + j * ASIDE
+        packed = tl.load(bits + (moved * bits_sp + index(k0 // 8, WIDE) * bits_sk) + start, mask=mask, other=0)
+    return packed
+
+
 @triton.jit(do_not_specialize=["N"])
 def grad_input_kernel(
     g, bits, w, gamma, grad_x,
@@ -32,7 +51,7 @@ def grad_input_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    G_LAST: tl.constexpr, X_LAST: tl.constexpr, ONE_SAMPLE: tl.constexpr, WIDE: tl.constexpr,
+    EVEN_K: tl.constexpr, G_LAST: tl.constexpr, X_LAST: tl.constexpr, ONE_SAMPLE: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     # Rows of the tile are input positions, columns input channels. With a stride, positions of one remainder (a, b)
@@ -62,37 +81,81 @@ def grad_input_kernel(
     oh0 = h_step + (a + PH - kh0 * DH) // SH
     ow0 = w_step + (b + PW - kw0 * DW) // SW
 
-    # dx[p, c] = sum_(tap, k) (gamma * u)[p - tap, k] W[k, tap, c]
-    acc = tl.zeros((BLOCK_P, BLOCK_C), sum_type(g.dtype.element_ty))
+    # dx[p, c] = sum_(tap, k) (gamma * u)[p - tap, k] W[k, tap, c]; tap (i, j) is kernel tap (kh0, kw0) + (i, j) * STEP
+    DOWN: tl.constexpr = -(DH * STEP_H // SH)  # from tap to tap oh moves by this
+    ASIDE: tl.constexpr = -(DW * STEP_W // SW)
+    TAPS_H: tl.constexpr = (KH + STEP_H - 1) // STEP_H  # at most
+    TAPS_W: tl.constexpr = (KW + STEP_W - 1) // STEP_W
     ROW: tl.constexpr = 1 if G_LAST else 0
-    k_blocks = tl.cdiv(K, BLOCK_K)
-    for step in range(0, taps_h * taps_w * k_blocks):
-        tap = step // k_blocks
-        k0 = (step - tap * k_blocks) * BLOCK_K
-        tap_h = tap // taps_w
-        tap_w = tap - tap_h * taps_w
-        oh = oh0 - tap_h * (DH * STEP_H // SH)
-        ow = ow0 - tap_w * (DW * STEP_W // SW)
-        inside = p_valid & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
-        g_offset = n * g_sn + oh * g_sh + ow * g_sw
-        bits_offset = n * bits_sn + (oh * OW + ow) * bits_sp
-        _, dz = load_gradient(
-            g, bits, g_offset, bits_offset, inside, k0, K, g_sc, bits_sk, lower_slope, ACTIVATION, G_LAST, WIDE, BLOCK_K
-        )
-        k = index(k0 + tl.arange(0, BLOCK_K), WIDE)
-        k_valid = k < K
+    acc = tl.zeros((BLOCK_P, BLOCK_C), sum_type(g.dtype.element_ty))
+    taps = tl.zeros(p_valid.shape, tl.uint32)
+    if has_bits(TAPS_H, TAPS_W):
+        taps = inside_taps(oh0, ow0, p_valid, OH, OW, TAPS_H, TAPS_W, DOWN, ASIDE)
+    taps = tl.expand_dims(taps, ROW)
+    oh_start = tl.expand_dims(oh0, ROW)
+    ow_start = tl.expand_dims(ow0, ROW)
+    valid = tl.expand_dims(p_valid, ROW)
+    lane = index(tl.arange(0, BLOCK_K), WIDE)
+    byte = index(tl.arange(0, BLOCK_K // 8), WIDE)
+    g_start = tl.expand_dims(n * g_sn + oh0 * g_sh + ow0 * g_sw, ROW) + tl.expand_dims(lane * g_sc, 1 - ROW)
+    bits_start = tl.expand_dims(n * bits_sn + (oh0 * OW + ow0) * bits_sp, ROW)
+    bits_start += tl.expand_dims(byte * bits_sk, 1 - ROW)
+    w_start = (lane * w_sn)[:, None] + (c * w_sc)[None, :]
+    steps = taps_h * taps_w * tl.cdiv(K, BLOCK_K)
+    i = 0
+    j = 0
+    k0 = 0
+    packed = load_bits(
+        bits, bits_start, taps, oh_start, ow_start, valid, i, j, k0, K, OH, OW, bits_sk, bits_sp,
+        ACTIVATION, ROW, EVEN_K, WIDE, DOWN, ASIDE, TAPS_H, TAPS_W, BLOCK_K,
+    )  # fmt: skip
+    for step in range(0, steps):
+        inside = tap_inside(taps, oh_start, ow_start, valid, i, j, OH, OW, TAPS_H, TAPS_W, DOWN, ASIDE)
+        row = index(i, WIDE)
+        column = index(j, WIDE)
+        first = index(k0, WIDE)
+        mask = inside
+        k_valid = lane < K - k0
+        if not EVEN_K:
+            mask = mask & tl.expand_dims(k_valid, 1 - ROW)
+        g_from = g + (row * (DOWN * g_sh) + column * (ASIDE * g_sw) + first * g_sc)
+        g_tile = tl.load(g_from + g_start, mask=mask, other=0.0).to(acc.dtype)
         if gamma is not None:
-            scale = load_per_channel(gamma, n, n_valid, k, k_valid, gamma_sn, gamma_sk, ROW, ONE_SAMPLE) + gamma_offset
-            dz = tl.where(tl.expand_dims(inside, ROW), dz * scale, 0.0)  # outside the output, where gamma may be inf
+            scale = (
+                load_per_channel(gamma, n, n_valid, first + lane, k_valid, gamma_sn, gamma_sk, ROW, ONE_SAMPLE)
+                + gamma_offset
+            )
         else:
-            dz *= 1.0 + gamma_offset
+            scale = tl.full((1, 1), 1.0, acc.dtype) + gamma_offset
+        # 0 outside the output, where gamma may not be finite: no bit is set there
+        if ACTIVATION == "none":
+            dz = tl.where(mask, g_tile * scale, 0.0)
+        else:
+            upper = spread_bits(packed, g_tile.shape, G_LAST)
+            if ACTIVATION == "relu":
+                dz = tl.where(upper, g_tile * scale, 0.0)
+            else:
+                dz = tl.where(mask, g_tile * tl.where(upper, scale, scale * lower_slope), 0.0)
         dz = dz.to(g.dtype.element_ty)
         if not G_LAST:
             dz = tl.trans(dz)
-        kh = kh0 + tap_h * STEP_H
-        kw = kw0 + tap_w * STEP_W
-        w_offset = (k * w_sn + kh * w_sh + kw * w_sw)[:, None] + (c * w_sc)[None, :]
-        w_tile = tl.load(w + w_offset, mask=k_valid[:, None] & (c < C)[None, :], other=0.0)
+        w_from = w + (index(kh0 + i * STEP_H, WIDE) * w_sh + index(kw0 + j * STEP_W, WIDE) * w_sw + first * w_sn)
+        w_mask = (c < C)[None, :]
+        if not EVEN_K:
+            w_mask = w_mask & k_valid[:, None]
+        w_tile = tl.load(w_from + w_start, mask=w_mask, other=0.0)
+        # the next channels, of the last ones of a tap the next tap's first, whose bits are read a step ahead
+        k0 += BLOCK_K
+        tap_done = k0 >= K
+        k0 = tl.where(tap_done, 0, k0)
+        j += tap_done.to(tl.int32)
+        row_done = j == taps_w
+        j = tl.where(row_done, 0, j)
+        i += row_done.to(tl.int32)
+        packed = load_bits(
+            bits, bits_start, taps, oh_start, ow_start, valid & (step + 1 < steps), i, j, k0, K, OH, OW, bits_sk,
+            bits_sp, ACTIVATION, ROW, EVEN_K, WIDE, DOWN, ASIDE, TAPS_H, TAPS_W, BLOCK_K,
+        )  # fmt: skip
         acc = multiply(dz, w_tile, acc, PRECISION)
 
     x_position = q if SH * SW == 1 else h * W + w_  # q is known to be contiguous
@@ -132,7 +195,9 @@ def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> t
         **host.dense_strides("bits", sizes.bit_bytes, sizes.out_positions, last),
         **host.options(problem), **host.geometry(sizes),
         "STEP_H": sizes.SH // math.gcd(sizes.SH, sizes.DH), "STEP_W": sizes.SW // math.gcd(sizes.SW, sizes.DW),
-        "PRECISION": how, "G_LAST": grad.channels_fastest, "X_LAST": last, "ONE_SAMPLE": one_sample,
+        "PRECISION": how,
+        "EVEN_K": sizes.K % entry.products == 0, "G_LAST": grad.channels_fastest, "X_LAST": last,
+        "ONE_SAMPLE": one_sample,
         "WIDE": host.needs_64_bits(*layouts, host.dense(*problem.out_shape), host.dense(*problem.input_shape)),
         "BLOCK_P": entry.positions, "BLOCK_C": entry.channels, "BLOCK_K": entry.products,
     }  # fmt: skip

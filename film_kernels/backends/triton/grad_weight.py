@@ -29,12 +29,34 @@ _PARTIAL = 2**24  # elements of all partial dW together, at most (unless one alo
 
 
 @triton.jit
-def positions_of(block, chunk_blocks, unit, chunks, OW, WIDE: tl.constexpr, BLOCK_P: tl.constexpr):
-    """(n, q, oh, ow): the sample, and the positions within it, of block `block` of `unit`."""
-    n = index(unit // chunks, WIDE)
-    q = ((unit % chunks) * chunk_blocks + block) * BLOCK_P + tl.arange(0, BLOCK_P)
+def first_position(split_units, split, chunks, chunk_blocks, OW, BLOCK_P: tl.constexpr):
+    """(unit, n, chunk, block, q, oh, ow): where a split begins; the last three are of each position of a block."""
+    unit = split * split_units
+    n = unit // chunks
+    chunk = unit - n * chunks
+    q = chunk * chunk_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     oh = q // OW
-    return n, index(q, WIDE), index(oh, WIDE), index(q - oh * OW, WIDE)
+    return unit, n, chunk, 0, q, oh, q - oh * OW
+
+
+@triton.jit
+def next_position(unit, n, chunk, block, q, oh, ow, chunks, chunk_blocks, OW, BLOCK_P: tl.constexpr):
+    """The next block of the unit, of its last block the next unit's first; carried, for to divide costs more."""
+    unit_done = block + 1 == chunk_blocks
+    sample_done = unit_done & (chunk + 1 == chunks)
+    block = tl.where(unit_done, 0, block + 1)
+    unit += unit_done.to(tl.int32)
+    chunk = tl.where(sample_done, 0, chunk + unit_done.to(tl.int32))
+    n += sample_done.to(tl.int32)
+    lane = tl.arange(0, BLOCK_P)
+    ow += BLOCK_P % OW
+    wrapped = ow >= OW
+    ow = tl.where(wrapped, ow - OW, ow)
+    oh += BLOCK_P // OW + wrapped.to(tl.int32)
+    q = tl.where(sample_done, lane, q + BLOCK_P)
+    oh = tl.where(sample_done, lane // OW, oh)
+    ow = tl.where(sample_done, lane % OW, ow)
+    return unit, n, chunk, block, q, oh, ow
 
 
 @triton.jit(do_not_specialize=["chunks", "chunk_blocks", "units", "split_units", "product_blocks", "programs_r"])
@@ -56,8 +78,10 @@ def grad_weight_kernel(
     k_blocks = tl.cdiv(K, BLOCK_K)
     k0 = (pid // programs_r % k_blocks) * BLOCK_K
     split = pid // programs_r // k_blocks
-    first_unit = split * split_units
-    steps = tl.minimum(split_units, units - first_unit) * chunk_blocks
+    unit, sample, chunk, block, position, row, column = first_position(
+        split_units, split, chunks, chunk_blocks, OW, BLOCK_P
+    )
+    steps = tl.minimum(split_units, units - unit) * chunk_blocks
     k = index(k0 + tl.arange(0, BLOCK_K), WIDE)
     k_valid = k < K
     P_AXIS: tl.constexpr = 0 if G_LAST else 1  # of a tile of u as it is loaded
@@ -84,10 +108,11 @@ def grad_weight_kernel(
         tile_valid = k_valid[:, None] & r_valid[None, :]
         U = tl.zeros((BLOCK_K, BLOCK_R), ACC)
         grad_w = tl.zeros((BLOCK_K, BLOCK_R), ACC)
-        for step in range(0, steps):
-            unit = first_unit + step // chunk_blocks
-            block = step % chunk_blocks
-            n, q, oh, ow = positions_of(block, chunk_blocks, unit, chunks, OW, WIDE, BLOCK_P)
+        for _ in range(0, steps):
+            n = index(sample, WIDE)
+            q = index(position, WIDE)
+            oh = index(row, WIDE)
+            ow = index(column, WIDE)
             p_valid = q < OH * OW
             g_tile, u_tile = load_gradient(
                 g, bits, n * g_sn + oh * g_sh + ow * g_sw, n * bits_sn + q * bits_sp, p_valid, k0, K, g_sc, bits_sk,
@@ -123,14 +148,18 @@ def grad_weight_kernel(
                     if sums_g is not None:
                         tl.store(sums_g + index(unit, WIDE) * K + k, tl.sum(sum_g, axis=P_AXIS), mask=k_valid)
                         sum_g = zeros
+            unit, sample, chunk, block, position, row, column = next_position(
+                unit, sample, chunk, block, position, row, column, chunks, chunk_blocks, OW, BLOCK_P
+            )
         if partial_w is not None:
             offset = ((index(split, WIDE) * K + k) * (KH * KW * C))[:, None] + r[None, :]
             tl.store(partial_w + offset, grad_w, mask=tile_valid)
     elif not SUMS_INSIDE:
-        for step in range(0, steps):
-            unit = first_unit + step // chunk_blocks
-            block = step % chunk_blocks
-            n, q, oh, ow = positions_of(block, chunk_blocks, unit, chunks, OW, WIDE, BLOCK_P)
+        for _ in range(0, steps):
+            n = index(sample, WIDE)
+            q = index(position, WIDE)
+            oh = index(row, WIDE)
+            ow = index(column, WIDE)
             g_tile, u_tile = load_gradient(
                 g, bits, n * g_sn + oh * g_sh + ow * g_sw, n * bits_sn + q * bits_sp, q < OH * OW, k0, K, g_sc, bits_sk,
                 lower_slope, ACTIVATION, G_LAST, WIDE, BLOCK_K,
@@ -143,6 +172,9 @@ def grad_weight_kernel(
                 if sums_g is not None:
                     tl.store(sums_g + index(unit, WIDE) * K + k, tl.sum(sum_g, axis=P_AXIS), mask=k_valid)
                     sum_g = zeros
+            unit, sample, chunk, block, position, row, column = next_position(
+                unit, sample, chunk, block, position, row, column, chunks, chunk_blocks, OW, BLOCK_P
+            )
 
 
 class Cut(NamedTuple):

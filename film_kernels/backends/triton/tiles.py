@@ -41,10 +41,20 @@ def index(value, WIDE: tl.constexpr):
 
 
 @triton.jit
+def rounded_to_tf32(value):
+    """float32 to the nearest tf32, of NVIDIA's GPUs: their matrix units would cut digits off, for twice the error."""
+    return tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r, r", [value], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def multiply(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b in the type of acc. The interpreter cannot multiply bfloat16: there PRECISION is "widened"."""
     if PRECISION == "widened":
         acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    elif PRECISION == "tf32":
+        acc = tl.dot(rounded_to_tf32(a), rounded_to_tf32(b), acc, input_precision=PRECISION, out_dtype=acc.dtype)
     else:
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc
@@ -84,6 +94,14 @@ def lower_branch(v, lower_slope: tl.constexpr, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def spread_bits(packed, shape: tl.constexpr, LAST: tl.constexpr):
+    """A tile of bytes as one of `shape`, eight times as long in channels: whether the bit of each channel is set."""
+    bit = tl.full((8,), 1, tl.uint8) << tl.arange(0, 8).to(tl.uint8)
+    lanes = tl.expand_dims(packed, 2 if LAST else 1) & (bit[None, None, :] if LAST else bit[None, :, None])
+    return tl.reshape(lanes != 0, shape)
+
+
+@triton.jit
 def load_gradient(
     g, bits, g_offset, bits_offset, valid, k0, K, g_sk, bits_sk,
     lower_slope: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -104,9 +122,7 @@ def load_gradient(
         offset = tl.expand_dims(bits_offset, ROW) + tl.expand_dims(byte * bits_sk, 1 - ROW)
         mask = tl.expand_dims(valid, ROW) & tl.expand_dims(byte * 8 < K, 1 - ROW)
         packed = tl.load(bits + offset, mask=mask, other=0)
-        bit = tl.arange(0, 8).to(tl.uint8)
-        spread = tl.expand_dims(packed, 1 + ROW) >> (bit[None, None, :] if LAST else bit[None, :, None])
-        upper = tl.reshape(spread & 1, g_tile.shape) != 0
+        upper = spread_bits(packed, g_tile.shape, LAST)
         u_tile = tl.where(upper, g_tile, lower_branch(g_tile, lower_slope, ACTIVATION))
     return g_tile, u_tile
 

@@ -100,7 +100,7 @@ def _fit(
         # Blackwell's matrix unit takes 64 rows or more, and Triton gives it float32 products as tf32, asked for exact
         # ones, where an operand was worked out with smaller types, as u is with the bits.
         if kernel == "grad_input":
-            positions = 32
+            positions, channels = 32, channels if channels_last else min(channels, 32)
         if sums:
             channels = min(channels, 32)
     if kernel == "recompute":  # whose tiles lie in one sample, and which has a tile of the gradient beside its own
@@ -110,6 +110,9 @@ def _fit(
         channels = min(channels, 64)  # gamma and beta are tiles too
     if on == "rdna":
         channels, products = min(channels, 64), min(products, 32)
+        positions = min(positions, 64) if kernel == "grad_input" else positions
+        if fma and not channels_last:  # loads of a step ahead would wait in registers
+            num_stages = 1
     if on in ("cdna", "rdna"):
         positions, num_stages = min(positions, 32 if sums else 128), min(num_stages, 2)
     width = sizes.C if kernel == "grad_input" else sizes.K
@@ -120,13 +123,16 @@ def _fit(
     large = sizes.N * max(sizes.C * sizes.H * sizes.W, sizes.K * sizes.out_positions) >= 2**31  # 64-bit offsets
     if large and fma and kernel == "recompute":
         channels = min(channels, 32)
-    tile = channels * (products if sums else positions)
+    if kernel == "grad_input":  # which works its factor of the product out in registers
+        tile = positions * max(channels, products)
+    else:
+        tile = channels * (products if sums else positions)
     if fma:
         most = 512 if sums else 2048
     elif sums:
         most = 1024 if flat else 4096
     else:
-        room = on == "nvidia" and not (is_float32 or flat or large) and kernel != "recompute"
+        room = on == "nvidia" and not (is_float32 or flat or large) and kernel == "forward"
         most = 8192 if room else 4096
     return Entry(name, positions, channels, products, 8 if tile > most else 4, num_stages, flat)
 

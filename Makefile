@@ -9,7 +9,7 @@ PYTEST_ARGS ?=  # for `make test` and `make test-kernels`: -n 2 shares the tests
 CPP := '*.h' '*.cpp' '*.cu' '*.cuh'
 SOURCES := setup.py pyproject.toml requirements-dev.txt requirements-models.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
-.PHONY: demo test-kernels test test-slow bench bench-gpu check-gpu check format sanitize wheel cuda-report clean
+.PHONY: demo test-kernels test test-slow bench bench-gpu check-gpu check format sanitize wheel test-torch-versions cuda-report clean
 
 demo: $(STAMP)
 	$(PYTHON) -m examples.tutorial
@@ -56,6 +56,11 @@ sanitize: $(STAMP)
 # The wheel, installed away from the checkout, passes the same tests.
 wheel: $(STAMP)
 	PYTHON=$(PYTHON) .ci/wheel-tests
+
+# Oldest and newest PyTorch, each with the library of this environment and with one built there. Not a part of CI: it
+# fetches gigabytes, and takes about an hour of two cores.
+test-torch-versions: $(STAMP)
+	PYTHON=$(PYTHON) BASE_PYTHON=$(BASE_PYTHON) .ci/torch-versions
 
 cuda-report: $(STAMP)  ## every CUDA kernel for every architecture: registers, spills, instructions; no GPU needed
 	$(PYTHON) csrc/cuda/report.py

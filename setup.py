@@ -22,7 +22,7 @@ try:
 except ImportError:
     raise SystemExit(
         "film_kernels is compiled against the PyTorch that is installed, which a build in isolation does not see.\n"
-        "Install torch >= 2.10 first, then run: pip install --no-build-isolation ."
+        "Install torch >= 2.11 first, then run: pip install --no-build-isolation ."
     ) from None
 
 CSRC = Path("csrc")

@@ -23,6 +23,7 @@ _REDUCE, _REPLICATE = "__reduce_ex__", "_replicate_for_data_parallel"
 # look a capture up may not grow with them.
 _MOST = 1024
 _FUSED = "_film_kernels_fused"
+_CALL = "_film_kernels_call"  # no name that a method's closure may have too
 
 
 class Fused:
@@ -79,24 +80,35 @@ def _bind(module: nn.Module, key: str, fused: Fused) -> None:
     attributes[_REPLICATE] = functools.partial(_replicate, module)
 
 
+@functools.cache
+def _calls_with(free: tuple[str, ...]) -> types.CodeType:
+    """The code of a function that calls what stands under the name `_CALL`, with all of `free` as its free variables.
+    It is compiled with them: from Python 3.12 on, code that is given others than it was compiled with finds none."""
+    names = ", ".join(free)
+    source = f"""
+def around({names}):
+    def template(self, /, *args, **kwargs):
+        if False:
+            {names}
+        return {_CALL}(self, args, kwargs)
+    return template
+"""
+    found: dict[str, Any] = {}
+    exec(compile(source, __file__, "exec"), found)
+    code: types.CodeType = found["around"](*free).__code__
+    assert set(code.co_freevars) == set(free)
+    return code
+
+
 def _function(fused: Fused, former: Any) -> Callable[..., Any]:
     """A function that calls `fused`, and that to whoever reads it is `former`: torch.jit looks names up in a function's
     globals and closure, and reads its source, as inspect does, through `__wrapped__`."""
-    _film_kernels_call = fused  # no name that the former method's closure may have too
-
-    def template(self, /, *args, **kwargs):
-        return _film_kernels_call(self, args, kwargs)
-
     former = getattr(former, "__func__", former)
     cells = getattr(former, "__closure__", None) or ()
-    names = former.__code__.co_freevars if cells else ()
-    function = types.FunctionType(
-        template.__code__.replace(co_freevars=("_film_kernels_call", *names)),
-        getattr(former, "__globals__", globals()),
-        fused.name,
-        None,
-        (*(template.__closure__ or ()), *cells),
-    )
+    free = dict(zip(former.__code__.co_freevars if cells else (), cells, strict=True)) | {_CALL: types.CellType(fused)}
+    code = _calls_with(tuple(free))
+    closure = tuple(free[name] for name in code.co_freevars)
+    function = types.FunctionType(code, getattr(former, "__globals__", globals()), fused.name, None, closure)
     functools.update_wrapper(function, former, updated=())
     marks = getattr(former, "__dict__", {}).items()  # torch.jit's; those of torch.compile would lead past this function
     function.__dict__.update((key, mark) for key, mark in marks if not key.startswith("_torchdynamo"))

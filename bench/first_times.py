@@ -44,7 +44,8 @@ _ROWS = (  # what matters most first, for the last may come too late
     "tutorial N=32 channels_last half",
 )
 _KINDS = ("forward", "training")
-_PEERS = ("plain", "torch.compile", *(name for name, peer in PEERS.items() if peer.ours and name != "reference"))
+_OTHERS = ("reference", "automatic")  # of ours: the one is plain PyTorch, the other one of the rest
+_PEERS = ("plain", "torch.compile", *(name for name, peer in PEERS.items() if peer.ours and name not in _OTHERS))
 _ROUNDS = Rounds(least=7, most=40)
 
 

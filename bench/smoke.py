@@ -83,8 +83,14 @@ def _held_against_float64(row: Row, device: torch.device, backend: str) -> dict[
 
 
 def _step(call: Any, work: Work) -> Sequence[Tensor]:
-    with without_search():
-        return [t.detach() for t in training_step(call, work)()]
+    """With the library's convolutions deterministic, as its user can have them."""
+    settings = torch.backends.cudnn
+    before, settings.deterministic = settings.deterministic, True
+    try:
+        with without_search():
+            return [t.detach() for t in training_step(call, work)()]
+    finally:
+        settings.deterministic = before
 
 
 def _poison(device: torch.device) -> None:

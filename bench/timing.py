@@ -22,7 +22,10 @@ class Rounds(NamedTuple):
 ROUNDS = Rounds()
 
 
-_FLUSH_BYTES = 1 << 30  # more than any L2, and long enough to write that the CPU gets ahead of the GPU meanwhile
+_FLUSH_BYTES = 1 << 28  # more than any L2
+# The GPU waits for about 2 ms meanwhile, in which the CPU gets ahead of it: what is timed is the GPU's work alone. What
+# a call costs the CPU is another table (`call_overhead`).
+_AHEAD_CYCLES = 4_000_000
 _CALLS_A_ROUND = 100  # of a call that costs microseconds
 
 
@@ -95,6 +98,7 @@ class _OnGpu:
     def __call__(self, step: Callable[[], object]) -> float:
         begin, end = (self.module.Event(enable_timing=True) for _ in range(2))
         self.flush.zero_()
+        torch.cuda._sleep(_AHEAD_CYCLES)
         begin.record()
         step()
         end.record()

@@ -100,4 +100,10 @@ inline NormCut norm_cut(const NormProblem& p, bool pixels, int vector, const Nor
   return cut;
 }
 
+// Whether what blocks found of a group is put together by a kernel of its own, rather than by every block that makes y.
+inline bool norm_merges(const NormProblem& p, const NormCut& cut) {
+  constexpr int64_t kMost = 64;  // lines and chunks, two for each thread of a warp
+  return !cut.fused && norm_lines(p) * cut.chunks > kMost;
+}
+
 }  // namespace film::cuda

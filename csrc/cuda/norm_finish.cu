@@ -28,7 +28,7 @@ __device__ __forceinline__ double sum_of(const Params<T>& p, int kind, int64_t n
   return total;
 }
 
-// Over the threads of a block, for the first of them.
+// Over the threads of a block, for the first of them: the others are not to look where it still writes.
 __device__ __forceinline__ double sum_of_block(double v) {
   double* shared = ptx::shared_memory<double>();
   __syncthreads();
@@ -37,7 +37,7 @@ __device__ __forceinline__ double sum_of_block(double v) {
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
   }
-  return shared[0];
+  return threadIdx.x == 0 ? shared[0] : 0;
 }
 
 template <class T>

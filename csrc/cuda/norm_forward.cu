@@ -15,7 +15,49 @@ struct Params {
   NormCut cut;
   float* moments;     // (3, N, C, chunks), as MomentsOfLines reads them
   float* statistics;  // (2, groups)
+  bool merged;        // they are there already, when y is made
 };
+
+// What was found of a group's lines: by all blocks, or `fused`, by one in its shared memory from `from` on, `pitch`
+// from one kind of number to the next.
+template <class T>
+__device__ __forceinline__ MomentsOfLines lines_of(const Params<T>& p, int channel, int64_t sample, bool fused,
+                                                   const float* from, int64_t pitch) {
+  const NormParams<T>& norm = p.norm;
+  const bool batch = norm.norm == Norm::batch;
+  const int chunks = static_cast<int>(p.cut.chunks);
+  if (!fused) {
+    from = p.moments + (sample * norm.channels + channel) * chunks;
+    pitch = static_cast<int64_t>(norm.batch) * norm.channels * chunks;
+  }
+  return {from,
+          from + pitch,
+          from + 2 * pitch,
+          batch ? norm.batch : norm.each,
+          chunks,
+          batch && !fused ? static_cast<int64_t>(norm.channels) * chunks : chunks,
+          p.cut.size,
+          norm.positions};
+}
+
+template <class T>
+__device__ __forceinline__ void write_statistics(const Params<T>& p, int group, float mean, float variance) {
+  p.statistics[group] = mean;
+  p.statistics[p.norm.statistics + group] = variance;
+}
+
+// A warp for each group: where so much was found of it that every block would spend its time on putting it together.
+template <class T>
+__global__ void __launch_bounds__(kNormThreads, 1) merge_kernel(const Params<T> p) {
+  const NormParams<T>& norm = p.norm;
+  const int group = static_cast<int>(blockIdx.x) * (kNormThreads / 32) + static_cast<int>(threadIdx.x) / 32;
+  if (group >= norm.statistics) return;
+  const bool batch = norm.norm == Norm::batch;
+  const int channel = batch ? group : group % norm.groups * norm.each;
+  const Moments m = lines_of(p, channel, batch ? 0 : group / norm.groups, false, nullptr, 0).merged();
+  if (threadIdx.x % 32 == 0)
+    write_statistics(p, group, static_cast<float>(m.mean), static_cast<float>(m.squares) / static_cast<float>(m.count));
+}
 
 // A block's statistics: for each of its groups, from the one that its first channel belongs to on, mean and rstd.
 template <class T>
@@ -29,31 +71,22 @@ struct BlockStatistics {
                        bool writer) const {
     const NormParams<T>& norm = p.norm;
     const bool batch = norm.norm == Norm::batch, fused = found != nullptr;
-    const int each = batch ? 1 : norm.each, chunks = static_cast<int>(p.cut.chunks);
+    const int each = batch ? 1 : norm.each;
     const int end = min(at.slab + p.cut.tx * p.cut.vector, norm.channels);
     const int count = pixels ? (end - 1) / each - at.slab / each + 1 : 1;
-    const int64_t all = static_cast<int64_t>(norm.batch) * norm.channels * chunks;
-    for (int i = threadIdx.x / 32; i < count; i += blockDim.x / 32) {
+    for (int i = threadIdx.x; p.merged && i < count; i += blockDim.x) {
+      mean[i] = p.statistics[first + i];
+      rstd[i] = norm.rstd_of(p.statistics[norm.statistics + first + i]);
+    }
+    for (int i = threadIdx.x / 32; !p.merged && i < count; i += blockDim.x / 32) {
       const int group = first + i, channel = (batch ? group : group % norm.groups) * each;
-      const int64_t sample = batch ? 0 : group / norm.groups;
-      const float* from =
-          fused ? found + (pixels ? channel - at.slab : 0) : p.moments + (sample * norm.channels + channel) * chunks;
-      const int64_t pitch = fused ? found_pitch : all;  // from one kind of number to the next
-      const MomentsOfLines moments{from,
-                                   from + pitch,
-                                   from + 2 * pitch,
-                                   batch ? norm.batch : each,
-                                   chunks,
-                                   batch && !fused ? static_cast<int64_t>(norm.channels) * chunks : chunks,
-                                   p.cut.size,
-                                   norm.positions};
-      const Moments m = moments.merged();
+      const float* from = fused ? found + (pixels ? channel - at.slab : 0) : nullptr;
+      const Moments m = lines_of(p, channel, batch ? 0 : group / norm.groups, fused, from, found_pitch).merged();
       if (threadIdx.x % 32 != 0) continue;
       const float variance = static_cast<float>(m.squares) / static_cast<float>(m.count);
       mean[i] = static_cast<float>(m.mean), rstd[i] = norm.rstd_of(variance);
       if (!writer || (pixels && channel < at.slab)) continue;
-      p.statistics[group] = mean[i];
-      p.statistics[norm.statistics + group] = variance;
+      write_statistics(p, group, mean[i], variance);
     }
   }
 };
@@ -157,7 +190,7 @@ cudaError_t norm_forward(const NormProblem& p, const NormForwardArgs& args, cons
     using T = decltype(element);
     constexpr int V = decltype(vector)::value;
     constexpr bool PIXELS = decltype(pixels)::value;
-    Params<T> params{norm_params<T>(p, args.by, args.input), cut, moments, static_cast<float*>(args.statistics)};
+    Params<T> params{norm_params<T>(p, args.by, args.input), cut, moments, static_cast<float*>(args.statistics), false};
     params.norm.out = strided<T>(args.output);
     const dim3 blocks(static_cast<unsigned>(cut.blocks)), block(static_cast<unsigned>(cut.threads()));
     const size_t scratch = sizeof(float) * (PIXELS ? 5 * cut.tx * V + cut.threads() * V : 5 * cut.ty);
@@ -168,6 +201,12 @@ cudaError_t norm_forward(const NormProblem& p, const NormForwardArgs& args, cons
       const cudaError_t error =
           launch(forward_kernel<T, V, PIXELS, Stage::measure>, blocks, block, scratch, stream, params);
       if (error != cudaSuccess) return error;
+      if (norm_merges(p, cut)) {
+        const dim3 groups(static_cast<unsigned>(norm_ceil_div(p.statistics(), kNormThreads / 32)));
+        const cudaError_t another = launch(merge_kernel<T>, groups, dim3(kNormThreads), 0, stream, params);
+        if (another != cudaSuccess) return another;
+        params.merged = true;
+      }
     }
     return launch(forward_kernel<T, V, PIXELS, Stage::apply>, blocks, block, scratch, stream, params);
   });

@@ -9,39 +9,46 @@
 namespace film::cuda {
 namespace {
 
-constexpr int kChannels = 32, kSamples = 8, kThreads = kChannels * kSamples;  // of a block
+constexpr int kChannels = 8, kSamples = 32, kThreads = kChannels * kSamples;  // of a block
 
 template <class T>
 struct Params {
   PassSums sums;
   int64_t n, splits;
-  int k;
+  int k, film_blocks;
   Factor<T> gamma;
   float gamma_offset;
   bool post;
   T *bias, *gamma_gradient, *beta;
 };
 
-// A block has some channels of all samples: eight threads of a channel take samples in turn.
+template <class T>
+__device__ __forceinline__ double total_of(const Params<T>& p, const float* partial, int64_t n, int k) {
+  double sum = 0;
+  for (int64_t i = 0; i < p.splits; ++i) sum += partial[(n * p.splits + i) * p.k + k];
+  return sum;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) pass_finish_kernel(const Params<T> p) {
   double* shared = ptx::shared_memory<double>();
-  const int k = static_cast<int>(blockIdx.x) * kChannels + threadIdx.x % kChannels;
-  const int first = threadIdx.x / kChannels;
-  double of_bias = 0;
-  for (int64_t n = first; k < p.k && n < p.n; n += kSamples) {
-    const auto total = [&](const float* partial) {
-      double sum = 0;
-      for (int64_t i = 0; partial != nullptr && i < p.splits; ++i) sum += partial[(n * p.splits + i) * p.k + k];
-      return sum;
-    };
-    const double u = total(p.sums.u);
+  if (static_cast<int>(blockIdx.x) < p.film_blocks) {  // a thread for each sample and channel
+    const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+    if (i >= p.n * p.k) return;
+    const int64_t n = i / p.k;
+    const int k = static_cast<int>(i - n * p.k);
     if (p.gamma_gradient != nullptr)
-      p.gamma_gradient[n * p.k + k] = from_float<T>(static_cast<float>(total(p.sums.product)));
-    if (p.beta != nullptr) p.beta[n * p.k + k] = from_float<T>(static_cast<float>(p.post ? total(p.sums.g) : u));
-    of_bias += static_cast<double>(p.gamma.at(n, k) + p.gamma_offset) * u;
+      p.gamma_gradient[i] = from_float<T>(static_cast<float>(total_of(p, p.sums.product, n, k)));
+    if (p.beta != nullptr)
+      p.beta[i] = from_float<T>(static_cast<float>(total_of(p, p.post ? p.sums.g : p.sums.u, n, k)));
+    return;
   }
-  if (p.bias == nullptr) return;
+  // A block for some channels of all samples: the threads of a channel take samples in turn.
+  const int block = static_cast<int>(blockIdx.x) - p.film_blocks;
+  const int k = block * kChannels + threadIdx.x % kChannels, first = threadIdx.x / kChannels;
+  double of_bias = 0;
+  for (int64_t n = first; k < p.k && n < p.n; n += kSamples)
+    of_bias += static_cast<double>(p.gamma.at(n, k) + p.gamma_offset) * total_of(p, p.sums.u, n, k);
   shared[threadIdx.x] = of_bias;
   __syncthreads();
   if (first > 0 || k >= p.k) return;
@@ -67,17 +74,22 @@ cudaError_t pass_finish(const Pass& p, const PassCut& cut, const PassSums& sums,
                         cudaStream_t stream) {
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);
+    const bool film = to.gamma != nullptr || to.beta != nullptr;
+    const int64_t film_blocks = film ? ceil_div(p.batch * p.channels, kThreads) : 0;
+    const int64_t bias_blocks = to.bias != nullptr ? ceil_div(p.channels, kChannels) : 0;
+    if (film_blocks + bias_blocks == 0) return cudaSuccess;
     const Params<T> params{sums,
                            p.batch,
                            cut.splits,
                            static_cast<int>(p.channels),
+                           static_cast<int>(film_blocks),
                            factor_of<T>(p.gamma, 1.f),
                            static_cast<float>(p.gamma_offset),
                            p.post,
                            static_cast<T*>(to.bias),
                            static_cast<T*>(to.gamma),
                            static_cast<T*>(to.beta)};
-    return launch(pass_finish_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.channels, kChannels))), dim3(kThreads),
+    return launch(pass_finish_kernel<T>, dim3(static_cast<unsigned>(film_blocks + bias_blocks)), dim3(kThreads),
                   kThreads * sizeof(double), stream, params);
   });
 }

@@ -173,7 +173,7 @@ def _swap_and_run(wishes: Wishes) -> Callable[..., Any]:
 def _is_watched() -> bool:
     """Whether someone traces, transforms or hooks all modules there are, and must see the module's own methods."""
     return (
-        symbolic_trace._is_fx_tracing_flag
+        symbolic_trace.is_fx_symbolic_tracing()
         or torch.jit.is_tracing()
         or ops.is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0

@@ -41,10 +41,20 @@ def index(value, WIDE: tl.constexpr):
 
 
 @triton.jit
+def rounded_to_tf32(value):
+    """float32 to the nearest tf32, of NVIDIA's GPUs: their matrix units would cut digits off, for twice the error."""
+    return tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r, r", [value], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def multiply(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b in the type of acc. The interpreter cannot multiply bfloat16: there PRECISION is "widened"."""
     if PRECISION == "widened":
         acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    elif PRECISION == "tf32":
+        acc = tl.dot(rounded_to_tf32(a), rounded_to_tf32(b), acc, input_precision=PRECISION, out_dtype=acc.dtype)
     else:
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc

@@ -1,8 +1,9 @@
-"""The Triton backend called directly, and held to the rule of cases.py."""
+"""The Triton backend's kernels that keep bits, called directly, and held to the rule of cases.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def run_triton(
     from film_kernels.backends.triton import autotune
 
     backend = Triton()
-    problem = problem_of(case, tensors)
+    problem = problem_of(replace(case, keep="bits"), tensors)
     assert backend.unavailable() is None and backend.why_not(problem) is None
     with autotune.pinned(entry or {}):
         kernels = backend.of(problem)

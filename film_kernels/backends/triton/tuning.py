@@ -103,6 +103,8 @@ def _fit(
             positions, channels = 32, channels if channels_last else min(channels, 32)
         if sums:
             channels = min(channels, 32)
+    if sums and not (channels_last or flat):  # whose loads are of single elements, with as many addresses in registers
+        positions = min(positions, 32)
     if kernel == "recompute":  # whose tiles lie in one sample, and which has a tile of the gradient beside its own
         positions = min(positions, max(16, next_power_of_2(sizes.out_positions)))
         channels = channels if channels_last else min(channels, 64)
@@ -119,6 +121,8 @@ def _fit(
     depth = sizes.K if kernel == "grad_input" else sizes.products if flat else sizes.C
     channels = min(channels, max(16, next_power_of_2(width)))
     products = min(products, max(16, next_power_of_2(depth)))
+    if sums and not flat:  # u of a block lies in registers
+        positions = min(positions, max(32, channels))
 
     large = sizes.N * max(sizes.C * sizes.H * sizes.W, sizes.K * sizes.out_positions) >= 2**31  # 64-bit offsets
     if large and fma and kernel == "recompute":

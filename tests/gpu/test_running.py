@@ -103,7 +103,7 @@ def test_two_streams_at_once(layer, card):
 
 def test_a_graph_is_captured_and_replayed(layer, card):
     tensors, step = layer
-    others = [torch.flip(t, (0,)).contiguous(memory_format=torch.preserve_format) for t in tensors]
+    others = [torch.empty_like(t).copy_(t.flip(0)) for t in tensors]
     expected = [step(values) for values in (tensors, others)]
     held = [t.clone(memory_format=torch.preserve_format) for t in tensors]
     stream = torch.cuda.Stream()
@@ -138,7 +138,8 @@ def test_autocast(backend, dtype):
     with torch.autocast(DEVICE.type, dtype):
         y = conv_film(*leaves, *case.geometry, backend=backend)
     assert y.dtype == dtype
-    assert torch.equal(y, conv_film(*cast, *case.geometry, backend=backend))
+    # with gradients, for without them another kernel may serve, which rounds less
+    assert torch.equal(y, conv_film(*(t.requires_grad_() for t in cast), *case.geometry, backend=backend))
     y.float().square().mean().backward()
     assert all(leaf.grad.dtype == torch.float32 and leaf.grad.isfinite().all() for leaf in leaves)
     x = y.detach()

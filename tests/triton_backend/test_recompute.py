@@ -38,7 +38,7 @@ def sums_of(case: Case, tensors: list[Tensor | None], grad: Tensor, wanted=(True
 def everything(case: Case, tensors: list[Tensor | None], grad: Tensor) -> list[Tensor | None]:
     """[y, and the five gradients]."""
     problem = problem_of(case, tensors)
-    y, bits = KERNELS.fused(problem, tensors, False)
+    y, bits = KERNELS.fused(problem, tensors, False, None)
     assert bits is None
     dz, *sums = sums_of(case, tensors, grad, (True, *(t is not None for t in tensors[2:])))
     assert dz.is_contiguous(memory_format=problem.memory_format) and dz.shape == y.shape
@@ -130,7 +130,7 @@ def test_what_is_not_finite_is_so_where_plain_pytorch_has_it(activation, positio
     grad[1, 2, 1, 1] = float("inf")
     expected = run(case, tensors, grad, "reference", torch.float32)
     problem = problem_of(case, tensors)
-    found = [KERNELS.fused(problem, tensors, False)[0], *sums_of(case, tensors, grad)[1:]]
+    found = [KERNELS.fused(problem, tensors, False, None)[0], *sums_of(case, tensors, grad)[1:]]
     for one, other in zip(found, [expected[0], *expected[3:]], strict=True):
         assert not other.isfinite().all() and torch.equal(one.isfinite(), other.isfinite())
 

@@ -23,8 +23,8 @@ MATRIX = {
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 65536, "gfx1100": 65536}
 CONVOLUTIONS = ("forward_kernel", "grad_input_kernel", "grad_weight_kernel")
 NORM_KERNELS = (
-    "measure_kernel", "apply_kernel", "sums_kernel", "finish_kernel", "grad_input_kernel", "forward_across_kernel",
-    "grad_input_across_kernel",
+    "measure_kernel", "apply_kernel", "forward_held_kernel", "forward_across_kernel",
+    "sums_kernel", "finish_kernel", "grad_input_kernel", "grad_input_across_kernel",
 )  # fmt: skip
 OTHERS = ("finish_kernel", "finish_forward_kernel", "start_backward_kernel")
 
@@ -73,7 +73,7 @@ def check_norm(rows: list[dict], kernels: tuple[str, ...]) -> None:
 
 
 def test_kernels_of_normalisations():
-    options = ("--case", "small_maps", "l2_maps", "--dtype", "bfloat16", "--target", "sm_90", "gfx942")
+    options = ("--case", "small_maps", "batch", "l2_maps", "--dtype", "bfloat16", "--target", "sm_90", "gfx942")
     check_norm(report(*options, module="norm_report"), NORM_KERNELS)
 
 

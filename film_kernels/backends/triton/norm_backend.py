@@ -29,9 +29,13 @@ class TritonNormFilm(NormFilmKernels):
         from .norm_across import forward_of_positions
         from .norm_cut import dense, of_positions
         from .norm_forward import forward_of_groups
+        from .norm_held import forward_held, is_held
 
         statistics = self.kept_like(problem) if for_backward else None
-        forward = forward_of_positions if of_positions(problem) else forward_of_groups
+        if of_positions(problem):
+            forward = forward_of_positions
+        else:
+            forward = forward_held if is_held(problem) else forward_of_groups
         return forward(problem, (dense(problem, tensors[0]), *tensors[1:]), statistics), statistics
 
     def backward(self, problem, grad, kept, tensors, wanted):

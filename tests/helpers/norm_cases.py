@@ -17,11 +17,17 @@ from film_kernels.backends import BACKENDS
 from film_kernels.problems.norm_film import NormFilm
 from film_kernels.running import Statistics
 from tests.helpers import exact, norm_exact
-from tests.helpers.cases import EXPECTED
+from tests.helpers.cases import EMULATED, EXPECTED, INTERPRETED
 
-SERVING = tuple(
-    name for name in EXPECTED if any(kernels.record is NormFilm for kernels in BACKENDS[name].kernels)
-)  # of those that must be there, who has kernels for norm_film
+
+def _with_kernels(backends: Sequence[str]) -> tuple[str, ...]:
+    """Those that have kernels for norm_film. "cuda_0" and so on are `cuda` in the emulator with that seed."""
+    serves = lambda name: any(kernels.record is NormFilm for kernels in BACKENDS[name].kernels)  # noqa: E731
+    return tuple(name for name in backends if name.split("_")[0] in BACKENDS and serves(name.split("_")[0]))
+
+
+SERVING = _with_kernels(EXPECTED)  # of those that must be there
+SIMULATED = _with_kernels((*(name for name in INTERPRETED if name in BACKENDS), *EMULATED))  # of GPUs' backends
 NAMES = ("output", "grad_input", "grad_weight", "grad_bias", "grad_gamma", "grad_beta")
 Some = Sequence[Tensor | None]
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -22,12 +22,16 @@ MATRIX = {
 }
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 65536, "gfx1100": 65536}
 CONVOLUTIONS = ("forward_kernel", "grad_input_kernel", "grad_weight_kernel")
+NORM_KERNELS = (
+    "measure_kernel", "apply_kernel", "forward_held_kernel", "forward_across_kernel",
+    "sums_kernel", "finish_kernel", "grad_input_kernel", "grad_input_across_kernel",
+)  # fmt: skip
 OTHERS = ("finish_kernel", "finish_forward_kernel", "start_backward_kernel")
 
 
-def report(*options: str) -> list[dict]:
+def report(*options: str, module: str = "report") -> list[dict]:
     """The report's rows, from a process in which kernels are compiled and not interpreted."""
-    command = [sys.executable, "-m", "film_kernels.backends.triton.report", "--json", *options]
+    command = [sys.executable, "-m", f"film_kernels.backends.triton.{module}", "--json", *options]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
@@ -61,6 +65,22 @@ def test_exact_float32_stays_exact_on_blackwell():
     rows = report("--dtype", "float32", "--case", "wide", "few_channels", "--target", "sm_100")
     check(rows)
     assert {row["kernel"] for row in rows} >= set(CONVOLUTIONS)
+
+
+def check_norm(rows: list[dict], kernels: tuple[str, ...]) -> None:
+    assert all(row["spills"] == 0 and row["shared"] <= SHARED[row["target"]] for row in rows), rows
+    assert {row["kernel"] for row in rows} == set(kernels)
+
+
+def test_kernels_of_normalisations():
+    options = ("--case", "small_maps", "batch", "l2_maps", "--dtype", "bfloat16", "--target", "sm_90", "gfx942")
+    check_norm(report(*options, module="norm_report"), NORM_KERNELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_kernels_of_every_normalisation(dtype):
+    check_norm(report("--dtype", dtype, module="norm_report"), NORM_KERNELS)
 
 
 @pytest.mark.slow

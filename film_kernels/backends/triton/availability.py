@@ -8,6 +8,7 @@ import os
 
 import torch
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _GPUS = ("cuda", "xpu")  # ROCm's GPUs are "cuda" to PyTorch
 
 

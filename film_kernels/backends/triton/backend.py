@@ -13,9 +13,9 @@ from .. import library
 from ..base import Backend
 from ..gpu_conv_film import GpuConvFilmKernels
 from ..vendor import VendorConvFilm
-from .availability import why_not_here, why_nowhere
+from .availability import DTYPES, why_not_here, why_nowhere
+from .norm_backend import TritonNormFilm
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _vendor = VendorConvFilm()
 
 
@@ -23,7 +23,7 @@ class TritonConvFilm(GpuConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
         if (reason := why_not_here(problem.device)) is not None:
             return reason
-        if problem.dtype not in _DTYPES:
+        if problem.dtype not in DTYPES:
             return f"it serves float32, float64, bfloat16 and float16, not {problem.dtype}"
         if problem.dtype == torch.float64 and problem.device.type != "cpu":  # not all compile for it (Triton 3.7)
             return "it serves float64 in the interpreter only, to check derivatives"
@@ -139,7 +139,7 @@ class TritonConvFilm(GpuConvFilmKernels):
 
 class Triton(Backend):
     name = "triton"
-    kernels = (TritonConvFilm(),)
+    kernels = (TritonConvFilm(), TritonNormFilm())
 
     def unavailable(self) -> str | None:
         return why_nowhere()

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...activations import ACTIVATIONS
 from ...layouts import is_channels_last
 from ...problems.conv_film import ConvFilm
+from ...problems.norm_film import NormFilm
 
 
 class Sizes(NamedTuple):
@@ -128,7 +129,7 @@ def sum_dtype(problem: ConvFilm) -> torch.dtype:
     return torch.float64 if problem.dtype == torch.float64 else torch.float32
 
 
-def options(problem: ConvFilm) -> dict[str, object]:
+def options(problem: ConvFilm | NormFilm) -> dict[str, object]:
     """The activation and FiLM as the kernels take them."""
     activation = ACTIVATIONS[problem.activation]
     return {

@@ -1,0 +1,197 @@
+"""The gradients of norm_film: sums over chunks of positions, and the input's where groups or channels are normalised.
+
+With d = g * act'(v) a chunk has for each channel the sums of d and d * xhat; for dgamma that of d * z, where a bias
+could cancel in these two; and with FiLM after the activation, for dgamma and dbeta, those of g * act(z) and g.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...problems.norm_film import NO_NORM, NormFilm, Tensors
+from . import launch as host
+from .activate import activate
+from .norm_across import grad_input_of_positions
+from .norm_cut import arguments_of, cut_of, dense, empty_like_input, factors_of, of_positions
+from .norm_finish import finish
+from .norm_tiles import by_column, columns_of, differentiate, load_factors, load_statistics, tile_of
+from .tiles import index
+
+
+@triton.jit
+def statistics_of_columns(
+    statistics, n, block, N, groups, eps: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr,
+    GROUPS: tl.constexpr, MEMBERS: tl.constexpr,
+):  # fmt: skip
+    """(mean, rstd) as rows of a tile, of norms of groups of channels or of channels."""
+    group = block * GROUPS + tl.arange(0, GROUPS)
+    at = group if NORM == "batch" else n * groups + group
+    count = groups if NORM == "batch" else N * groups
+    mean, rstd = load_statistics(statistics, at, group < groups, count, eps, NORM, ACC)
+    return by_column(mean, GROUPS, MEMBERS), by_column(rstd, GROUPS, MEMBERS)
+
+
+@triton.jit(do_not_specialize=["N", "chunks"])
+def sums_kernel(
+    g, x, sums, statistics, weight, bias, gamma, beta,
+    N, P, groups, each, group_blocks, slabs, chunks, size, x_sn, x_sc, x_sp,
+    w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
+    eps: tl.constexpr, lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, POST: tl.constexpr, KINDS: tl.constexpr, ACROSS: tl.constexpr,
+    WHOLE: tl.constexpr, GROUPS: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr,
+    ACC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    # indices
+    n, block, slab, chunk = tile_of(tl.program_id(0), group_blocks, slabs, chunks, WIDE)
+    c, valid = columns_of(block, slab, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
+    first = chunk * size
+    end = tl.minimum(P, first + size)
+    column = n * x_sn + c * x_sc
+    row = tl.arange(0, ROWS)
+    w, b, scale, shift = load_factors(
+        weight, bias, gamma, beta, n, True, c, valid, w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
+        gamma_offset, ACC, True,
+    )  # fmt: skip
+    if not ACROSS:
+        mean, rstd = statistics_of_columns(statistics, n, block, N, groups, eps, NORM, ACC, GROUPS, MEMBERS)
+
+    # main loop
+    plain = tl.zeros((ROWS, GROUPS * MEMBERS), ACC)
+    along = plain
+    third = plain
+    fourth = plain
+    for p0 in range(first, end, ROWS):
+        p = index(p0 + row, WIDE)
+        mask = (p < end)[:, None] & valid[None, :]
+        offset = column[None, :] + (p * x_sp)[:, None]
+        gradient = tl.load(g + offset, mask=mask, other=0.0).to(ACC)
+        tile = tl.load(x + offset, mask=mask, other=0.0).to(ACC)
+        if ACROSS:
+            number = (n * P + p)[:, None]
+            mean, rstd = load_statistics(statistics, number, (p < end)[:, None], index(N, WIDE) * P, eps, NORM, ACC)
+        xhat = (tile - mean) * rstd
+        d = differentiate(gradient, xhat, w, b, scale, shift, lower_slope, ACTIVATION, POST)
+        plain += tl.where(mask, d, 0.0)
+        along += tl.where(mask, d * xhat, 0.0)
+        if POST:
+            third += tl.where(mask, gradient * activate(w * xhat + b, lower_slope, ACTIVATION), 0.0)
+            fourth += gradient
+        elif KINDS > 2:
+            third += tl.where(mask, d * (w * xhat + b), 0.0)
+
+    # epilogue
+    C = groups * each
+    at = sums + (n * chunks + chunk) * C + c
+    all = index(N, WIDE) * chunks * C
+    tl.store(at, tl.sum(plain, axis=0), mask=valid)
+    tl.store(at + all, tl.sum(along, axis=0), mask=valid)
+    if KINDS > 2:
+        tl.store(at + 2 * all, tl.sum(third, axis=0), mask=valid)
+    if KINDS > 3:
+        tl.store(at + 3 * all, tl.sum(fourth, axis=0), mask=valid)
+
+
+@triton.jit(do_not_specialize=["N", "chunks"])
+def grad_input_kernel(
+    g, x, grad_input, terms, statistics, weight, bias, gamma, beta,
+    N, P, groups, each, group_blocks, slabs, chunks, size, x_sn, x_sc, x_sp,
+    w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
+    eps: tl.constexpr, lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, POST: tl.constexpr, ALONE: tl.constexpr,
+    WHOLE: tl.constexpr, GROUPS: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr,
+    ACC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    # indices
+    n, block, slab, chunk = tile_of(tl.program_id(0), group_blocks, slabs, chunks, WIDE)
+    c, valid = columns_of(block, slab, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
+    first = chunk * size
+    end = tl.minimum(P, first + size)
+    column = n * x_sn + c * x_sc
+    row = tl.arange(0, ROWS)
+    w, b, scale, shift = load_factors(
+        weight, bias, gamma, beta, n, True, c, valid, w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
+        gamma_offset, ACC, True,
+    )  # fmt: skip
+    mean, rstd = statistics_of_columns(statistics, n, block, N, groups, eps, NORM, ACC, GROUPS, MEMBERS)
+    if terms is not None:
+        group = block * GROUPS + tl.arange(0, GROUPS)
+        at = group if NORM == "batch" else n * groups + group
+        count = groups if NORM == "batch" else N * groups
+        constant = by_column(tl.load(terms + at, mask=group < groups, other=0.0), GROUPS, MEMBERS)
+        slope = by_column(tl.load(terms + count + at, mask=group < groups, other=0.0), GROUPS, MEMBERS)
+
+    # main loop
+    for p0 in range(first, end, ROWS):
+        p = index(p0 + row, WIDE)
+        mask = (p < end)[:, None] & valid[None, :]
+        offset = column[None, :] + (p * x_sp)[:, None]
+        gradient = tl.load(g + offset, mask=mask, other=0.0).to(ACC)
+        tile = tl.load(x + offset, mask=mask, other=0.0).to(ACC)
+        xhat = (tile - mean) * rstd
+        inner = scale * w * differentiate(gradient, xhat, w, b, scale, shift, lower_slope, ACTIVATION, POST)
+        if terms is not None:
+            inner -= constant + xhat * slope
+        if ALONE:  # each element is its own mean; what is not finite stays so
+            inner *= 0.0
+        tl.store(grad_input + offset, (rstd * inner).to(grad_input.dtype.element_ty), mask=mask)
+
+
+def backward(
+    problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the five tensors, None where `wanted` says so."""
+    input, *factors = tensors
+    x, grad = dense(problem, input), dense(problem, grad)
+    tensors = (x, *factors)  # type: ignore[assignment]
+    alone = problem.group_size == 1
+    with_terms = wanted[0] and not (of_positions(problem) or alone or problem.norm == NO_NORM)
+    terms = torch.empty_like(statistics) if with_terms else None
+    gradients: list[Tensor | None] = [None, *finish_shapes(problem, wanted, grad)]
+    if terms is not None or any(wanted[1:]):
+        kinds = 4 if problem.film_position == "post" else 3 if problem.has_bias and wanted[3] else 2
+        sums = _sums(problem, grad, statistics, tensors, kinds)
+        finish(problem, sums, tensors, gradients[1:], terms)
+    if wanted[0]:
+        if of_positions(problem):
+            gradients[0] = grad_input_of_positions(problem, grad, statistics, tensors)
+        else:
+            gradients[0] = _grad_input(problem, grad, statistics, tensors, terms, alone and problem.norm != NO_NORM)
+    return tuple(gradients)
+
+
+def finish_shapes(problem: NormFilm, wanted: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
+    """Empty gradients of the factors."""
+    return [
+        grad.new_empty(shape, dtype=dtype) if asked else None
+        for shape, dtype, asked in zip(problem.tensor_shapes[1:], problem.tensor_dtypes[1:], wanted[1:], strict=True)
+    ]
+
+
+def _sums(problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, kinds: int) -> Tensor:
+    x, *factors = tensors
+    cut = cut_of(problem)
+    shape = (kinds, problem.batch, cut.sizes["chunks"], problem.channels)
+    sums = torch.empty(shape, dtype=problem.accumulates_in, device=problem.device)
+    arguments = {
+        "g": grad, "x": x, "sums": sums, "statistics": statistics, **factors_of(*factors), **cut.sizes, **cut.tile,
+        **arguments_of(problem), "KINDS": kinds, "ACROSS": of_positions(problem),
+    }  # fmt: skip
+    host.launch(sums_kernel, cut.programs, arguments, problem.device, cut.num_warps, 2)
+    return sums
+
+
+def _grad_input(
+    problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, terms: Tensor | None, alone: bool
+) -> Tensor:
+    x, *factors = tensors
+    cut = cut_of(problem)
+    dx = empty_like_input(problem)
+    arguments = {
+        "g": grad, "x": x, "grad_input": dx, "terms": terms, "statistics": statistics, **factors_of(*factors),
+        **cut.sizes, **cut.tile, **arguments_of(problem), "ALONE": alone,
+    }  # fmt: skip
+    host.launch(grad_input_kernel, cut.programs, arguments, problem.device, cut.num_warps, 2)
+    return dx

@@ -1,0 +1,161 @@
+"""How a call of norm_film is cut into tiles, and the numbers that its kernels take."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ...problems.norm_film import OF_POSITIONS, NormFilm
+from . import launch as host
+
+_TILE = 4096  # elements at once, of eight warps
+_TILES = 16  # of a chunk at most: the mean of its first is still near that of all
+_PROGRAMS = 4  # for each multiprocessor, from which on chunks get longer
+_WIDEST = 128  # columns where they are fastest
+
+
+class Cut(NamedTuple):
+    """Programs have chunks of positions, of columns of one sample, as norm_tiles.py has them."""
+
+    sizes: dict[str, int]
+    tile: dict[str, object]
+    programs: int
+    num_warps: int
+    units: int  # chunks and slabs of a group of one sample
+    merged: int  # partial statistics at once
+    sum: object  # the type in which what chunks found is added
+
+
+class AcrossCut(NamedTuple):
+    """Programs have all channels of some positions."""
+
+    sizes: dict[str, int]
+    tile: dict[str, object]
+    programs: int
+    num_warps: int
+
+
+@functools.lru_cache(maxsize=4096)
+def cut_of(problem: NormFilm) -> Cut:
+    """Of groups of channels as statistics have them; of single channels for all other norms, whose sums over positions
+    are cut so."""
+    channels, positions = problem.channels, problem.positions
+    groups = problem.num_groups or 1 if problem.norm == "group" else channels
+    each = channels // groups
+    columns = _columns(problem)
+    members = min(host.next_power_of_2(each), columns)
+    at_once = min(columns // members, host.next_power_of_2(groups)) if members >= each else 1
+    columns = at_once * members
+    rows = min(_TILE // columns, host.next_power_of_2(positions))
+    slabs, blocks = host.cdiv(each, members), host.cdiv(groups, at_once)
+    tiles, lines = host.cdiv(positions, rows), problem.batch * blocks * slabs
+    wanted = _PROGRAMS * host.multiprocessors(problem.device)
+    size = rows * max(1, min(_TILES, tiles, tiles * lines // wanted))
+    chunks = host.cdiv(positions, size)
+    units = slabs * chunks
+    count = units * (problem.batch if problem.norm == "batch" else 1)
+    return Cut(
+        sizes={
+            "N": problem.batch, "P": positions, "groups": groups, "each": each, "group_blocks": blocks,
+            "slabs": slabs, "chunks": chunks, "size": size, **strides_of(problem),
+        },
+        tile={
+            "WHOLE": each == members, "GROUPS": at_once, "MEMBERS": members, "ROWS": rows,
+            "ACC": acc_of(problem), "WIDE": is_wide(problem),
+        },
+        programs=lines * chunks,
+        num_warps=warps_of(rows * columns),
+        units=units,
+        merged=min(host.next_power_of_2(count), max(1, 1024 // at_once)),
+        sum=sum_of(problem),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def across_of(problem: NormFilm) -> AcrossCut:
+    channels, positions = problem.channels, problem.positions
+    columns = min(host.next_power_of_2(channels), _TILE)
+    rows = max(1, min(_TILE // columns, host.next_power_of_2(problem.batch * positions)))
+    one_sample, blocks = host.position_blocks(problem.batch, positions, rows)
+    return AcrossCut(
+        sizes={"N": problem.batch, "P": positions, "C": channels, **strides_of(problem)},
+        tile={
+            "ROWS": rows, "COLUMNS": columns, "SINGLE": columns >= channels, "ONE_SAMPLE": one_sample,
+            "ACC": acc_of(problem), "WIDE": is_wide(problem),
+        },
+        programs=blocks,
+        num_warps=warps_of(rows * columns),
+    )  # fmt: skip
+
+
+def _columns(problem: NormFilm) -> int:
+    """How many columns a tile may have: as many as lie side by side, or those that rows leave empty."""
+    if _is_last(problem):
+        return min(_WIDEST, host.next_power_of_2(problem.channels))
+    return max(1, min(_TILE, _TILE // host.next_power_of_2(problem.positions), host.next_power_of_2(problem.channels)))
+
+
+def warps_of(elements: int) -> int:
+    return max(1, min(8, elements // 512))
+
+
+def _is_last(problem: NormFilm) -> bool:
+    last = problem.memory_format != torch.contiguous_format
+    return last or problem.channel_dim == -1 or problem.positions == 1
+
+
+def strides_of(problem: NormFilm) -> dict[str, int]:
+    """Of the input, the output and the gradients of both."""
+    channels, positions = problem.channels, problem.positions
+    channel, position = (1, channels) if _is_last(problem) else (positions, 1)
+    return {"x_sn": channels * positions, "x_sc": channel, "x_sp": position}
+
+
+def acc_of(problem: NormFilm) -> tl.dtype:
+    return tl.float64 if problem.dtype == torch.float64 else tl.float32
+
+
+def sum_of(problem: NormFilm) -> tl.dtype:
+    # float32 would lose digits that PyTorch's sums keep; not all of Intel's GPUs have float64
+    return tl.float32 if host.gpu(problem.device) == "intel" else tl.float64
+
+
+def is_wide(problem: NormFilm) -> bool:
+    return problem.batch * problem.channels * problem.positions >= 2**31 - 2**16  # a tile's mask ends past the last
+
+
+def arguments_of(problem: NormFilm) -> dict[str, object]:
+    """The options as the kernels take them."""
+    return {
+        **host.options(problem), "eps": float(problem.eps), "NORM": problem.norm,
+        "POST": problem.film_position == "post",
+    }  # fmt: skip
+
+
+def factors_of(
+    weight: Tensor | None, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None
+) -> dict[str, object]:
+    """The tensors and their strides as the kernels take them."""
+    one = {name: 0 if t is None else t.stride(0) for name, t in (("w_sk", weight), ("b_sk", bias))}
+    two = host.strides_of(**dict(zip(("gamma", "beta"), host.layouts(gamma, beta), strict=True)))
+    return {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta, **one, **two}
+
+
+def dense(problem: NormFilm, tensor: Tensor) -> Tensor:
+    """In the problem's memory format, without gaps."""
+    return tensor.contiguous(memory_format=problem.memory_format)
+
+
+def empty_like_input(problem: NormFilm) -> Tensor:
+    """What y and the input's gradient are written to."""
+    return torch.empty(
+        problem.input_shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format
+    )
+
+
+def of_positions(problem: NormFilm) -> bool:
+    return problem.norm in OF_POSITIONS

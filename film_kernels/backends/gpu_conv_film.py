@@ -7,8 +7,9 @@ backward goes.
     "least"    one fused kernel                         that kernel once more, with the pass that "fast" makes at its
                                                         end, and the library's two gradients
 
-The fused gradients reach a third of the library's rate on tensor cores, so that they can win only where memory is the
-bound. Without a gradient, forward is one fused kernel.
+The fused gradients reach a third of the library's rate on tensor cores, so that they win only where memory is the
+bound: with few input channels. Without a gradient, forward is one fused kernel. What serves by itself was measured on
+an NVIDIA H200 (bench/NOTES.md), and stands in each backend's `as_kept` and `is_slow`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ Copies = tuple[Tensor | None, Tensor | None]  # of bias (K,) and beta (N, K), de
 class GpuConvFilmKernels(ConvFilmKernels):
     """Five kernels beside `grad_input` and `grad_weight`. Where one returns (dz, db, dgamma, dbeta), dz is the gradient
     of the convolution's result, laid out as it, and each is None where `wanted`, of these four, says so."""
+
+    def as_kept(self, problem: ConvFilm) -> ConvFilm:
+        """`problem` with what its `keep` comes to: "fast" is "bits" where these kernels were measured to be faster."""
+        return problem
 
     def bits_like(self, problem: ConvFilm) -> Tensor:
         """An empty tensor of the shape and strides of the bits."""
@@ -75,11 +80,13 @@ class GpuConvFilmKernels(ConvFilmKernels):
         return self.before(problem, grad, result, bias, gamma, beta, wanted)
 
     def kept_like(self, problem: ConvFilm) -> Tensor:
+        problem = self.as_kept(problem)
         if problem.keep == "bits":
             return self.bits_like(problem)
         return library.result_like(problem) if library.keeps_result(problem) else library.nothing_like(problem)
 
     def reads(self, problem: ConvFilm, wanted: Sequence[bool]) -> tuple[bool, ...]:
+        problem = self.as_kept(problem)
         if problem.keep == "bits":
             return super().reads(problem, wanted)
         modulated = not library.is_only_shifted(problem)
@@ -92,6 +99,7 @@ class GpuConvFilmKernels(ConvFilmKernels):
         self, problem: ConvFilm, tensors: Tensors, copied: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """A copy is written by a kernel that has read the tensor: one more would take as long to start as it works."""
+        problem = self.as_kept(problem)
         bias, beta = copied
         bias = None if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
         by_the_pass = beta is not None and library.keeps_result(problem)
@@ -105,6 +113,7 @@ class GpuConvFilmKernels(ConvFilmKernels):
     def _forward(
         self, problem: ConvFilm, tensors: Tensors, for_backward: bool, copies: Copies
     ) -> tuple[Tensor, Tensor | None]:
+        problem = self.as_kept(problem)
         if for_backward and library.keeps_result(problem):
             input, weight, bias, gamma, beta = tensors
             result = library.convolution(problem, input, weight, None)
@@ -116,6 +125,7 @@ class GpuConvFilmKernels(ConvFilmKernels):
     def backward(
         self, problem: ConvFilm, grad: Tensor, kept: Tensor, tensors: Tensors, wanted: Sequence[bool]
     ) -> Gradients:
+        problem = self.as_kept(problem)
         if problem.keep == "bits":
             return super().backward(problem, grad, kept, tensors, wanted)
         input, weight = tensors[:2]

@@ -108,6 +108,11 @@ def is_measured_to_be_faster(problem: ConvFilm) -> bool:
     return "forward" in whole and sum(t["ours"] for t in whole.values()) <= sum(t["vendor"] for t in whole.values())
 
 
+def is_untimed(problem: ConvFilm) -> bool:
+    """Whether `problem` was never timed against the library's convolution."""
+    return "forward" not in _record(problem, precision(problem)).get("whole", {})
+
+
 def forget() -> None:
     """Forget what was measured or read in this process; what is on disk stays, and is read again."""
     _records.clear()

@@ -16,6 +16,8 @@ from ...layouts import is_channels_last
 from ...problems.conv_film import ConvFilm
 from ...problems.norm_film import NormFilm
 
+_EXACT_CHANNELS = 4  # input channels, at most, for which the library takes no tf32, whatever it is allowed
+
 
 class Sizes(NamedTuple):
     """A Problem's numbers with a height and a width; one spatial dimension is a width, with a height of 1."""
@@ -121,7 +123,8 @@ def precision(problem: ConvFilm) -> str:
         return "widened"
     if problem.dtype != torch.float32 or gpu(problem.device) != "nvidia":
         return "ieee"
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    few = problem.weight_shape[1] <= _EXACT_CHANNELS
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" and not few else "ieee"
 
 
 def sum_dtype(problem: ConvFilm) -> torch.dtype:

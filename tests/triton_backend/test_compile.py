@@ -21,7 +21,7 @@ MATRIX = {
     "gfx1100": ("v_wmma",),
 }
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 65536, "gfx1100": 65536}
-CONVOLUTIONS = ("forward_kernel", "grad_input_kernel", "grad_weight_kernel")
+CONVOLUTIONS = ("forward_kernel", "recompute_kernel", "grad_input_kernel", "grad_weight_kernel")
 NORM_KERNELS = (
     "measure_kernel", "apply_kernel", "forward_held_kernel", "forward_across_kernel",
     "sums_kernel", "finish_kernel", "grad_input_kernel", "grad_input_across_kernel",

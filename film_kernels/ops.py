@@ -71,7 +71,8 @@ def _has_rules_of_its_own(tensor: Tensor | None) -> bool:
 
 def _is_exported() -> bool:
     """Whether the graph is for somebody else (torch.export, ONNX, TorchScript), who knows standard operators only."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    # What torch.compiler.is_exporting() returns: before PyTorch 2.13 Dynamo has it return True for torch.compile too.
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
 def _is_counted() -> bool:

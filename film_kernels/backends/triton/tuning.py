@@ -103,7 +103,7 @@ def _fit(
             positions, channels = 32, channels if channels_last else min(channels, 32)
         if sums:
             channels = min(channels, 32)
-    if sums and not (channels_last or flat):  # whose loads are of single elements, with as many addresses in registers
+    if sums and not channels_last:  # whose loads are of single elements, with as many addresses in registers
         positions = min(positions, 32)
     if kernel == "recompute":  # whose tiles lie in one sample, and which has a tile of the gradient beside its own
         positions = min(positions, max(16, next_power_of_2(sizes.out_positions)))

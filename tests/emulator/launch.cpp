@@ -30,7 +30,6 @@ std::atomic<int> host_threads{static_cast<int>(
     setting("FILM_EMULATOR_THREADS", std::min(8u, std::max(1u, std::thread::hardware_concurrency()))))};
 std::atomic<size_t> shared_limit{227 * 1024};
 std::atomic<int> errors{0};
-std::atomic<int> launches{0};
 thread_local cudaError_t last_error = cudaSuccess;
 
 std::mutex message_mutex;
@@ -130,7 +129,6 @@ int launch(const Launch& launch) {
   if (launch.shared_bytes > shared_limit)
     return fail(cudaErrorInvalidValue, launch,
                 std::to_string(launch.shared_bytes) + " bytes of shared memory, of " + std::to_string(shared_limit));
-  ++launches;
   Run run(launch);
   run.blocks();
   if (!run.message().empty()) return fail(cudaErrorLaunchFailure, launch, run.message());
@@ -173,7 +171,6 @@ void film_emulator_set_seed(uint64_t seed) { film::emulator::seed = seed; }
 void film_emulator_set_threads(int count) { film::emulator::host_threads = count; }
 void film_emulator_set_shared_limit(size_t bytes) { film::emulator::shared_limit = bytes; }
 int film_emulator_errors() { return film::emulator::errors; }
-int film_emulator_launches() { return film::emulator::launches; }
 
 const char* film_emulator_message() {
   static thread_local std::string message;

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import film_kernels
 from film_kernels.activations import ACTIVATIONS
-from film_kernels.backends import BACKENDS, choose, cuda_device, vendor
+from film_kernels.backends import BACKENDS, choose, cuda_device
 from tests.helpers.cases import INTERPRETED, Case, assert_as_good_as_plain, problem_of, tensors_of
 from tests.helpers.expected_refusals import assert_refused, words_of_refusal
 
@@ -88,8 +88,6 @@ def test_vendor_serves_without_a_pin(name):
     case = Case("chosen", (2, 3, 6, 5), (4, 3, 3, 3), activation=name)
     problem = problem_of(case, tensors_of(case, torch.float32))
     assert choose(problem, None).name == "vendor"
-    on_a_gpu = problem._replace(device=torch.device("cuda"))
-    assert not vendor.has_one_pass(on_a_gpu)  # Triton's pass knows relu's branches only
 
 
 @pytest.mark.parametrize("name", SMOOTH)

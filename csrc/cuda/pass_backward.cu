@@ -87,9 +87,9 @@ __global__ void __launch_bounds__(kPassThreads, 1) backward_rows_kernel(const Pa
     for (int i = 0; i < V; ++i) shared[piece.row * columns + i * p.lanes + piece.lane] = sums[i].*kind;
     __syncthreads();
     if (column >= columns || k >= p.k) return;
-    float total = 0;
+    double total = 0;  // of up to 256 rows, one after another
     for (int row = 0; row < piece.rows; ++row) total += shared[row * columns + column];
-    sum[(piece.n * p.cut.splits + piece.split) * p.k + k] = total;
+    sum[(piece.n * p.cut.splits + piece.split) * p.k + k] = static_cast<float>(total);
   };
   add(p.sums.product, &Sums::product);
   add(p.sums.u, &Sums::u);

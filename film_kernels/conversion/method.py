@@ -83,14 +83,17 @@ def _bind(module: nn.Module, key: str, fused: Fused) -> None:
 @functools.cache
 def _calls_with(free: tuple[str, ...]) -> types.CodeType:
     """The code of a function that calls what stands under the name `_CALL`, with all of `free` as its free variables.
-    It is compiled with them: from Python 3.12 on, code that is given others than it was compiled with finds none."""
+
+    Its own names are none that those may have, such as a decorator's `self`. It is compiled with them: from Python 3.12
+    on, code that is given others than it was compiled with finds none.
+    """
     names = ", ".join(free)
     source = f"""
 def around({names}):
-    def template(self, /, *args, **kwargs):
+    def template({_CALL}_self, /, *{_CALL}_args, **{_CALL}_kwargs):
         if False:
             {names}
-        return {_CALL}(self, args, kwargs)
+        return {_CALL}({_CALL}_self, {_CALL}_args, {_CALL}_kwargs)
     return template
 """
     found: dict[str, Any] = {}

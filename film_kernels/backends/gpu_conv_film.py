@@ -28,7 +28,7 @@ Copies = tuple[Tensor | None, Tensor | None]  # of bias (K,) and beta (N, K), de
 
 
 class GpuConvFilmKernels(ConvFilmKernels):
-    """Five kernels beside `grad_input` and `grad_weight`. Where one returns (dz, db, dgamma, dbeta), dz is the gradient
+    """Four kernels beside `grad_input` and `grad_weight`. Where one returns (dz, db, dgamma, dbeta), dz is the gradient
     of the convolution's result, laid out as it, and each is None where `wanted`, of these four, says so."""
 
     def as_kept(self, problem: ConvFilm) -> ConvFilm:

@@ -86,23 +86,14 @@ class TritonConvFilm(GpuConvFilmKernels):
 
         return (True, True) if autotune.is_timing(problem) else super().reads(problem, wanted)
 
-    def forward_and_copy(self, problem, tensors, copied):
+    def _forward(self, problem, tensors, for_backward, copies):
         self._compare(
             problem,
             "forward",
-            lambda: super(TritonConvFilm, self).forward_and_copy(problem, tensors, copied),
-            lambda: _vendor.forward_and_copy(problem, tensors, copied),
-        )
-        return super().forward_and_copy(problem, tensors, copied)
-
-    def forward(self, problem, tensors, for_backward):
-        self._compare(
-            problem,
-            "forward",
-            lambda: super(TritonConvFilm, self).forward(problem, tensors, for_backward),
+            lambda: super(TritonConvFilm, self)._forward(problem, tensors, for_backward, copies),
             lambda: _vendor.forward(problem, tensors, for_backward),
         )
-        return super().forward(problem, tensors, for_backward)
+        return super()._forward(problem, tensors, for_backward, copies)
 
     def backward(self, problem, grad, kept, tensors, wanted):
         from . import autotune

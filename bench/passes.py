@@ -11,8 +11,8 @@ import torch
 from .norm_case import NormCase
 from .shapes import Row
 
-_PASSES = {"forward": 3, "training": 8}
-_PASSES_WITH_A_GROUP_IN_CACHE = {"forward": 2, "training": 5}
+PASSES = {"forward": 3, "training": 8}
+PASSES_WITH_A_GROUP_IN_CACHE = {"forward": 2, "training": 5}
 _L2 = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 _USUAL_L2 = 1 << 20  # bytes, where the system does not say
 
@@ -28,7 +28,7 @@ def passes(row: Row, device: torch.device, kind: str) -> int:
     assert isinstance(case, NormCase)
     together = case.read_together(row.input_shape(device), row.channels_last) * row.dtype.itemsize
     fits = together <= _cache_of_a_core(device)
-    return (_PASSES_WITH_A_GROUP_IN_CACHE if fits else _PASSES)[kind]
+    return (PASSES_WITH_A_GROUP_IN_CACHE if fits else PASSES)[kind]
 
 
 def is_past_the_caches(row: Row, device: torch.device) -> bool:

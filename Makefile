@@ -53,7 +53,7 @@ sanitize: $(STAMP)
 	FILM_KERNELS_SANITIZE=address,undefined $(PYTHON) setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize-temp
 	PYTHON=$(PYTHON) .ci/sanitized-tests
 
-# The wheel, installed away from the checkout, passes the same tests.
+# The wheel, installed away from the checkout, passes the quick tests (.ci/quick-tests).
 wheel: $(STAMP)
 	PYTHON=$(PYTHON) .ci/wheel-tests
 

@@ -25,7 +25,7 @@ def gradients(
     """(dx, dW) from the gradient of the convolution's result, None where `wanted`, of these two, says so."""
     if dz is None or not any(wanted):
         return None, None
-    if 0 in problem.out_size:  # which the library refuses
+    if 0 in dz.shape[2:]:  # which the library refuses
         return tuple(torch.zeros_like(t) if asked else None for t, asked in zip((input, weight), wanted, strict=True))  # type: ignore[return-value]
     padded, padding = reference.symmetric(problem, input)
     grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(

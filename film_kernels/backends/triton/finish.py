@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...problems.conv_film import ConvFilm
 from . import launch as host
+from .plan import Plan
 from .tiles import index, sum_type
 
 _TILE = 1024  # partial sums added at once
@@ -172,20 +173,16 @@ def finish(
     if not any(wanted):
         return
     layouts = host.layouts(*partials, bias, gamma, gradients[0])
-    programs, plan = _plan(problem, layouts, wanted, from_products)
     tensors = {
         **dict(zip(("partial_w", "partial_dot", "sums_u", "sums_g"), partials, strict=True)),
         "bias": bias if from_products else None, "gamma": gamma,
         **dict(zip(("grad_w", "grad_bias", "grad_gamma", "grad_beta"), gradients, strict=True)),
     }  # fmt: skip
-    host.launch(finish_kernel, programs, {**tensors, **plan}, problem.device, 4, 2)
+    _plan(problem, layouts, wanted, from_products).start(tensors)
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(
-    problem: ConvFilm, layouts: host.Layouts, wanted: tuple[bool, ...], from_products: bool
-) -> tuple[int, dict[str, object]]:
-    """The number of programs, and the kernel's arguments beside the tensors."""
+def _plan(problem: ConvFilm, layouts: host.Layouts, wanted: tuple[bool, ...], from_products: bool) -> Plan:
     partial_w, partial_dot, sums_u, sums_g, bias, gamma, grad_w = layouts
     want_weight, want_bias, want_gamma, want_beta = wanted
     sizes = host.sizes_of(problem)
@@ -198,7 +195,8 @@ def _plan(
     k_blocks = host.cdiv(sizes.K, columns)
     w_programs = host.cdiv(sizes.K * sizes.products, w_columns) if want_weight else 0
     film_programs = sizes.N * k_blocks if want_gamma or want_beta else 0
-    return w_programs + film_programs + (k_blocks if want_bias else 0), {
+    programs = w_programs + film_programs + (k_blocks if want_bias else 0)
+    numbers = {
         "N": sizes.N, "C": sizes.C, "K": sizes.K, "splits": splits, "dots": dots, "chunks": chunks,
         "w_programs": w_programs, "film_programs": film_programs,
         **host.strides_of(gamma=gamma, bias=bias, w=grad_w),
@@ -211,3 +209,4 @@ def _plan(
         "SUM": tl.float32 if host.gpu(problem.device) == "intel" else tl.float64,
         "W_ROWS": w_rows, "W_COLUMNS": w_columns, "ROWS": rows, "COLUMNS": columns,
     }  # fmt: skip
+    return Plan(finish_kernel, programs, numbers, problem.device, 4, 2)

@@ -100,7 +100,7 @@ Layouts = tuple[Layout | None, ...]
 
 def layouts(*tensors: Tensor | None) -> Layouts:
     """Of each tensor, None for None."""
-    return tuple(None if t is None else Layout(tuple(t.shape), t.stride()) for t in tensors)
+    return tuple([None if t is None else Layout(t.shape, t.stride()) for t in tensors])
 
 
 def needs_64_bits(*found: Layout | None) -> bool:
@@ -216,6 +216,11 @@ def recording(gpu: str) -> Iterator[list[Launch]]:
         yield _recording.launches
     finally:
         _recording = before
+
+
+def recorded() -> list[Launch] | None:
+    """Where kernels are collected, or None where they are started."""
+    return None if _recording is None else _recording.launches
 
 
 def gpu(device: torch.device) -> str:

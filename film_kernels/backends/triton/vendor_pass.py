@@ -5,6 +5,7 @@ backward    dz = gamma * u,  db = sum dz,  dbeta = sum g (post) or sum u (pre),
             dgamma = sum g * act(z) (post) or sum u * z (pre)      u = g * act'(v)
 """
 
+import functools
 from collections.abc import Sequence
 
 import triton
@@ -15,6 +16,7 @@ from ...problems.conv_film import ConvFilm
 from . import launch as host
 from .film import film_backward, film_forward
 from .finish import empty_partials, empty_results, finish
+from .plan import Plan
 from .tiles import index, sum_type
 
 _CHUNKS = 512  # programs aimed at where there are few samples and channels
@@ -129,14 +131,11 @@ def finish_forward(
     """
     if raw.numel() == 0:
         return out
-    sizes, blocks = host.sizes_of(problem), _blocks(problem)
-    arguments = {
+    tensors = {
         "raw": raw, "bias": bias, "gamma": gamma, "beta": beta, "y": out,
         "bias_copy": copies[0], "beta_copy": copies[1],
-        **_common(problem, raw, bias, gamma, beta, blocks),
     }  # fmt: skip
-    programs = sizes.N * blocks["chunks"] * host.cdiv(sizes.K, blocks["BLOCK_K"])
-    host.launch(finish_forward_kernel, programs, arguments, problem.device, 4, 2)
+    _forward_plan(problem, host.layouts(raw, bias, gamma, beta)).start(tensors)
     return out
 
 
@@ -153,24 +152,40 @@ def start_backward(
 
     dz is what the library's convolution_backward takes, for the gradients of input and weight.
     """
-    sizes, blocks = host.sizes_of(problem), _blocks(problem)
     results = empty_results(problem, grad, wanted)
     if raw.numel() == 0:
         return tuple(None if result is None else result.zero_() for result in results)
-    partials = empty_partials(problem, blocks["chunks"], wanted)
-    (layout,) = host.layouts(grad)
-    arguments = {
+    partials = empty_partials(problem, _blocks(problem)["chunks"], wanted)
+    tensors = {
         "g": grad, "raw": raw, "bias": bias, "gamma": gamma, "beta": beta, "dz": results[0],
-        **dict(zip(("partial_gamma", "sums_u", "sums_g"), partials, strict=True)), "OW": sizes.OW,
-        **_common(problem, raw, bias, gamma, beta, blocks), **host.strides_of(g=layout),
+        **dict(zip(("partial_gamma", "sums_u", "sums_g"), partials, strict=True)),
     }  # fmt: skip
-    arguments["WIDE"] = arguments["WIDE"] or host.needs_64_bits(layout)
-    programs = sizes.N * blocks["chunks"] * host.cdiv(sizes.K, blocks["BLOCK_K"])
-    host.launch(start_backward_kernel, programs, arguments, problem.device, 4, 2)
+    _backward_plan(problem, host.layouts(raw, bias, gamma, beta, grad)).start(tensors)
     finish(problem, (None, *partials), bias, gamma, (None, *results[1:]), from_products=False)
     return results
 
 
+@functools.lru_cache(maxsize=4096)
+def _forward_plan(problem: ConvFilm, layouts: host.Layouts) -> Plan:
+    numbers = _numbers(problem, layouts)
+    return Plan(finish_forward_kernel, _programs(problem), numbers, problem.device, 4, 2)
+
+
+@functools.lru_cache(maxsize=4096)
+def _backward_plan(problem: ConvFilm, layouts: host.Layouts) -> Plan:
+    numbers = {
+        **_numbers(problem, layouts[:4]), "OW": host.sizes_of(problem).OW, **host.strides_of(g=layouts[4]),
+        "WIDE": host.needs_64_bits(*layouts),
+    }  # fmt: skip
+    return Plan(start_backward_kernel, _programs(problem), numbers, problem.device, 4, 2)
+
+
+def _programs(problem: ConvFilm) -> int:
+    blocks = _blocks(problem)
+    return problem.batch * blocks["chunks"] * host.cdiv(problem.out_channels, blocks["BLOCK_K"])
+
+
+@functools.lru_cache(maxsize=4096)
 def _blocks(problem: ConvFilm) -> dict[str, int]:
     """Tiles of about 2048 elements, long in the fastest dimension, and how the blocks of a sample are shared out."""
     sizes = host.sizes_of(problem)
@@ -188,16 +203,9 @@ def _blocks(problem: ConvFilm) -> dict[str, int]:
     return {"chunks": chunks, "chunk_blocks": chunk_blocks, "BLOCK_P": block_p, "BLOCK_K": block_k}
 
 
-def _common(
-    problem: ConvFilm,
-    raw: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    blocks: dict[str, int],
-) -> dict[str, object]:
-    """The arguments that both kernels take."""
-    sizes, layouts = host.sizes_of(problem), host.layouts(raw, bias, gamma, beta)
+def _numbers(problem: ConvFilm, layouts: host.Layouts) -> dict[str, object]:
+    """What both kernels take beside tensors, for the layouts of raw, bias, gamma and beta."""
+    sizes, blocks = host.sizes_of(problem), _blocks(problem)
     return {
         "K": sizes.K, "P": sizes.out_positions, **blocks,
         **host.dense_strides("y", sizes.K, sizes.out_positions, problem.channels_last),

@@ -34,7 +34,7 @@ struct NormCut {
 // Sizes that decide; tests give smaller ones.
 struct NormLimits {
   int64_t held = 96 * 1024;  // bytes of shared memory that a block holds a group in: what every card since sm_80 has
-  int64_t steps = 16;        // packets of a thread
+  int64_t steps = 16;        // times 16 bytes that a thread has
   int64_t units = 8;         // chunks of a block where one is not enough for a group
 };
 
@@ -50,33 +50,38 @@ inline int64_t norm_groups(const NormProblem& p) {
   return p.norm == Norm::batch ? p.channels : p.norm == Norm::group ? p.batch * p.groups : p.batch;
 }
 
-// How many elements a thread can move at once in all of these tensors: 16 bytes of them, or one.
+// Elements of a packet: as many for every type, so that the registers of a thread are too.
+constexpr int kNormPacket = 4;
+
+// How many elements a thread can move at once in all of these tensors: a packet of them, or one.
 inline int norm_vector(const NormProblem& p, bool pixels, std::initializer_list<const Cube*> cubes) {
-  const int64_t element = bytes_of(p.dtype), vector = 16 / element;
+  constexpr int64_t vector = kNormPacket;
+  const int64_t bytes = vector * bytes_of(p.dtype);
   bool fits = (pixels ? p.channels : p.positions) % vector == 0;
   for (const Cube* cube : cubes)
     fits = fits && cube->n % vector == 0 && (pixels ? cube->p : cube->c) % vector == 0 &&
-           reinterpret_cast<uintptr_t>(cube->data) % 16 == 0;
-  return fits ? static_cast<int>(vector) : 1;
+           reinterpret_cast<uintptr_t>(cube->data) % bytes == 0;
+  return fits ? kNormPacket : 1;
 }
 
 inline NormCut norm_cut(const NormProblem& p, bool pixels, int vector, const NormLimits& limits = {}) {
   NormCut cut{};
   cut.pixels = pixels, cut.vector = vector;
   const int64_t element = bytes_of(p.dtype), packet = vector * element;
+  const int64_t most_steps = limits.steps * (4 / element);  // as many packets of a thread, at most
   if (!pixels) {
     const int64_t packets = p.positions / vector, lines = norm_lines(p);
     cut.tx = 1;
     while (cut.tx < 32 && cut.tx < packets) cut.tx *= 2;
-    cut.size = std::min(p.positions, cut.tx * vector * limits.steps);
+    cut.size = std::min(p.positions, cut.tx * vector * most_steps);
     cut.chunks = norm_ceil_div(p.positions, cut.size);
-    const int64_t units = lines * cut.chunks, all = norm_ceil_div(units * cut.tx, 32) * 32 * limits.steps * packet;
-    cut.fused = p.takes_mean() && all <= limits.held && units * cut.tx <= kNormFusedThreads;
+    const int64_t units = lines * cut.chunks, threads = norm_ceil_div(units * cut.tx, 32) * 32;
+    cut.steps = norm_ceil_div(cut.size / vector, cut.tx);
+    cut.fused = p.takes_mean() && threads * cut.steps * packet <= limits.held && units * cut.tx <= kNormFusedThreads;
     const int64_t most = cut.fused ? units : limits.units * (32 / cut.tx);
     cut.ty = static_cast<int>(norm_ceil_div(units, norm_ceil_div(units, most)));
     cut.per_group = norm_ceil_div(units, cut.ty);
     cut.blocks = norm_groups(p) * cut.per_group;
-    cut.steps = norm_ceil_div(cut.size / vector, cut.tx);
     return cut;
   }
   const int64_t packets = norm_ceil_div(p.channels, vector), each = p.norm == Norm::group ? p.channels / p.groups : 1;
@@ -89,9 +94,9 @@ inline NormCut norm_cut(const NormProblem& p, bool pixels, int vector, const Nor
   if (cut.fused) {
     cut.tx = static_cast<int>(whole), cut.ty = static_cast<int>(rows), cut.size = p.positions;
   } else {
-    cut.tx = static_cast<int>(std::min<int64_t>(packets, 32));
+    cut.tx = static_cast<int>(norm_ceil_div(packets, norm_ceil_div(packets, 32)));
     cut.ty = static_cast<int>(std::min<int64_t>(kNormThreads / cut.tx, p.positions));
-    cut.size = std::min(p.positions, cut.ty * limits.steps);
+    cut.size = std::min(p.positions, cut.ty * most_steps);
   }
   cut.chunks = norm_ceil_div(p.positions, cut.size);
   cut.per_group = norm_ceil_div(packets, cut.tx);

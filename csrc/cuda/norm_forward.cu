@@ -2,6 +2,7 @@
 // it in shared memory and x is read once. Otherwise blocks write what they find for each channel of their chunk, and a
 // second kernel puts that together, in order, and has y. Means and squares around them are found by two passes over
 // what is at hand, and are joined without a sum of squares that could cancel.
+#include "norm_ahead.cuh"
 #include "norm_team.cuh"
 
 namespace film::cuda {
@@ -91,41 +92,44 @@ struct BlockStatistics {
   }
 };
 
+// Of a block, in its shared memory.
+template <class T, int V, Stage STAGE>
+__host__ __device__ __forceinline__ int64_t packets_of(const NormCut& cut, int threads) {
+  return (STAGE == Stage::apply ? Ahead<T, V, 1>::kPlaces : cut.steps) * threads;
+}
+
 template <class T, int V, bool PIXELS, Stage STAGE>
-__global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kNormThreads, 1)
-    forward_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kNormThreads,
+                                  STAGE == Stage::fused ? 2 : kNormBlocks) forward_kernel(const Params<T> p) {
   constexpr int W = PIXELS ? V : 1;
   const NormParams<T>& norm = p.norm;
   const NormCut& cut = p.cut;
   const Place at = place_of<V, PIXELS>(norm, cut);
   const int threads = static_cast<int>(blockDim.x), columns = PIXELS ? cut.tx * V : cut.ty;
 
-  // Shared memory: packets that are held, what chunks found, statistics, scratch.
-  auto* held = ptx::shared_memory<Packet<T, V>>();
-  float* found = reinterpret_cast<float*>(held + (STAGE == Stage::fused ? cut.steps * threads : 0));
+  // Shared memory: packets, what chunks found, statistics, scratch.
+  auto* packets = ptx::shared_memory<Packet<T, V>>();
+  float* found = reinterpret_cast<float*>(packets + packets_of<T, V, STAGE>(cut, threads));
   float* scratch = found + 5 * columns;
 
+  // What is read from memory is asked for before anything waits.
   const T* x = norm.x.at(at.n, at.c, at.position);
   const int64_t step = at.step * norm.x.p;
-  if constexpr (STAGE == Stage::fused) {
-#pragma unroll 4
-    for (int j = 0; j < at.count; ++j) held[j * threads + threadIdx.x] = load<T, V>(x + j * step);
-  }
-  const auto packet = [&](int j) {
-    if constexpr (STAGE == Stage::fused)
-      return held[j * threads + threadIdx.x];
-    else
-      return load<T, V>(x + j * step);
-  };
+  Packet<T, V>* held = packets + threadIdx.x;
+  if constexpr (STAGE != Stage::apply) hold<T, V>(held, threads, x, step, at.count);
+  Ahead<T, V, 1> ahead(packets, {x}, {step}, STAGE == Stage::apply ? at.count : 0);
+  PacketFactors<V, PIXELS> by;
+  if (STAGE != Stage::measure && at.active) by.read(norm, at.n, at.c);
 
   if constexpr (STAGE != Stage::apply) {
+    wait_for_held();
     float near[W], rest[W], squares[W];
     moments_of<PIXELS, W, V>(
         [&](const auto& body) {
 #pragma unroll 4
           for (int j = 0; j < at.count; ++j) {
             float values[V];
-            widen<T, V>(packet(j), values);
+            widen<T, V>(held[j * threads], values);
             body(values);
           }
         },
@@ -166,20 +170,26 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
   }
   if (!at.active) return;
 
-  PacketFactors<V, PIXELS> by;
-  by.read(norm, at.n, at.c);
+  // One product for both.
+#pragma unroll
+  for (int e = 0; e < W; ++e) by.scale.values[e] *= of.rstd[e], of.rstd.values[e] = 1;
   T* y = norm.out.at(at.n, at.c, at.position);
   const int64_t out_step = at.step * norm.out.p;
-  Packet<T, V> next{};  // on its way while the one before it is worked on
-  if (at.count > 0) next = packet(0);
+  with_activation(norm.activation, norm.lower_slope, [&](auto act) {
 #pragma unroll 1
-  for (int j = 0; j < at.count; ++j) {
-    float values[V];
-    widen<T, V>(next, values);
-    if (j + 1 < at.count) next = packet(j + 1);
-    modulate(norm, by, of, values);
-    store<T, V>(y + j * out_step, values);
-  }
+    for (int j = 0; j < at.count; ++j) {
+      Packet<T, V> packet[1];
+      if constexpr (STAGE == Stage::fused)
+        packet[0] = held[j * threads];
+      else
+        ahead.take(j, packet);
+      float values[V];
+      widen<T, V>(packet[0], values);
+      modulate(norm, act, by, of, at.n, at.c, values);
+      store<T, V>(y, values);
+      y += out_step;
+    }
+  });
 }
 
 }  // namespace
@@ -193,13 +203,16 @@ cudaError_t norm_forward(const NormProblem& p, const NormForwardArgs& args, cons
     Params<T> params{norm_params<T>(p, args.by, args.input), cut, moments, static_cast<float*>(args.statistics), false};
     params.norm.out = strided<T>(args.output);
     const dim3 blocks(static_cast<unsigned>(cut.blocks)), block(static_cast<unsigned>(cut.threads()));
-    const size_t scratch = sizeof(float) * (PIXELS ? 5 * cut.tx * V + cut.threads() * V : 5 * cut.ty);
+    const auto run = [&](auto kernel, int64_t packets, int columns) {
+      const size_t scratch = sizeof(float) * (5 * columns + (PIXELS ? cut.threads() * V : 0));
+      return launch(kernel, blocks, block, packets * sizeof(Packet<T, V>) + scratch, stream, params);
+    };
+    const int threads = cut.threads(), columns = PIXELS ? cut.tx * V : cut.ty;
     if (cut.fused)
-      return launch(forward_kernel<T, V, PIXELS, Stage::fused>, blocks, block, cut.held_bytes(sizeof(T)) + scratch,
-                    stream, params);
+      return run(forward_kernel<T, V, PIXELS, Stage::fused>, packets_of<T, V, Stage::fused>(cut, threads), columns);
     if (p.norm != Norm::none) {
       const cudaError_t error =
-          launch(forward_kernel<T, V, PIXELS, Stage::measure>, blocks, block, scratch, stream, params);
+          run(forward_kernel<T, V, PIXELS, Stage::measure>, packets_of<T, V, Stage::measure>(cut, threads), columns);
       if (error != cudaSuccess) return error;
       if (norm_merges(p, cut)) {
         const dim3 groups(static_cast<unsigned>(norm_ceil_div(p.statistics(), kNormThreads / 32)));
@@ -208,7 +221,7 @@ cudaError_t norm_forward(const NormProblem& p, const NormForwardArgs& args, cons
         params.merged = true;
       }
     }
-    return launch(forward_kernel<T, V, PIXELS, Stage::apply>, blocks, block, scratch, stream, params);
+    return run(forward_kernel<T, V, PIXELS, Stage::apply>, packets_of<T, V, Stage::apply>(cut, threads), columns);
   });
 }
 

@@ -7,6 +7,7 @@
 
 #include <launch.cuh>
 #include <ptx.cuh>
+#include <type_traits>
 
 #include "activate.cuh"
 #include "elements.cuh"
@@ -15,15 +16,7 @@
 namespace film::cuda {
 
 template <class T, int V>
-struct PacketOf {
-  using type = uint4;
-};
-template <class T>
-struct PacketOf<T, 1> {
-  using type = T;
-};
-template <class T, int V>
-using Packet = typename PacketOf<T, V>::type;
+using Packet = std::conditional_t<V == 1, T, std::conditional_t<sizeof(T) == 4, uint4, uint2>>;
 
 template <class T, int V>
 __device__ __forceinline__ Packet<T, V> load(const T* at) {
@@ -32,18 +25,20 @@ __device__ __forceinline__ Packet<T, V> load(const T* at) {
 
 template <class T, int V>
 __device__ __forceinline__ void widen(const Packet<T, V>& packet, float (&values)[V]) {
-  if constexpr (V == 1)
-    values[0] = to_float(packet);
-  else
-    unpack<T>(packet, values);
+  T elements[V];
+  memcpy(elements, &packet, sizeof(packet));
+#pragma unroll
+  for (int i = 0; i < V; ++i) values[i] = to_float(elements[i]);
 }
 
 template <class T, int V>
 __device__ __forceinline__ void store(T* at, const float (&values)[V]) {
-  if constexpr (V == 1)
-    *at = from_float<T>(values[0]);
-  else
-    *reinterpret_cast<uint4*>(at) = pack<T>(values);
+  T elements[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) elements[i] = from_float<T>(values[i]);
+  Packet<T, V> packet;
+  memcpy(&packet, elements, sizeof(packet));
+  *reinterpret_cast<Packet<T, V>*>(at) = packet;
 }
 
 // V numbers, or one that stands for all.
@@ -92,17 +87,10 @@ struct NormFactor {
     if constexpr (VARY && V > 1) {
       if (packed && data != nullptr) {
         const int64_t i = sample * n + channel;
-        if (wide) {
-#pragma unroll
-          for (int q = 0; q < V / 4; ++q) {
-            float four[4];
-            unpack<float>(reinterpret_cast<const uint4*>(static_cast<const float*>(data) + i)[q], four);
-#pragma unroll
-            for (int e = 0; e < 4; ++e) found.values[4 * q + e] = four[e];
-          }
-        } else {
-          unpack<T>(*reinterpret_cast<const uint4*>(static_cast<const T*>(data) + i), found.values);
-        }
+        if (wide)
+          widen<float, V>(load<float, V>(static_cast<const float*>(data) + i), found.values);
+        else
+          widen<T, V>(load<T, V>(static_cast<const T*>(data) + i), found.values);
         return found;
       }
     }
@@ -114,8 +102,8 @@ struct NormFactor {
 
 template <class T>
 NormFactor<T> norm_factor(const Matrix& m, float otherwise, bool wide) {
-  const int64_t packet = wide ? 4 : kPacket<T>;
-  const bool packed = m.k == 1 && m.n % packet == 0 && reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
+  const size_t bytes = kNormPacket * (wide ? sizeof(float) : sizeof(T));
+  const bool packed = m.k == 1 && m.n % kNormPacket == 0 && reinterpret_cast<uintptr_t>(m.data) % bytes == 0;
   return {m.data, m.n, m.k, otherwise, wide, packed};
 }
 
@@ -172,19 +160,36 @@ __device__ __forceinline__ int group_of(const NormParams<T>& p, int n, int c) {
   return p.norm == Norm::batch ? c : n * p.groups + c / p.each;
 }
 
-// The factors of a packet; scale is gamma + gamma_offset.
+// FiLM's own factors of a packet; scale is gamma + gamma_offset.
+template <int V, bool PIXELS>
+struct PacketFilm {
+  Along<V, PIXELS> scale, shift;
+
+  template <class T>
+  __device__ __forceinline__ PacketFilm(const NormParams<T>& p, int64_t n, int64_t c)
+      : scale(p.gamma.template read<V, PIXELS>(n, c)), shift(p.beta.template read<V, PIXELS>(n, c)) {
+#pragma unroll
+    for (float& s : scale.values) s += p.gamma_offset;
+  }
+};
+
+// What makes of a packet of xhat the activation's argument: the norm's own affine, and FiLM with it where that comes
+// before the activation.
 template <int V, bool PIXELS>
 struct PacketFactors {
-  Along<V, PIXELS> weight, bias, scale, shift;
+  Along<V, PIXELS> scale, shift;
 
   template <class T>
   __device__ __forceinline__ void read(const NormParams<T>& p, int64_t n, int64_t c) {
-    weight = p.weight.template read<V, PIXELS>(0, c);
-    bias = p.bias.template read<V, PIXELS>(0, c);
-    scale = p.gamma.template read<V, PIXELS>(n, c);
-    shift = p.beta.template read<V, PIXELS>(n, c);
+    scale = p.weight.template read<V, PIXELS>(0, c);
+    shift = p.bias.template read<V, PIXELS>(0, c);
+    if (p.post) return;
+    const PacketFilm<V, PIXELS> film(p, n, c);
 #pragma unroll
-    for (float& s : scale.values) s += p.gamma_offset;
+    for (int e = 0; e < (PIXELS ? V : 1); ++e) {
+      scale.values[e] *= film.scale[e];
+      shift.values[e] = shift[e] * film.scale[e] + film.shift[e];
+    }
   }
 };
 
@@ -216,34 +221,43 @@ struct PacketStatistics {
   }
 };
 
-// y of a packet, in place of x.
-template <int V, bool PIXELS, bool VARY, class T>
-__device__ __forceinline__ void modulate(const NormParams<T>& p, const PacketFactors<V, PIXELS>& by,
-                                         const PacketStatistics<V, VARY>& of, float (&x)[V]) {
-  with_activation(p.activation, p.lower_slope, [&](auto act) {
+// y of a packet of channel c on, in place of x.
+template <int V, bool PIXELS, bool VARY, class T, class Act>
+__device__ __forceinline__ void modulate(const NormParams<T>& p, const Act& act, const PacketFactors<V, PIXELS>& by,
+                                         const PacketStatistics<V, VARY>& of, int64_t n, int64_t c, float (&x)[V]) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const float z = (x[i] - of.mean[i]) * of.rstd[i] * by.weight[i] + by.bias[i];
-      x[i] = p.post ? by.scale[i] * act.value(z) + by.shift[i] : act.value(by.scale[i] * z + by.shift[i]);
-    }
-  });
+  for (int i = 0; i < V; ++i) x[i] = act.value(by.scale[i] * ((x[i] - of.mean[i]) * of.rstd[i]) + by.shift[i]);
+  if (!p.post) return;
+  const PacketFilm<V, PIXELS> film(p, n, c);
+#pragma unroll
+  for (int i = 0; i < V; ++i) x[i] = film.scale[i] * x[i] + film.shift[i];
 }
 
 // Of a packet of x and grad: xhat in place of x, and d = grad * act'(v) in place of grad. With `more`, also what dgamma
 // sums where FiLM comes after the activation, grad * act(v).
-template <int V, bool PIXELS, bool VARY, class T>
-__device__ __forceinline__ void differentiate(const NormParams<T>& p, const PacketFactors<V, PIXELS>& by,
+template <int V, bool PIXELS, bool VARY, class Act>
+__device__ __forceinline__ void differentiate(const Act& act, const PacketFactors<V, PIXELS>& by,
                                               const PacketStatistics<V, VARY>& of, float (&x)[V], float (&grad)[V],
                                               float (*more)[V] = nullptr) {
-  with_activation(p.activation, p.lower_slope, [&](auto act) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      x[i] = (x[i] - of.mean[i]) * of.rstd[i];
-      const float z = x[i] * by.weight[i] + by.bias[i], v = p.post ? z : by.scale[i] * z + by.shift[i];
-      if (more != nullptr) (*more)[i] = grad[i] * act.value(v);
-      grad[i] = act.gradient(grad[i], v);
-    }
-  });
+  for (int i = 0; i < V; ++i) {
+    x[i] = (x[i] - of.mean[i]) * of.rstd[i];
+    const float v = by.scale[i] * x[i] + by.shift[i];
+    if (more != nullptr) (*more)[i] = grad[i] * act.value(v);
+    grad[i] = act.gradient(grad[i], v);
+  }
+}
+
+// The gradient of xhat, in place of d.
+template <int V, bool PIXELS, class T>
+__device__ __forceinline__ void scale_gradient(const NormParams<T>& p, const PacketFactors<V, PIXELS>& by, int64_t n,
+                                               int64_t c, float (&d)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) d[i] *= by.scale[i];
+  if (!p.post) return;
+  const PacketFilm<V, PIXELS> film(p, n, c);
+#pragma unroll
+  for (int i = 0; i < V; ++i) d[i] *= film.scale[i];
 }
 
 }  // namespace film::cuda

@@ -1,5 +1,6 @@
 // What the gradients of the factors, and of the input where statistics are of groups, are made of: sums over the
 // positions of a chunk for each of its channels.
+#include "norm_ahead.cuh"
 #include "norm_team.cuh"
 
 namespace film::cuda {
@@ -12,13 +13,12 @@ struct Params {
   NormSums sums;
 };
 
-template <class T, int V, bool PIXELS, bool POSITIONS>
-__global__ void __launch_bounds__(kNormThreads, 1) sums_kernel(const Params<T> p) {
+template <class T, int V, bool PIXELS, bool POSITIONS, int KINDS>
+__global__ void __launch_bounds__(kNormThreads, PIXELS&& KINDS > 2 ? 2 : kNormBlocks) sums_kernel(const Params<T> p) {
   constexpr int W = PIXELS ? V : 1;
   constexpr bool VARY = PIXELS != POSITIONS;
   const NormParams<T>& norm = p.norm;
   const Place at = place_of<V, PIXELS>(norm, p.cut);
-  float* scratch = ptx::shared_memory<float>();
   PacketFactors<V, PIXELS> by;
   PacketStatistics<V, VARY> of;
   if (at.active) {
@@ -26,47 +26,52 @@ __global__ void __launch_bounds__(kNormThreads, 1) sums_kernel(const Params<T> p
     if constexpr (!POSITIONS) of.read(norm, at.n, at.c);
   }
 
-  const T *x = norm.x.at(at.n, at.c, at.position), *g = norm.grad.at(at.n, at.c, at.position);
-  const int64_t step = at.step * norm.x.p, grad_step = at.step * norm.grad.p;
-  const bool of_z = p.sums.kinds == 3, products = p.sums.kinds == 4;
-  float sums[4][W] = {};
-  for (int j = 0; j < at.count; ++j) {
-    float xhat[V], d[V], third[V], product[V];
-    widen<T, V>(load<T, V>(x + j * step), xhat);
-    widen<T, V>(load<T, V>(g + j * grad_step), d);
-    if constexpr (POSITIONS) of.read_position(norm, at.n, at.position + static_cast<int64_t>(j) * at.step);
-    if (products) {
+  void* shared = ptx::shared_memory<void>();
+  Ahead<T, V, 2> ahead(shared, {norm.x.at(at.n, at.c, at.position), norm.grad.at(at.n, at.c, at.position)},
+                       {at.step * norm.x.p, at.step * norm.grad.p}, at.count);
+  float sums[KINDS][W] = {};
+  with_activation(norm.activation, norm.lower_slope, [&](auto act) {
+#pragma unroll 1
+    for (int j = 0; j < at.count; ++j) {
+      Packet<T, V> found[2];
+      ahead.take(j, found);
+      float xhat[V], d[V], more[V];
+      widen<T, V>(found[0], xhat);
+      widen<T, V>(found[1], d);
+      if constexpr (POSITIONS) of.read_position(norm, at.n, at.position + static_cast<int64_t>(j) * at.step);
+      if constexpr (KINDS == 4) {
 #pragma unroll
-      for (int e = 0; e < V; ++e) third[e] = d[e];
-      differentiate(norm, by, of, xhat, d, &product);
-      add_packet(sums[2], third);
-      add_packet(sums[3], product);
-    } else {
-      differentiate(norm, by, of, xhat, d);
+        for (int e = 0; e < V; ++e) more[e] = d[e];
+        add_packet(sums[2], more);
+        differentiate(act, by, of, xhat, d, &more);
+        add_packet(sums[3], more);
+      } else {
+        differentiate(act, by, of, xhat, d);
+      }
+      if constexpr (KINDS == 3) {
+        const auto weight = norm.weight.template read<V, PIXELS>(0, at.c);
+        const auto bias = norm.bias.template read<V, PIXELS>(0, at.c);
+#pragma unroll
+        for (int e = 0; e < V; ++e) more[e] = d[e] * (xhat[e] * weight[e] + bias[e]);
+        add_packet(sums[2], more);
+      }
+#pragma unroll
+      for (int e = 0; e < V; ++e) xhat[e] *= d[e];
+      add_packet(sums[0], d);
+      add_packet(sums[1], xhat);
     }
-    if (of_z) {
-#pragma unroll
-      for (int e = 0; e < V; ++e) third[e] = d[e] * (xhat[e] * by.weight[e] + by.bias[e]);
-      add_packet(sums[2], third);
-    }
-#pragma unroll
-    for (int e = 0; e < V; ++e) xhat[e] *= d[e];
-    add_packet(sums[0], d);
-    add_packet(sums[1], xhat);
-  }
+  });
 
   const int64_t all = static_cast<int64_t>(norm.batch) * norm.channels * p.cut.chunks;
-  for (int kind = 0; kind < p.sums.kinds; ++kind) {
-    float total[W];
 #pragma unroll
-    for (int e = 0; e < W; ++e)
-      total[e] = kind == 0 ? sums[0][e] : kind == 1 ? sums[1][e] : kind == 2 ? sums[2][e] : sums[3][e];
-    sum_of_team<PIXELS>(total, scratch, p.cut.tx, p.cut.ty);
+  for (int kind = 0; kind < KINDS; ++kind) {
+    __syncthreads();  // what is summed takes the place of packets
+    sum_of_team<PIXELS>(sums[kind], static_cast<float*>(shared), p.cut.tx, p.cut.ty);
     if (!at.active || (PIXELS ? at.y : at.x) != 0) continue;
 #pragma unroll
     for (int e = 0; e < W; ++e)
       p.sums.data[kind * all + (static_cast<int64_t>(at.n) * norm.channels + at.c + e) * p.cut.chunks + at.chunk] =
-          total[e];
+          sums[kind][e];
   }
 }
 
@@ -81,9 +86,16 @@ cudaError_t norm_sums(const NormProblem& p, const NormBackwardArgs& args, const 
     Params<T> params{norm_params<T>(p, args.by, args.input), cut, sums};
     params.norm.grad = strided<const T>(args.grad);
     params.norm.kept = static_cast<const float*>(args.statistics);
-    const auto kernel = p.is_of_positions() ? sums_kernel<T, V, PIXELS, true> : sums_kernel<T, V, PIXELS, false>;
+    const auto kernel_of = [&](auto positions) {
+      constexpr bool POSITIONS = decltype(positions)::value;
+      return sums.kinds == 4   ? sums_kernel<T, V, PIXELS, POSITIONS, 4>
+             : sums.kinds == 3 ? sums_kernel<T, V, PIXELS, POSITIONS, 3>
+                               : sums_kernel<T, V, PIXELS, POSITIONS, 2>;
+    };
+    const auto kernel = p.is_of_positions() ? kernel_of(std::true_type()) : kernel_of(std::false_type());
+    const size_t scratch = PIXELS ? cut.threads() * V * sizeof(float) : 0;
     return launch(kernel, dim3(static_cast<unsigned>(cut.blocks)), dim3(static_cast<unsigned>(cut.threads())),
-                  PIXELS ? cut.threads() * V * sizeof(float) : 0, stream, params);
+                  std::max(Ahead<T, V, 2>::bytes(cut.threads()), scratch), stream, params);
   });
 }
 

@@ -6,6 +6,9 @@
 
 namespace film::cuda {
 
+// Blocks that a multiprocessor is to have at once, at the least, which bounds the registers of a thread.
+constexpr int kNormBlocks = 3;
+
 // Where a thread's packets are: `count` of them, at positions `step` apart; all of one channel or of the same V.
 struct Place {
   int n = 0, c = 0, chunk = 0;
@@ -184,7 +187,7 @@ cudaError_t with_kinds(DType dtype, bool packets, bool pixels, const Launch& lau
     const auto with_layout = [&](auto vector) {
       return pixels ? launch(element, vector, std::true_type()) : launch(element, vector, std::false_type());
     };
-    return packets ? with_layout(std::integral_constant<int, kPacket<T>>())
+    return packets ? with_layout(std::integral_constant<int, kNormPacket>())
                    : with_layout(std::integral_constant<int, 1>());
   });
 }

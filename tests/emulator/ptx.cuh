@@ -42,6 +42,10 @@ inline void cp_async_16(void* shared, const void* global, bool valid, Site site 
   emulator::copy_issue(shared, global, 16, valid, site);
 }
 
+inline void cp_async_8(void* shared, const void* global, bool valid, Site site = Site::here()) {
+  emulator::copy_issue(shared, global, 8, valid, site);
+}
+
 inline void cp_async_4(void* shared, const void* global, bool valid, Site site = Site::here()) {
   emulator::copy_issue(shared, global, 4, valid, site);
 }

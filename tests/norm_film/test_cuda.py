@@ -44,7 +44,7 @@ def test_output_and_gradients(emulator, case):
     assert_as_good_as_plain(case, "cuda")
 
 
-# Bytes that a block holds, packets of a thread, and chunks of a block: smaller than those of csrc/cuda/norm_cut.h.
+# Bytes that a block holds, sixteens of bytes of a thread, and chunks of a block: smaller than those of csrc/cuda/norm_cut.h.
 HELD, SPLIT, MANY = (), (0, 16, 8), (0, 1, 2)
 SHARED_OUT = [  # a case, the limits, and what they lead to: whether it is held, elements at once, chunks
     (Case((2, 6, 16, 16), "group", 2), HELD, (1, 4, 1)),
@@ -54,16 +54,16 @@ SHARED_OUT = [  # a case, the limits, and what they lead to: whether it is held,
     (Case((2, 6, 13, 13), "group", 1, "mish"), MANY, (0, 1, 6)),
     (Case((3, 5, 4, 64), "batch"), HELD, (1, 4, 1)),
     (Case((3, 5, 4, 64), "batch", activation="relu"), MANY, (0, 4, 2)),
-    (Case((2, 3, 8, 320), "group", 1, dtype=torch.bfloat16), HELD, (1, 8, 1)),
+    (Case((2, 3, 8, 320), "group", 1, dtype=torch.bfloat16), HELD, (1, 4, 1)),
     (Case((2, 16, 9, 8), "group", 4, layout="channels_innermost"), HELD, (1, 4, 1)),
     (Case((2, 16, 9, 8), "group", 4, layout="channels_innermost"), SPLIT, (0, 4, 1)),
     (Case((2, 16, 9, 8), "group", 2, "gelu_tanh", layout="channels_innermost"), MANY, (0, 4, 2)),
     (Case((2, 24, 5, 5), "group", 4, "relu", "post", layout="channels_innermost"), HELD, (1, 4, 1)),
     (Case((2, 15, 7, 6), "group", 5, layout="channels_innermost"), HELD, (1, 1, 1)),
     (Case((2, 15, 7, 6), "group", 1, "sigmoid", layout="channels_innermost"), MANY, (0, 1, 3)),
-    (Case((3, 40, 6, 7), "batch", layout="channels_innermost", dtype=torch.float16), SPLIT, (0, 8, 1)),
+    (Case((3, 40, 6, 7), "batch", layout="channels_innermost", dtype=torch.float16), SPLIT, (0, 4, 1)),
     (Case((1, 320, 6, 7), "group", 1, layout="channels_innermost"), HELD, (0, 4, 1)),
-    (Case((2, 40, 12, 13), "group", 2, layout="channels_innermost", dtype=torch.bfloat16), MANY, (0, 8, 4)),
+    (Case((2, 40, 12, 13), "group", 2, layout="channels_innermost", dtype=torch.bfloat16), MANY, (0, 4, 4)),
 ]
 
 
@@ -77,6 +77,22 @@ def test_every_way_to_share_out(backend, monkeypatch, case, limits, expected):
     )
     assert tuple(cut[:3]) == expected
     monkeypatch.setattr(CudaNormFilm, "limits", limits)
+    assert_as_good_as_plain(case, backend, draws=3)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [  # several positions of a thread, of which the last are not there; more channels than are held; single elements
+        Case((2, 64, 3, 13), "rms", layout="channels_innermost", dtype=torch.bfloat16),
+        Case((3, 1030, 1, 3), "channel", layout="channels_innermost", dtype=torch.float32),
+        Case((1, 1044, 1, 2), "l2", activation="gelu", layout="channels_innermost", dtype=torch.float32),
+        Case((1, 37, 5, 5), "channel", activation="none", layout="channels_innermost", dtype=torch.float16),
+        Case((2, 270, 4, 3), "channel", dtype=torch.float32),
+        Case((1, 259, 1, 7), "rms", film_position="post", dtype=torch.float32),
+    ],
+    ids=str,
+)
+def test_channels_of_a_position(backend, case):
     assert_as_good_as_plain(case, backend, draws=3)
 
 

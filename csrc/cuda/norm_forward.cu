@@ -100,7 +100,8 @@ __host__ __device__ __forceinline__ int64_t packets_of(const NormCut& cut, int t
 
 template <class T, int V, bool PIXELS, Stage STAGE>
 __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kNormThreads,
-                                  STAGE == Stage::fused ? 2 : kNormBlocks) forward_kernel(const Params<T> p) {
+                                  STAGE == Stage::fused ? kNormBlocks - 1 : kNormBlocks)
+    forward_kernel(const Params<T> p) {
   constexpr int W = PIXELS ? V : 1;
   const NormParams<T>& norm = p.norm;
   const NormCut& cut = p.cut;

@@ -6,8 +6,13 @@
 
 namespace film::cuda {
 
-// Blocks that a multiprocessor is to have at once, at the least, which bounds the registers of a thread.
+// Blocks that a multiprocessor is to have at once, at the least, which bounds the registers of a thread. The assembler
+// needs more of them for the newest cards.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kNormBlocks = 2;
+#else
 constexpr int kNormBlocks = 3;
+#endif
 
 // Where a thread's packets are: `count` of them, at positions `step` apart; all of one channel or of the same V.
 struct Place {

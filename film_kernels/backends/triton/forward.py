@@ -11,6 +11,7 @@ from ...problems.conv_film import ConvFilm, Tensors
 from . import launch as host
 from .convolve import convolution, convolve, output_tile
 from .film import film_forward, load_film, pre_activation
+from .plan import Plan
 from .tiles import index, pack_bits, store_tile, sum_type
 from .tuning import Entry
 
@@ -63,22 +64,21 @@ def forward(
     if y.numel() == 0:
         return y
     weight = host.packed_weight(weight, entry.flat)
-    programs, plan = _plan(problem, entry, host.precision(problem), host.layouts(input, weight, bias, gamma, beta))
+    plan = _plan(problem, entry, host.precision(problem), host.layouts(input, weight, bias, gamma, beta))
     bits = None if problem.activation == "none" else kept
     given = {"x": input, "w": weight, "bias": bias, "gamma": gamma, "beta": beta, "y": y, "bits": bits,
              "bias_copy": bias_copy}  # fmt: skip
-    host.launch(forward_kernel, programs, {**given, **plan}, problem.device, *entry.launch)
+    plan.start(given)
     return y
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> tuple[int, dict[str, object]]:
-    """The number of programs, and the kernel's arguments beside the tensors."""
+def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> Plan:
     input, weight, bias, gamma, beta = layouts
     sizes, last = host.sizes_of(problem), problem.channels_last
     positions = sizes.out_positions
     one_sample, blocks = host.position_blocks(sizes.N, positions, entry.positions)
-    return blocks * host.cdiv(sizes.K, entry.channels), {
+    numbers = {
         **convolution(problem, entry, how, input),
         **host.strides_of(x=input, w=weight, bias=bias, gamma=gamma, beta=beta),
         **host.dense_strides("y", sizes.K, positions, last),
@@ -86,3 +86,4 @@ def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> t
         "Y_LAST": last, "ONE_SAMPLE": one_sample,
         "WIDE": host.needs_64_bits(*layouts, host.dense(*problem.out_shape)),
     }  # fmt: skip
+    return Plan(forward_kernel, blocks * host.cdiv(sizes.K, entry.channels), numbers, problem.device, *entry.launch)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...problems.conv_film import ConvFilm
 from . import launch as host
 from .convolve import has_bits, inside_taps, tap_inside
+from .plan import Plan
 from .tiles import index, load_per_channel, multiply, sample_and_position, spread_bits, store_tile, sum_type
 from .tuning import Entry
 
@@ -174,21 +175,20 @@ def grad_input(
     if grad.numel() == 0:
         return grad_x.zero_()
     weight = host.packed_weight(weight, flat=False)
-    programs, plan = _plan(problem, entry, host.precision(problem), host.layouts(grad, weight, gamma))
+    plan = _plan(problem, entry, host.precision(problem), host.layouts(grad, weight, gamma))
     bits = None if problem.activation == "none" else kept
     tensors = {"g": grad, "bits": bits, "w": weight, "gamma": gamma, "grad_x": grad_x}
-    host.launch(grad_input_kernel, programs, {**tensors, **plan}, problem.device, *entry.launch)
+    plan.start(tensors)
     return grad_x
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> tuple[int, dict[str, object]]:
-    """The number of programs, and the kernel's arguments beside the tensors."""
+def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> Plan:
     grad, weight, gamma = layouts
     sizes, last = host.sizes_of(problem), problem.channels_last
     positions = host.cdiv(sizes.H, sizes.SH) * host.cdiv(sizes.W, sizes.SW)  # of one remainder
     one_sample, blocks = host.position_blocks(sizes.N, positions, entry.positions)
-    return blocks * sizes.SH * sizes.SW * host.cdiv(sizes.C, entry.channels), {
+    numbers = {
         **{name: getattr(sizes, name) for name in ("N", "C", "H", "W", "K", "OH", "OW", "PH", "PW")},
         **host.strides_of(g=grad, w=weight, gamma=gamma),
         **host.dense_strides("x", sizes.C, sizes.H * sizes.W, last),
@@ -201,3 +201,5 @@ def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> t
         "WIDE": host.needs_64_bits(*layouts, host.dense(*problem.out_shape), host.dense(*problem.input_shape)),
         "BLOCK_P": entry.positions, "BLOCK_C": entry.channels, "BLOCK_K": entry.products,
     }  # fmt: skip
+    programs = blocks * sizes.SH * sizes.SW * host.cdiv(sizes.C, entry.channels)
+    return Plan(grad_input_kernel, programs, numbers, problem.device, *entry.launch)

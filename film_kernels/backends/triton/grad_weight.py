@@ -21,6 +21,7 @@ from ...problems.conv_film import ConvFilm, Tensors
 from ..base import Gradients
 from . import launch as host
 from .finish import finish
+from .plan import Plan
 from .tiles import index, load_gradient, load_patch, multiply, sum_type
 from .tuning import Entry
 
@@ -219,32 +220,25 @@ def grad_weight(
 
     weight = host.packed_weight(weight, entry.flat or not want_gamma)
     layouts = host.layouts(grad, input, weight, gamma)
-    plan = _plan(problem, entry, host.precision(problem), layouts, wanted, bias is not None)
+    plan, shapes = _plan(problem, entry, host.precision(problem), layouts, wanted, bias is not None)
     partials = tuple(
         None if shape is None else torch.empty(shape, dtype=host.sum_dtype(problem), device=problem.device)
-        for shape in plan.partials
+        for shape in shapes
     )
     tensors = {
         "g": grad, "bits": None if problem.activation == "none" else kept, "x": input, "w": weight, "gamma": gamma,
         **dict(zip(("partial_w", "partial_dot", "sums_u", "sums_g"), partials, strict=True)),
     }  # fmt: skip
-    host.launch(grad_weight_kernel, plan.programs, {**tensors, **plan.arguments}, problem.device, *entry.launch)
+    plan.start(tensors)
     finish(problem, partials, bias, gamma, results)
     return results
-
-
-class Plan(NamedTuple):
-    """What follows from shapes alone."""
-
-    programs: int
-    partials: tuple[tuple[int, ...] | None, ...]  # shapes of partial_w, partial_dot, sums_u, sums_g
-    arguments: dict[str, object]  # of the kernel, beside the tensors
 
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
     problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts, wanted: tuple[bool, ...], has_bias: bool
-) -> Plan:
+) -> tuple[Plan, tuple[tuple[int, ...] | None, ...]]:
+    """And the shapes of partial_w, partial_dot, sums_u and sums_g."""
     grad, input, weight, gamma = layouts
     want_weight, want_bias, want_gamma, want_beta = wanted
     sizes, post = host.sizes_of(problem), problem.film_position == "post"
@@ -266,7 +260,7 @@ def _plan(
         sums if g_for_gamma or (want_beta and post) else None,
     )
     large = [host.dense(*shape) for shape in partials if shape is not None] + [host.dense(*problem.out_shape)]
-    arguments = {
+    numbers = {
         **{name: getattr(sizes, name) for name in ("C", "H", "W", "K", "OH", "OW", "PH", "PW")},
         **host.strides_of(g=grad, x=input, w=weight, gamma=gamma),
         **host.dense_strides("bits", sizes.bit_bytes, sizes.out_positions, problem.channels_last),
@@ -278,4 +272,5 @@ def _plan(
         "WIDE": host.needs_64_bits(*layouts, *large),
         "BLOCK_P": entry.positions, "BLOCK_K": entry.channels, "BLOCK_R": entry.products,
     }  # fmt: skip
-    return Plan(programs_r * k_blocks * cut.splits, partials, arguments)
+    programs = programs_r * k_blocks * cut.splits
+    return Plan(grad_weight_kernel, programs, numbers, problem.device, *entry.launch), partials

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -248,50 +248,6 @@ def multiprocessors(device: torch.device) -> int:
 def _multiprocessors(device: torch.device) -> int:
     properties = torch.get_device_module(device).get_device_properties(device)
     return properties.gpu_subslice_count if device.type == "xpu" else properties.multi_processor_count
-
-
-def launch(
-    kernel, programs: int, arguments: dict[str, object], device: torch.device, num_warps: int, num_stages: int
-) -> None:
-    """Start `programs` programs of `kernel` on the current stream of `device`."""
-    if programs == 0:
-        return
-    if _recording is not None:
-        _recording.launches.append(Launch(kernel, arguments, num_warps, num_stages))
-        return
-    with _on(device):
-        key, ordered = _specialised(kernel, arguments, (device, num_warps, num_stages))
-        compiled = _compiled.get(key)
-        if compiled is not None:
-            compiled[(programs, 1, 1)](*ordered)
-            return
-        started = kernel[(programs,)](**arguments, num_warps=num_warps, num_stages=num_stages)
-        if hasattr(started, "packed_metadata"):  # a compiled kernel, and not the interpreter's nothing
-            if len(_compiled) >= _MOST:
-                _compiled.clear()
-            _compiled[key] = started
-
-
-# What Triton made of a kernel for these arguments. To find it again by itself takes it a tenth of a millisecond, which
-# is more than most layers take the GPU.
-_compiled: dict[tuple[object, ...], Any] = {}
-_MOST = 4096  # of them: shapes may change without end
-
-
-def _specialised(
-    kernel, arguments: dict[str, object], how: tuple[object, ...]
-) -> tuple[tuple[object, ...], list[object]]:
-    """What a compiled kernel is remembered by, every number but of tensors only dtype and alignment; and the arguments
-    in the kernel's own order."""
-    ordered = [arguments[name] for name in kernel.arg_names]
-    kinds = [(value.dtype, value.data_ptr() % 16) if isinstance(value, Tensor) else value for value in ordered]
-    return (kernel, *how, *kinds), ordered
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager:
-    if device.type == "cpu" or device.index is None:
-        return contextlib.nullcontext()
-    return torch.get_device_module(device).device(device.index)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -4,6 +4,7 @@ A program has some positions, whose channels stay in registers where all of them
 read once. Otherwise it goes over them again.
 """
 
+import functools
 from collections.abc import Sequence
 
 import triton
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from ...problems.norm_film import NormFilm, Tensors
 from . import launch as host
-from .norm_cut import across_of, arguments_of, empty_like_input, factors_of
+from .norm_cut import across_of, arguments_of, empty_like_input, named_factors, strides_of_factors
 from .norm_tiles import around_the_mean, differentiate, load_factors, load_statistics, modulate, reciprocal_deviation
+from .plan import Plan
 from .tiles import index, sample_and_position
 
 
@@ -180,6 +182,11 @@ def grad_input_of_positions(problem: NormFilm, grad: Tensor, statistics: Tensor,
 
 
 def _launch(problem: NormFilm, kernel, given: dict[str, Tensor | None], factors: Sequence[Tensor | None]) -> None:
+    _plan(problem, kernel, host.layouts(*factors)).start({**given, **named_factors(factors)})
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(problem: NormFilm, kernel, factors: host.Layouts) -> Plan:
     cut = across_of(problem)
-    arguments = {**given, **factors_of(*factors), **cut.sizes, **cut.tile, **arguments_of(problem)}
-    host.launch(kernel, cut.programs, arguments, problem.device, cut.num_warps, 2)
+    numbers = {**strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem)}
+    return Plan(kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)

@@ -4,6 +4,7 @@ With d = g * act'(v) a chunk has for each channel the sums of d and d * xhat; fo
 could cancel in these two; and with FiLM after the activation, for dgamma and dbeta, those of g * act(z) and g.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +16,10 @@ from ...problems.norm_film import NO_NORM, NormFilm, Tensors
 from . import launch as host
 from .activate import activate
 from .norm_across import grad_input_of_positions
-from .norm_cut import arguments_of, cut_of, dense, empty_like_input, factors_of, of_positions
+from .norm_cut import arguments_of, cut_of, dense, empty_like_input, named_factors, of_positions, strides_of_factors
 from .norm_finish import finish
 from .norm_tiles import by_column, columns_of, differentiate, load_factors, load_statistics, tile_of
+from .plan import Plan
 from .tiles import index
 
 
@@ -175,23 +177,33 @@ def _sums(problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors,
     cut = cut_of(problem)
     shape = (kinds, problem.batch, cut.sizes["chunks"], problem.channels)
     sums = torch.empty(shape, dtype=problem.accumulates_in, device=problem.device)
-    arguments = {
-        "g": grad, "x": x, "sums": sums, "statistics": statistics, **factors_of(*factors), **cut.sizes, **cut.tile,
-        **arguments_of(problem), "KINDS": kinds, "ACROSS": of_positions(problem),
-    }  # fmt: skip
-    host.launch(sums_kernel, cut.programs, arguments, problem.device, cut.num_warps, 2)
+    given = {"g": grad, "x": x, "sums": sums, "statistics": statistics, **named_factors(factors)}
+    _sums_plan(problem, host.layouts(*factors), kinds).start(given)
     return sums
+
+
+@functools.lru_cache(maxsize=4096)
+def _sums_plan(problem: NormFilm, factors: host.Layouts, kinds: int) -> Plan:
+    cut = cut_of(problem)
+    numbers = {
+        **strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem),
+        "KINDS": kinds, "ACROSS": of_positions(problem),
+    }  # fmt: skip
+    return Plan(sums_kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)
 
 
 def _grad_input(
     problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, terms: Tensor | None, alone: bool
 ) -> Tensor:
     x, *factors = tensors
-    cut = cut_of(problem)
     dx = empty_like_input(problem)
-    arguments = {
-        "g": grad, "x": x, "grad_input": dx, "terms": terms, "statistics": statistics, **factors_of(*factors),
-        **cut.sizes, **cut.tile, **arguments_of(problem), "ALONE": alone,
-    }  # fmt: skip
-    host.launch(grad_input_kernel, cut.programs, arguments, problem.device, cut.num_warps, 2)
+    given = {"g": grad, "x": x, "grad_input": dx, "terms": terms, "statistics": statistics, **named_factors(factors)}
+    _grad_input_plan(problem, host.layouts(*factors), alone).start(given)
     return dx
+
+
+@functools.lru_cache(maxsize=4096)
+def _grad_input_plan(problem: NormFilm, factors: host.Layouts, alone: bool) -> Plan:
+    cut = cut_of(problem)
+    numbers = {**strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem), "ALONE": alone}
+    return Plan(grad_input_kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)

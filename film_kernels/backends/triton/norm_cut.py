@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -136,13 +137,16 @@ def arguments_of(problem: NormFilm) -> dict[str, object]:
     }  # fmt: skip
 
 
-def factors_of(
-    weight: Tensor | None, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None
-) -> dict[str, object]:
-    """The tensors and their strides as the kernels take them."""
-    one = {name: 0 if t is None else t.stride(0) for name, t in (("w_sk", weight), ("b_sk", bias))}
-    two = host.strides_of(**dict(zip(("gamma", "beta"), host.layouts(gamma, beta), strict=True)))
-    return {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta, **one, **two}
+def named_factors(factors: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+    """weight, bias, gamma and beta as the kernels take them."""
+    return dict(zip(("weight", "bias", "gamma", "beta"), factors, strict=True))
+
+
+def strides_of_factors(factors: host.Layouts) -> dict[str, int]:
+    """Of weight, bias, gamma and beta."""
+    weight, bias, gamma, beta = factors
+    one = {name: 0 if layout is None else layout.stride[0] for name, layout in (("w_sk", weight), ("b_sk", bias))}
+    return {**one, **host.strides_of(gamma=gamma, beta=beta)}
 
 
 def dense(problem: NormFilm, tensor: Tensor) -> Tensor:

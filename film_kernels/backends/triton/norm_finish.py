@@ -5,6 +5,7 @@ dw[c] = sum over n of scale * sum of d * xhat                                   
 terms of a group: means of the gradient of xhat, scale * weight * d, and of that times xhat
 """
 
+import functools
 from collections.abc import Sequence
 
 import triton
@@ -14,8 +15,9 @@ from torch import Tensor
 from ...problems.norm_film import NormFilm, Tensors
 from . import launch as host
 from .finish import add_rows, narrow
-from .norm_cut import cut_of, factors_of, sum_of
+from .norm_cut import cut_of, strides_of_factors, sum_of
 from .norm_tiles import by_group, columns_of
+from .plan import Plan
 from .tiles import index
 
 _COLUMNS, _TILE = 32, 1024
@@ -111,23 +113,31 @@ def finish(
     problem: NormFilm, sums: Tensor, tensors: Tensors, gradients: Sequence[Tensor | None], terms: Tensor | None
 ) -> None:
     """Write `gradients` (dw, db, dgamma, dbeta), of which some are None, and `terms`, from the sums of chunks."""
-    cut, factors = cut_of(problem), factors_of(*tensors[1:])
-    kinds, batch, chunks, channels = sums.shape
+    weight, _, gamma, _ = tensors[1:]
+    wanted = tuple(gradient is not None for gradient in (*gradients, terms))
+    named = dict(zip(("grad_weight", "grad_bias", "grad_gamma", "grad_beta"), gradients, strict=True))
+    given = {"sums": sums, "terms": terms, **named, "weight": weight, "gamma": gamma}
+    _plan(problem, sums.shape, host.layouts(weight, gamma), wanted).start(given)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(problem: NormFilm, shape: tuple[int, ...], layouts: host.Layouts, wanted: tuple[bool, ...]) -> Plan:
+    weight, gamma = layouts
+    cut, factors = cut_of(problem), strides_of_factors((weight, None, gamma, None))
+    kinds, batch, chunks, channels = shape
     blocks = host.cdiv(channels, _COLUMNS)
-    film = batch * blocks if gradients[2] is not None or gradients[3] is not None else 0
-    channel = blocks if gradients[0] is not None or gradients[1] is not None else 0
+    film = batch * blocks if wanted[2] or wanted[3] else 0
+    channel = blocks if wanted[0] or wanted[1] else 0
     of_batch = problem.norm == "batch"
-    groups = 0 if terms is None else cut.sizes["group_blocks"] * (1 if of_batch else batch)
+    groups = 0 if not wanted[4] else cut.sizes["group_blocks"] * (1 if of_batch else batch)
     columns = cut.tile["GROUPS"] * cut.tile["MEMBERS"]  # type: ignore[operator]
     rows = host.next_power_of_2(batch * chunks)
-    named = dict(zip(("grad_weight", "grad_bias", "grad_gamma", "grad_beta"), gradients, strict=True))
-    arguments = {
-        "sums": sums, "terms": terms, **named,
-        **{name: factors[name] for name in ("weight", "gamma", "w_sk", "gamma_sn", "gamma_sk")},
+    numbers = {
+        **{name: factors[name] for name in ("w_sk", "gamma_sn", "gamma_sk")},
         **{name: cut.sizes[name] for name in ("N", "groups", "each", "group_blocks", "slabs", "chunks")},
         **{name: cut.tile[name] for name in ("WHOLE", "GROUPS", "MEMBERS", "WIDE")},
         "film_programs": film, "channel_programs": channel, "group_size": float(problem.group_size),
         "gamma_offset": float(problem.gamma_offset), "KINDS": kinds, "BATCH": of_batch, "SUM": sum_of(problem),
         "ROWS": min(rows, _TILE // _COLUMNS), "COLUMNS": _COLUMNS, "GROUP_ROWS": min(rows, max(1, _TILE // columns)),
     }  # fmt: skip
-    host.launch(finish_kernel, film + channel + groups, arguments, problem.device, 4, 2)
+    return Plan(finish_kernel, film + channel + groups, numbers, problem.device, 4, 2)

@@ -4,6 +4,8 @@ Both passes cut x alike, into chunks of positions of slabs of channels. Each chu
 of its first tile, so that no difference of large numbers is needed, and chunks are merged by their means.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ...problems.norm_film import NO_NORM, NormFilm, Tensors
 from . import launch as host
-from .norm_cut import arguments_of, cut_of, empty_like_input, factors_of
+from .norm_cut import arguments_of, cut_of, empty_like_input, named_factors, strides_of_factors
 from .norm_tiles import (
     around_the_mean,
     by_column,
@@ -23,6 +25,7 @@ from .norm_tiles import (
     reciprocal_deviation,
     tile_of,
 )
+from .plan import Plan
 from .tiles import index
 
 
@@ -126,21 +129,27 @@ def forward_of_groups(problem: NormFilm, tensors: Tensors, statistics: Tensor | 
     x, *factors = tensors
     cut = cut_of(problem)
     y = empty_like_input(problem)
-    places = {**cut.sizes, **cut.tile}
     moments = None
     if problem.norm != NO_NORM:
         shape = (3, problem.batch * cut.units, cut.sizes["groups"])
         moments = torch.empty(shape, dtype=problem.accumulates_in, device=problem.device)
-        host.launch(
-            measure_kernel, cut.programs, {"x": x, "moments": moments, **places}, problem.device, cut.num_warps, 2
-        )
-    host.launch(
-        apply_kernel,
-        cut.programs,
-        {
-            "x": x, "y": y, "moments": moments, "statistics": statistics, **factors_of(*factors), **places,
-            **arguments_of(problem), "MERGED": cut.merged, "SUM": cut.sum,
-        },
-        problem.device, cut.num_warps, 2,
-    )  # fmt: skip
+        _measure_plan(problem).start({"x": x, "moments": moments})
+    given = {"x": x, "y": y, "moments": moments, "statistics": statistics, **named_factors(factors)}
+    _apply_plan(problem, host.layouts(*factors)).start(given)
     return y
+
+
+@functools.lru_cache(maxsize=4096)
+def _measure_plan(problem: NormFilm) -> Plan:
+    cut = cut_of(problem)
+    return Plan(measure_kernel, cut.programs, {**cut.sizes, **cut.tile}, problem.device, cut.num_warps, 2)
+
+
+@functools.lru_cache(maxsize=4096)
+def _apply_plan(problem: NormFilm, factors: host.Layouts) -> Plan:
+    cut = cut_of(problem)
+    numbers = {
+        **strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem),
+        "MERGED": cut.merged, "SUM": cut.sum,
+    }  # fmt: skip
+    return Plan(apply_kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)

@@ -1,12 +1,14 @@
 """Normalisation of groups of channels, of which each is in one tile: x is read once, into registers."""
 
+import functools
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...problems.norm_film import NormFilm, Tensors
 from . import launch as host
-from .norm_cut import arguments_of, cut_of, empty_like_input, factors_of
+from .norm_cut import arguments_of, cut_of, empty_like_input, named_factors, strides_of_factors
 from .norm_tiles import (
     around_the_mean,
     by_column,
@@ -17,6 +19,7 @@ from .norm_tiles import (
     reciprocal_deviation,
     tile_of,
 )
+from .plan import Plan
 from .tiles import index
 
 
@@ -70,10 +73,15 @@ def is_held(problem: NormFilm) -> bool:
 def forward_held(problem: NormFilm, tensors: Tensors, statistics: Tensor | None) -> Tensor:
     """y, from an input that is dense in the problem's memory format."""
     x, *factors = tensors
-    cut, y = cut_of(problem), empty_like_input(problem)
-    sizes = {name: size for name, size in cut.sizes.items() if name not in ("slabs", "chunks", "size")}
-    arguments = {
-        "x": x, "y": y, "statistics": statistics, **factors_of(*factors), **sizes, **cut.tile, **arguments_of(problem),
-    }  # fmt: skip
-    host.launch(forward_held_kernel, cut.programs, arguments, problem.device, cut.num_warps, 2)
+    y = empty_like_input(problem)
+    given = {"x": x, "y": y, "statistics": statistics, **named_factors(factors)}
+    _plan(problem, host.layouts(*factors)).start(given)
     return y
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(problem: NormFilm, factors: host.Layouts) -> Plan:
+    cut = cut_of(problem)
+    sizes = {name: size for name, size in cut.sizes.items() if name not in ("slabs", "chunks", "size")}
+    numbers = {**strides_of_factors(factors), **sizes, **cut.tile, **arguments_of(problem)}
+    return Plan(forward_held_kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)

@@ -16,6 +16,7 @@ from . import launch as host
 from .convolve import convolution, convolve, output_tile
 from .film import film_backward, load_film
 from .finish import empty_partials, empty_results, finish
+from .plan import Plan
 from .tiles import index, store_tile
 from .tuning import Entry
 
@@ -103,28 +104,34 @@ def recompute(
         return tuple(None if result is None else result.zero_() for result in results)
     weight = host.packed_weight(weight, entry.flat)
     layouts = host.layouts(input, weight, bias, gamma, beta, grad)
-    chunks, programs, plan = _plan(problem, entry, host.precision(problem), layouts)
-    partials = empty_partials(problem, chunks, wanted)
+    plan = _plan(problem, entry, host.precision(problem), layouts)
+    partials = empty_partials(problem, _chunks(problem, entry), wanted)
     given = {
         "x": input, "w": weight, "bias": bias, "gamma": gamma, "beta": beta, "g": grad, "dz": results[0],
         **dict(zip(("partial_gamma", "sums_u", "sums_g"), partials, strict=True)),
     }  # fmt: skip
-    host.launch(recompute_kernel, programs, {**given, **plan}, problem.device, *entry.launch)
+    plan.start(given)
     finish(problem, (None, *partials), bias, gamma, (None, *results[1:]), from_products=False)
     return results
 
 
+def _chunks(problem: ConvFilm, entry: Entry) -> int:
+    """Tiles of a sample's positions."""
+    return host.cdiv(host.sizes_of(problem).out_positions, entry.positions)
+
+
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> tuple[int, int, dict[str, object]]:
-    """The tiles of a sample, the number of programs, and the kernel's arguments beside the tensors."""
+def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> Plan:
     input, weight, bias, gamma, beta, grad = layouts
     sizes, last = host.sizes_of(problem), problem.channels_last
     positions = sizes.out_positions
-    chunks = host.cdiv(positions, entry.positions)
+    chunks = _chunks(problem, entry)
     sums = host.dense(sizes.N, chunks, sizes.K)
-    return chunks, sizes.N * chunks * host.cdiv(sizes.K, entry.channels), {
+    numbers = {
         **convolution(problem, entry, how, input),
         **host.strides_of(x=input, w=weight, bias=bias, gamma=gamma, beta=beta, g=grad),
         **host.dense_strides("z", sizes.K, positions, last), "G_LAST": grad.channels_fastest, "Z_LAST": last,
         "WIDE": host.needs_64_bits(*layouts, sums, host.dense(*problem.out_shape)),
     }  # fmt: skip
+    programs = sizes.N * chunks * host.cdiv(sizes.K, entry.channels)
+    return Plan(recompute_kernel, programs, numbers, problem.device, *entry.launch)

@@ -3,7 +3,9 @@
 film_kernels._cpu   always: C++ kernels, compiled once for each instruction set and chosen from at run time.
 film_kernels._cuda  where nvcc is found (CUDA_HOME, CUDA_PATH or PATH), whether or not there is a GPU, and whatever this
                     PyTorch was built for; FILM_KERNELS_CUDA=0 leaves it out. TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX")
-                    says for which GPUs.
+                    says for which GPUs. FILM_KERNELS_HOPPER=1 adds the convolution by Hopper's own instructions where
+                    CUTLASS's headers are found (CUTLASS_HOME, or the package nvidia-cutlass) and 9.0 is one of the
+                    GPUs: it takes minutes to compile.
 """
 
 import os
@@ -11,6 +13,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +29,9 @@ except ImportError:
     ) from None
 
 CSRC = Path("csrc")
+sys.path.insert(0, str(CSRC / "cuda" / "hopper"))
+import cutlass_headers  # noqa: E402
+
 HEADERS = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])
 TARGET_VERSION = "0x020a000000000000"  # the oldest torch whose stable ABI the libraries need: 2.10
 KERNELS = [
@@ -100,6 +106,21 @@ def nvcc_flags(nvcc: str) -> list[str]:
     return flags
 
 
+def hopper_flags(nvcc: str) -> list[str] | None:
+    """What csrc/cuda/hopper is compiled with, or None where it is left out; which of the two is printed."""
+    if os.environ.get("FILM_KERNELS_HOPPER") != "1":
+        reason = "FILM_KERNELS_HOPPER=1 asks for it"
+    elif not any(re.fullmatch(r".*code=sm_90a?", flag) for flag in nvcc_flags(nvcc)):
+        reason = "TORCH_CUDA_ARCH_LIST does not have 9.0"
+    elif (folders := cutlass_headers.folders()) is None:
+        reason = "CUTLASS's headers were not found (set CUTLASS_HOME, or pip install --no-deps nvidia-cutlass)"
+    else:
+        print(f"film_kernels._cuda: with Hopper's own instructions, by CUTLASS in {folders[0].parent}")
+        return cutlass_headers.flags(folders)
+    print(f"film_kernels._cuda: without Hopper's own instructions: {reason}")
+    return None
+
+
 class BuildExtension(cpp_extension.BuildExtension):
     """Compiles the CPU kernels once for each instruction set, and the CUDA kernels with nvcc."""
 
@@ -123,29 +144,28 @@ class BuildExtension(cpp_extension.BuildExtension):
     def _compile_with_nvcc(self, ext: Extension) -> None:
         folder = Path(self.build_temp) / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
-        flags = [
-            "-std=c++17",
-            "-O3",
-            "-Xcompiler",
-            "-fPIC,-fvisibility=hidden",
-            f"-I{CSRC / 'cuda'}",
-            *nvcc_flags(NVCC),
-        ]
-        sources = sorted((CSRC / "cuda").glob("*.cu"))
+        common = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC / 'cuda'}"]
+        kinds = [(CSRC / "cuda", [*common, *nvcc_flags(NVCC)])]
+        if HOPPER is not None:  # first, for it takes longest
+            kinds.insert(0, (CSRC / "cuda" / "hopper", [*common, *HOPPER]))
         newest = max(path.stat().st_mtime for path in HEADERS)
         done_for = folder / "flags"  # objects made with other flags are made again
-        keep = done_for.exists() and done_for.read_text() == " ".join(flags)
+        all_flags = "\n".join(" ".join(flags) for _, flags in kinds)
+        keep = done_for.exists() and done_for.read_text() == all_flags
+        self.force = self.force or not keep  # and so is the library
 
-        def compiled(source: Path) -> str:
-            target = folder / f"{source.stem}.o"
+        def compiled(job: tuple[Path, list[str]]) -> str:
+            source, flags = job
+            target = folder / f"{source.parent.name}_{source.stem}.o"
             made = target.stat().st_mtime if keep and target.exists() else 0
             if made < max(newest, source.stat().st_mtime):
                 subprocess.run([NVCC, *flags, "-c", source, "-o", target], check=True)
             return str(target)
 
+        jobs = [(source, flags) for sources, flags in kinds for source in sorted(sources.glob("*.cu"))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            ext.extra_objects += pool.map(compiled, sources)
-        done_for.write_text(" ".join(flags))
+            ext.extra_objects += pool.map(compiled, jobs)
+        done_for.write_text(all_flags)
 
 
 def extension(name: str, sources: list[Path], compile_args: list[str], **options) -> Extension:
@@ -171,11 +191,13 @@ elif NVCC is None:
     print("film_kernels._cuda: not built: nvcc was not found (set CUDA_HOME to the CUDA toolkit's folder)")
 else:
     print(f"film_kernels._cuda: built with {NVCC} for {' '.join(nvcc_flags(NVCC))}")
+    HOPPER = hopper_flags(NVCC)
     extensions.append(
         extension(
             "film_kernels._cuda",
             sorted((CSRC / "cuda").glob("*.cpp")),
-            ["-DUSE_CUDA"],  # or the stable ABI does not name the current stream
+            # USE_CUDA, or the stable ABI does not name the current stream
+            ["-DUSE_CUDA", *(["-DFILM_HOPPER"] if HOPPER is not None else [])],
             include_dirs=[*nvcc_folders(NVCC, "-I"), str(CSRC / "cuda")],
             # its own copy of CUDA's runtime, so that it does not matter which one PyTorch brings
             library_dirs=nvcc_folders(NVCC, "-L"),

@@ -11,11 +11,12 @@
 #include "../tensors.h"
 #include "device.h"
 #include "kernels.h"
+#include "packets.h"
 
 namespace film {
 namespace {
 
-constexpr int64_t kPacketBytes = 16, kMostDirectChannels = 16;
+constexpr int64_t kMostDirectChannels = 16;
 
 // What the kernels take for granted beside what every library checks.
 void check_served(const Problem& p, bool matrix) {
@@ -38,21 +39,6 @@ void check_served(const Problem& p, bool matrix) {
                   " and ", p.out_channels);
   STD_TORCH_CHECK(matrix || p.in_channels <= kMostDirectChannels, "film_kernels: input must have at most ",
                   kMostDirectChannels, " channels, got ", p.in_channels);
-}
-
-// Whether memory is dense with the dimensions in `order`, the innermost one last, from a multiple of 16 bytes on.
-bool lies_in(const Argument& a, std::initializer_list<int> order) {
-  if (a.rank != 4) return false;
-  int64_t expected = 1;
-  for (const int* d = order.end(); d-- != order.begin(); expected *= a.sizes[*d])
-    if (a.sizes[*d] != 1 && a.strides[*d] != expected) return false;
-  return reinterpret_cast<uintptr_t>(a.data) % kPacketBytes == 0;
-}
-bool is_channels_last(const Argument& a) { return lies_in(a, {0, 2, 3, 1}); }
-
-void check_channels_last(const Argument& a) {
-  STD_TORCH_CHECK(is_channels_last(a), "film_kernels: ", a.name,
-                  " must be channels_last, dense, and begin at a multiple of ", kPacketBytes, " bytes");
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -95,12 +81,7 @@ Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, 
                     "film_kernels: weight must lie in memory as (C, kh, kw, K), dense, "
                     "from a multiple of ",
                     kPacketBytes, " bytes on");
-    const int64_t row = t.gamma.n * (p.dtype == DType::f32 ? 4 : 2);
-    STD_TORCH_CHECK(t.gamma.data == nullptr || p.positions() == 0 ||
-                        (t.gamma.k == 1 && row % kPacketBytes == 0 &&
-                         reinterpret_cast<uintptr_t>(t.gamma.data) % kPacketBytes == 0),
-                    "film_kernels: gamma must have its channels side by side, and rows that begin at a multiple of ",
-                    kPacketBytes, " bytes");
+    if (p.positions() > 0) check_rows_of_packets("gamma", t.gamma, p.dtype);
     STD_TORCH_CHECK(channels_last, "film_kernels: channels_last must be true for a channels_last gradient");
   }
   const OnDevice device(t.grad);

@@ -7,6 +7,10 @@ issued. A scheduler issues one instruction a cycle, and one matrix instruction (
 its tensor core busy for 8 cycles on sm_80 (1024 products a cycle in a multiprocessor of four schedulers, 2048 in the
 instruction) and for 4 on sm_90: the share is matrix instructions * cycles / instructions, at most 100%.
 
+The kernels by Hopper's own instructions are listed for 90 where CUTLASS's headers are found
+(hopper/cutlass_headers.py). One of their matrix instructions is a warpgroup's, of as many cycles as its shape says: no
+share is given.
+
 Architectures are numbers such as 80, or else those of setup.py.
 Needs nvcc, and cuobjdump of the CUDA toolkit or as Triton brings it, and no GPU. The exit status is 1 where a kernel
 spills or uses local memory.
@@ -32,6 +36,10 @@ ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA")  # tensor cores' instructions
 MATRIX_CYCLES = {"80": 8, "90": 4}  # that one matrix instruction takes
 INSTRUCTIONS = {"matrix": MATRIX, "ldmatrix": ("LDSM",), "cp.async": ("LDGSTS",), "local": ("LDL", "STL")}
+HOPPER = HERE / "hopper"
+HOPPER_INSTRUCTIONS = {"wgmma": ("HGMMA",), "tma": ("UTMALDG",)}
+sys.path.insert(0, str(HOPPER))
+import cutlass_headers  # noqa: E402
 
 
 class Row(NamedTuple):
@@ -78,8 +86,10 @@ def rows_of(source: Path, architecture: str) -> list[Row]:
     """Compile one file for one architecture. Raises CalledProcessError, with nvcc's own words, where it does not."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "kernels.o"
-        gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-        command = ["nvcc", "-std=c++17", "-O3", "-Xptxas", "-v", gencode, f"-I{HERE}", "-c", source, "-o", target]
+        flags = [f"-gencode=arch=compute_{architecture},code=sm_{architecture}"]
+        if source.parent == HOPPER:
+            flags = cutlass_headers.flags(cutlass_headers.folders() or [])
+        command = ["nvcc", "-std=c++17", "-O3", "-Xptxas", "-v", *flags, f"-I{HERE}", "-c", source, "-o", target]
         said = subprocess.run(command, capture_output=True, text=True)
         if said.returncode:
             raise subprocess.CalledProcessError(said.returncode, command, said.stdout, said.stderr)
@@ -92,7 +102,8 @@ def rows_of(source: Path, architecture: str) -> list[Row]:
         stack, stores, loads = map(int, re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", properties))
         registers = int(re.search(r"Used (\d+) registers", properties)[1])
         words = set(re.findall(r"\b([A-Z]+)\b", assembly[name]))
-        instructions = tuple(kind for kind, some in INSTRUCTIONS.items() if words & set(some))
+        kinds = INSTRUCTIONS | (HOPPER_INSTRUCTIONS if source.parent == HOPPER else {})
+        instructions = tuple(kind for kind, some in kinds.items() if words & set(some))
         row = Row(
             source.stem, readable(name), architecture, registers, stack, stores + loads, *step_of(assembly[name]),
             instructions,
@@ -129,10 +140,17 @@ def rows(architectures: Sequence[str]) -> list[Row]:
         return [row for found in pool.map(lambda job: rows_of(*job), jobs) for row in found]
 
 
+def hopper_rows() -> list[Row]:
+    """The kernels by Hopper's own instructions, none where CUTLASS's headers are not found."""
+    sources = sorted(HOPPER.glob("*.cu")) if cutlass_headers.folders() is not None else []
+    return [row for source in sources for row in rows_of(source, "90a")]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python csrc/cuda/report.py", description=__doc__)
     parser.add_argument("architecture", nargs="*", default=ARCHITECTURES)
-    found = rows(parser.parse_args().architecture)
+    architectures = parser.parse_args().architecture
+    found = [*rows(architectures), *(hopper_rows() if "90" in architectures else [])]
     width = max(len(row.kernel) for row in found)
     layout = f"{{:20}} {{:{width}}} {{:>4}} {{:>9}} {{:>5}} {{:>6}} {{:>5}} {{:>6}} {{:>5}}  {{}}"
     print(

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import _library
 from ..activations import ACTIVATIONS, CODES, FILM_POSITIONS, why_not_one_bit
 from ..problems.conv_film import ConvFilm
+from . import cuda_hopper
 from .base import Backend
 from .compiled import packed_options
 from .conv_film import bits_like
@@ -65,7 +66,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _in_packets(gamma: Tensor | None) -> Tensor | None:
-    """`gamma` (N, K) with neighbouring channels beside each other, each row at a multiple of 16 bytes."""
+    """`gamma` or beta (N, K) with neighbouring channels beside each other, each row at a multiple of 16 bytes."""
     if gamma is None:
         return None
     row = gamma.stride(0) * gamma.element_size()
@@ -102,6 +103,8 @@ class CudaConvFilm(GpuConvFilmKernels):
             return f"it serves convolutions of one group, not {problem.groups}"
         if (reason := why_not_one_bit(problem.activation)) is not None:
             return reason
+        if cuda_hopper.is_asked_for() and (reason := cuda_hopper.why_not(problem)) is not None:
+            return reason
         channels = problem.input_shape[1]
         if channels == 0:
             return "it serves inputs of at least one channel"
@@ -132,9 +135,15 @@ class CudaConvFilm(GpuConvFilmKernels):
         matrix = _uses_tensor_cores(problem)
         if matrix:
             input, weight = _channels_last(input), _channels_last(weight)
-        y, bits = torch.ops.film_kernels_cuda.forward(
-            input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, with_bits
-        )
+        if cuda_hopper.is_asked_for():
+            aligned = None if bias is None else _aligned(bias.contiguous())
+            y, bits = torch.ops.film_kernels_cuda.hopper_forward(
+                input, weight, aligned, _in_packets(gamma), _in_packets(beta), *packed_options(problem), with_bits, -1
+            )
+        else:
+            y, bits = torch.ops.film_kernels_cuda.forward(
+                input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, with_bits
+            )
         _copy((bias,), (bias_copy,))
         return y, (bits if with_bits else None)
 
@@ -177,7 +186,14 @@ class Cuda(Backend):
     def _not_loaded(self) -> str | None:
         return _library.load("_cuda")
 
+    def check_settings(self) -> None:
+        """Raises ValueError where FILM_KERNELS_CUDA_FORWARD names what is not there."""
+        if (wrong := cuda_hopper.wrong_setting()) is not None:
+            raise ValueError(wrong)
+
     def unavailable(self) -> str | None:
+        if (wrong := cuda_hopper.wrong_setting()) is not None:
+            return wrong
         if (path := emulator()) is not None:
             return _library.load_file(Path(path))
         if torch.version.cuda is None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from film_kernels.backends import BACKENDS, choose
+from film_kernels.backends import BACKENDS, choose, cuda_hopper
 from film_kernels.problems.conv_film import KEEPS, ConvFilm
 
 from . import cudnn_graph
@@ -83,6 +85,20 @@ def _ours(backend: str | None, keep: str | None = None) -> Callable[[Work], Call
     return build
 
 
+def _hopper(work: Work) -> Call:
+    call, problem = _ours("cuda")(work), work.row.problem(work.input.device)
+    if not isinstance(problem, ConvFilm):
+        raise Unserved("it is a convolution's")
+    if (reason := cuda_hopper.why_not(problem)) is not None:
+        raise Unserved(reason)
+
+    def in_that_way(input: Tensor) -> Tensor:
+        with mock.patch.dict(os.environ, {cuda_hopper.VARIABLE: "hopper"}):
+            return call(input)
+
+    return in_that_way
+
+
 def _cudnn(work: Work) -> Call:
     reason = cudnn_graph.why_not(work)
     if reason is not None:
@@ -103,6 +119,7 @@ PEERS = {
             for name in ("cuda", "triton")
             for keep in KEEPS[1:]
         ),
+        Peer("cuda hopper", _hopper, ours=True, inference_only=True),
         Peer("plain channels_last", _plain, channels_last=True),
         Peer("cuDNN graph", _cudnn, inference_only=True),
         Peer("torch.compile", _compiled(None), compiled=True),

@@ -11,19 +11,19 @@ import torch
 from ..problems.conv_film import ConvFilm
 from .compiled import packed_options
 
-_VARIABLE = "FILM_KERNELS_CUDA_FORWARD"
+VARIABLE = "FILM_KERNELS_CUDA_FORWARD"
 _CAPABILITY = (9, 0)  # its machine code runs on no other
 
 
 def is_asked_for() -> bool:
     """Whether the environment asks for it."""
-    return os.environ.get(_VARIABLE) == "hopper"
+    return os.environ.get(VARIABLE) == "hopper"
 
 
 def wrong_setting() -> str | None:
     """What is wrong with what the environment says, or None."""
-    value = os.environ.get(_VARIABLE)
-    return None if value in (None, "", "hopper") else f"{_VARIABLE} must be 'hopper' or nothing, got {value!r}"
+    value = os.environ.get(VARIABLE)
+    return None if value in (None, "", "hopper") else f"{VARIABLE} must be 'hopper' or nothing, got {value!r}"
 
 
 @functools.cache
@@ -51,4 +51,4 @@ def why_not_sizes(problem: ConvFilm) -> str | None:
 def why_not(problem: ConvFilm) -> str | None:
     """Why it cannot serve `problem`, or None."""
     reason = _why_not_on(problem.device) or why_not_sizes(problem)
-    return None if reason is None else f"{_VARIABLE}=hopper: {reason}"
+    return None if reason is None else f"{VARIABLE}=hopper: {reason}"

@@ -88,7 +88,7 @@ def test_without_bias_and_film_and_with_strided_factors(hopper):
     ):
         given = [*tensors[:2], bias, gamma, beta]
         expected = conv_film(*(None if t is None else t.double() for t in given), *case.geometry, backend="reference")
-        problem = arguments.prepare(tuple(given), (*case.geometry, "relu", 0.0, "post", 0.0))[0]
+        problem = arguments.prepare(tuple(given), (*case.geometry, "relu", 0.0, "post", 0.0, "fast"))[0]
         found, _ = torch.ops.film_kernels_cuda.hopper_forward(*given, *packed_options(problem), False, -1)
         torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2, equal_nan=True)
         assert found.isnan().any() and not found[[0, 2]].isnan().any()

@@ -1,15 +1,34 @@
 // The activations and their gradients, in float32.
 //
 // Each is an object made from the slope of its lower branch, with value(v) = act(v) and gradient(g, v) = g * act'(v).
-// Infinities and NaN give what they give in PyTorch. `with_activation` turns a code into one, outside of a loop over
-// elements; activate and activation_gradient are for a single element.
+// Infinities and NaN give what they give in PyTorch. Smooth ones are made of the exponential function and of divisions,
+// by a struct that says how exactly: as C++ has them, or to 20 bits in a few instructions, which is more than results
+// of 16 bits keep. `with_activation` turns a code into one, outside of a loop over elements; activate and
+// activation_gradient are for a single element.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <ptx.cuh>
+#include <type_traits>
+
 #include "../problem.h"
 
 namespace film::cuda {
+
+struct Exact {
+  static __device__ __forceinline__ float exp(float v) { return expf(v); }
+  static __device__ __forceinline__ float divide(float a, float b) { return a / b; }
+};
+
+struct Quick {
+  static __device__ __forceinline__ float exp(float v) { return ptx::exp2(v * 1.44269504089f); }
+  static __device__ __forceinline__ float divide(float a, float b) { return a * ptx::reciprocal(b); }
+};
+
+// For results of T.
+template <class T>
+using MathOf = std::conditional_t<sizeof(T) == 2, Quick, Exact>;
 
 struct None {
   float slope;
@@ -34,33 +53,36 @@ struct LeakyRelu {
   __device__ __forceinline__ float gradient(float g, float v) const { return v <= 0 ? slope * g : g; }
 };
 
+template <class M>
 struct Sigmoid {
   float slope;
 
-  __device__ __forceinline__ float value(float v) const { return 1 / (1 + expf(-v)); }
+  __device__ __forceinline__ float value(float v) const { return M::divide(1, 1 + M::exp(-v)); }
   __device__ __forceinline__ float gradient(float g, float v) const {
     const float s = value(v);
     return g * (s * (1 - s));
   }
 };
 
+template <class M>
 struct Silu {
   float slope;
 
-  __device__ __forceinline__ float value(float v) const { return v / (1 + expf(-v)); }
+  __device__ __forceinline__ float value(float v) const { return M::divide(v, 1 + M::exp(-v)); }
   __device__ __forceinline__ float gradient(float g, float v) const {
-    const float s = 1 / (1 + expf(-v));
+    const float s = M::divide(1, 1 + M::exp(-v));
     return g * (s * (1 + v * (1 - s)));
   }
 };
 
 // tanh |v| = 1 - 2t / (1 + t) with t = exp(-2|v|); below 1, where that cancels, v + v^3 P(v^2), to 5e-9 of tanh. A
 // library's own may be off by two units in its last place, which is more than twice as much as PyTorch's.
+template <class M>
 struct Tanh {
   float slope;
 
   __device__ __forceinline__ float value(float v) const {
-    const float size = fabsf(v), t = expf(-2 * size), square = v * v;
+    const float size = fabsf(v), t = M::exp(-2 * size), square = v * v;
     float p = -3.584205115e-04f;
     p = p * square + 2.301293891e-03f;
     p = p * square - 7.946079597e-03f;
@@ -68,7 +90,7 @@ struct Tanh {
     p = p * square - 5.387984961e-02f;
     p = p * square + 1.333234608e-01f;
     p = p * square - 3.333329558e-01f;
-    return copysignf(size < 1 ? size + size * (square * p) : 1 - 2 * t / (1 + t), v);
+    return copysignf(size < 1 ? size + size * (square * p) : 1 - M::divide(2 * t, 1 + t), v);
   }
   __device__ __forceinline__ float gradient(float g, float v) const {
     const float y = value(v);
@@ -77,50 +99,53 @@ struct Tanh {
 };
 
 // v times the normal distribution's Phi(v).
+template <class M>
 struct Gelu {
   float slope;
 
   __device__ __forceinline__ float phi(float v) const { return 0.5f + 0.5f * erff(v * 0.707106781187f); }
   __device__ __forceinline__ float value(float v) const { return v * phi(v); }
   __device__ __forceinline__ float gradient(float g, float v) const {
-    return g * (phi(v) + v * (expf(v * v * -0.5f) * 0.398942280401f));
+    return g * (phi(v) + v * (M::exp(v * v * -0.5f) * 0.398942280401f));
   }
 };
 
 // v (1 + tanh u) / 2 = v / (1 + exp(-2u)), where 2u = v (a + b v^2).
+template <class M>
 struct GeluTanh {
   float slope;
   static constexpr float a = 1.59576912161f, b = 0.0713548162726f;  // 2 sqrt(2 / pi), 0.044715 of that
 
   // From v^2 = 1000 on the logistic function is 0 or 1, and its slope 0: not so much that 0 times it is NaN.
   __device__ __forceinline__ float square(float v) const { return v * v > 1000 ? 1000.f : v * v; }
-  __device__ __forceinline__ float value(float v) const { return v / (1 + expf(-v * (a + b * square(v)))); }
+  __device__ __forceinline__ float value(float v) const { return M::divide(v, 1 + M::exp(-v * (a + b * square(v)))); }
   __device__ __forceinline__ float gradient(float g, float v) const {
     constexpr float kLarge = 1e30f;  // any number will do for an infinite e: s is 0 there
-    const float x = square(v), e = expf(-v * (a + b * x)), s = 1 / (1 + e);
+    const float x = square(v), e = M::exp(-v * (a + b * x)), s = M::divide(1, 1 + e);
     const float other = (e > kLarge ? kLarge : e) * s;  // 1 - s
     return g * (s * (1 + (a + 3 * b * x) * other * v));
   }
 };
 
 // tanh(log(1 + e)) = n / (n + 2), where e = exp(v) and n = e (e + 2).
+template <class M>
 struct Mish {
   float slope;
   __device__ __forceinline__ bool is_linear(float v) const { return v > 20; }  // n / (n + 2) is 1, its slope 0
   __device__ __forceinline__ float value(float v) const {
-    const float e = expf(is_linear(v) ? 0.f : v), n = e * (e + 2);
-    return is_linear(v) ? v : v * (n / (n + 2));
+    const float e = M::exp(is_linear(v) ? 0.f : v), n = e * (e + 2);
+    return is_linear(v) ? v : v * M::divide(n, n + 2);
   }
   __device__ __forceinline__ float gradient(float g, float v) const {
     const bool linear = is_linear(v);
-    const float e = expf(linear ? 0.f : v), n = e * (e + 2), inverse = 1 / (n + 2);
+    const float e = M::exp(linear ? 0.f : v), n = e * (e + 2), inverse = M::divide(1, n + 2);
     const float bend = linear ? 0.f : 4 * e * (e + 1) * inverse * inverse;
-    return g * ((linear ? 1.f : n / (n + 2)) + v * bend);
+    return g * ((linear ? 1.f : n * inverse) + v * bend);
   }
 };
 
 // Calls body with the activation of a code of film_kernels/activations.py, whose type the compiler then knows.
-template <class Body>
+template <class M = Exact, class Body>
 __device__ __forceinline__ void with_activation(int activation, float slope, const Body& body) {
   switch (static_cast<Activation>(activation)) {
     case Activation::none:
@@ -130,17 +155,17 @@ __device__ __forceinline__ void with_activation(int activation, float slope, con
     case Activation::leaky_relu:
       return body(LeakyRelu{slope});
     case Activation::silu:
-      return body(Silu{slope});
+      return body(Silu<M>{slope});
     case Activation::gelu:
-      return body(Gelu{slope});
+      return body(Gelu<M>{slope});
     case Activation::gelu_tanh:
-      return body(GeluTanh{slope});
+      return body(GeluTanh<M>{slope});
     case Activation::sigmoid:
-      return body(Sigmoid{slope});
+      return body(Sigmoid<M>{slope});
     case Activation::tanh:
-      return body(Tanh{slope});
+      return body(Tanh<M>{slope});
     case Activation::mish:
-      return body(Mish{slope});
+      return body(Mish<M>{slope});
   }
 }
 

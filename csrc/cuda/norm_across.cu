@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, kNormBlocks) forward_across_kernel(c
 
     T* y = norm.out.at(at.n, at.c, position);
     const int64_t out_step = at.step * norm.out.c;
-    with_activation(norm.activation, norm.lower_slope, [&](auto act) {
+    with_activation<MathOf<T>>(norm.activation, norm.lower_slope, [&](auto act) {
       each([&](float (&values)[V], int j) {
         const int c = at.c + j * at.step;
         if (!once) by.read(norm, at.n, c);
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, kNormBlocks) grad_input_across_kerne
 
     // The gradient of xhat, in place of that of y, and xhat.
     const auto each = [&](const auto& body) {
-      with_activation(norm.activation, norm.lower_slope, [&](auto act) {
+      with_activation<MathOf<T>>(norm.activation, norm.lower_slope, [&](auto act) {
 #pragma unroll 1
         for (int j = 0; j < count; ++j) {
           const int slot = (r * p.steps + j) * kThreads, c = at.c + j * at.step;

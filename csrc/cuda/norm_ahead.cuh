@@ -59,10 +59,11 @@ class Ahead {
 
  private:
   __device__ __forceinline__ Packet<T, V>* place(int j, int tensor) const {
-    return places_ + (j % kPlaces * TENSORS + tensor) * static_cast<int>(blockDim.x);
+    return places_ + (j % (V == 1 ? 1 : kPlaces) * TENSORS + tensor) * static_cast<int>(blockDim.x);
   }
 
   __device__ __forceinline__ void ask(int j) {
+    if constexpr (V == 1) return;
     if (j < count_) {
 #pragma unroll
       for (int t = 0; t < TENSORS; ++t) copy_packet<T, V>(place(j, t), from_[t]), from_[t] += steps_[t];

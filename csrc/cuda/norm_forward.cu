@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(STAGE == Stage::fused ? kNormFusedThreads : kN
   for (int e = 0; e < W; ++e) by.scale.values[e] *= of.rstd[e], of.rstd.values[e] = 1;
   T* y = norm.out.at(at.n, at.c, at.position);
   const int64_t out_step = at.step * norm.out.p;
-  with_activation(norm.activation, norm.lower_slope, [&](auto act) {
+  with_activation<MathOf<T>>(norm.activation, norm.lower_slope, [&](auto act) {
 #pragma unroll 1
     for (int j = 0; j < at.count; ++j) {
       Packet<T, V> packet[1];

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks) grad_input_kernel(c
   Ahead<T, V, 2> ahead(ptx::shared_memory<void>(),
                        {norm.x.at(at.n, at.c, at.position), norm.grad.at(at.n, at.c, at.position)},
                        {at.step * norm.x.p, at.step * norm.grad.p}, at.count);
-  with_activation(norm.activation, norm.lower_slope, [&](auto act) {
+  with_activation<MathOf<T>>(norm.activation, norm.lower_slope, [&](auto act) {
 #pragma unroll 1
     for (int j = 0; j < at.count; ++j) {
       Packet<T, V> found[2];

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) backward_planes_kernel(const 
   const int k = static_cast<int>(piece.plane - n * p.k);
   const float bias = p.bias.at(0, k), scale = p.scale(n, k), shift = p.beta.at(n, k);
   Sums sums;
-  with_activation(p.activation, p.lower_slope, [&](auto act) {
+  with_activation<MathOf<T>>(p.activation, p.lower_slope, [&](auto act) {
     piece.each<V>([&](auto count, int64_t at) {
       constexpr int kCount = decltype(count)::value;
       float g[kCount], raw[kCount];
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) backward_rows_kernel(const Pa
       shift[i] = p.beta.at(piece.n, piece.k + i);
     }
     const int64_t sample = piece.n * p.positions * p.k + piece.k;
-    with_activation(p.activation, p.lower_slope, [&](auto act) {
+    with_activation<MathOf<T>>(p.activation, p.lower_slope, [&](auto act) {
       for (int64_t q = piece.begin + piece.row; q < piece.end; q += piece.rows) {
         float g[V], raw[V];
         load(p.grad + sample + q * p.k, g);

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) forward_planes_kernel(const P
   const int64_t n = piece.plane / p.k;
   const int k = static_cast<int>(piece.plane - n * p.k);
   const float bias = p.bias.at(0, k), scale = p.scale(n, k), shift = p.beta.at(n, k);
-  with_activation(p.activation, p.lower_slope, [&](auto act) {
+  with_activation<MathOf<T>>(p.activation, p.lower_slope, [&](auto act) {
     piece.each<V>([&](auto count, int64_t i) {
       float values[decltype(count)::value];
       load(p.raw + i, values);
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) forward_rows_kernel(const Pas
     shift[i] = p.beta.at(piece.n, piece.k + i);
   }
   const int64_t sample = piece.n * p.positions * p.k + piece.k;
-  with_activation(p.activation, p.lower_slope, [&](auto act) {
+  with_activation<MathOf<T>>(p.activation, p.lower_slope, [&](auto act) {
     for (int64_t q = piece.begin + piece.row; q < piece.end; q += piece.rows) {
       float values[V];
       load(p.raw + sample + q * p.k, values);

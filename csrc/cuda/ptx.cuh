@@ -120,6 +120,19 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// To 22 bits.
+__device__ __forceinline__ float exp2(float value) {
+  float r;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(r) : "f"(value));
+  return r;
+}
+
+__device__ __forceinline__ float reciprocal(float value) {
+  float r;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(value));
+  return r;
+}
+
 __device__ __forceinline__ uint32_t to_tf32(float value) {
   uint32_t r;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(value));

@@ -2,6 +2,7 @@
 // more than on the card, the line that it stands on, and nobody has to give it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -101,6 +102,10 @@ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   emulator::Multiply multiply{d, a, b};
   emulator::collective("mma_tf32", site, emulator::mma_tf32, &multiply);
 }
+
+inline float exp2(float value) { return std::exp2(value); }
+
+inline float reciprocal(float value) { return 1 / value; }
 
 // To nearest, halves away from zero.
 inline uint32_t to_tf32(float value) {

@@ -44,7 +44,7 @@ def test_output_and_gradients(emulator, case):
     assert_as_good_as_plain(case, "cuda")
 
 
-# Bytes that a block holds, sixteens of bytes of a thread, chunks of a block: smaller than those of csrc/cuda/norm_cut.h.
+# Bytes that a block holds, sixteens of bytes of a thread, chunks of a block: smaller than in csrc/cuda/norm_cut.h.
 HELD, SPLIT, MANY = (), (0, 16, 8), (0, 1, 2)
 SHARED_OUT = [  # a case, the limits, and what they lead to: whether it is held, elements at once, chunks
     (Case((2, 6, 16, 16), "group", 2), HELD, (1, 4, 1)),

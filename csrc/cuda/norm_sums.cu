@@ -35,11 +35,12 @@ __global__ void __launch_bounds__(kNormThreads, PIXELS&& KINDS > 2 ? 2 : kNormBl
     for (int j = 0; j < at.count; ++j) {
       Packet<T, V> found[2];
       ahead.take(j, found);
-      float xhat[V], d[V], more[V];
+      float xhat[V], d[V];
       widen<T, V>(found[0], xhat);
       widen<T, V>(found[1], d);
       if constexpr (POSITIONS) of.read_position(norm, at.n, at.position + static_cast<int64_t>(j) * at.step);
       if constexpr (KINDS == 4) {
+        float more[V];
 #pragma unroll
         for (int e = 0; e < V; ++e) more[e] = d[e];
         add_packet(sums[2], more);
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(kNormThreads, PIXELS&& KINDS > 2 ? 2 : kNormBl
         differentiate(act, by, of, xhat, d);
       }
       if constexpr (KINDS == 3) {
+        float more[V];
         const auto weight = norm.weight.template read<V, PIXELS>(0, at.c);
         const auto bias = norm.bias.template read<V, PIXELS>(0, at.c);
 #pragma unroll

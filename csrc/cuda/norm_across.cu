@@ -9,8 +9,7 @@ namespace film::cuda {
 namespace {
 
 constexpr int kThreads = kNormThreads;
-constexpr int kHeld = 8;           // packets of a tensor that a thread asks for at once, at most
-constexpr int kMostPositions = 4;  // of a thread
+constexpr int kHeld = 8;  // packets of a tensor that a thread asks for at once, at most
 
 template <class T>
 struct Params {
@@ -227,7 +226,7 @@ dim3 share_out(Params<T>& params, const NormProblem& p, bool pixels, int vector)
   const int64_t steps = norm_ceil_div(pixels ? packets : p.channels, pixels ? params.tx : params.ty);
   params.steps = static_cast<int>(steps);
   params.held = steps <= kHeld;
-  params.positions = pixels ? static_cast<int>(std::clamp<int64_t>(kHeld / steps, 1, kMostPositions)) : 1;
+  params.positions = pixels ? static_cast<int>(std::max<int64_t>(kHeld / steps, 1)) : 1;
   params.shares = pixels ? norm_ceil_div(p.positions, params.positions) : norm_ceil_div(packets, params.tx);
   const int64_t all = p.batch * params.shares;
   return dim3(static_cast<unsigned>(pixels ? norm_ceil_div(all, params.ty) : all));

@@ -32,7 +32,8 @@ __device__ __forceinline__ void wait_for_held() {
 template <class T, int V, int TENSORS>
 class Ahead {
  public:
-  static constexpr int kPlaces = V == 1 ? 0 : 4;  // of a packet each; single elements are read as they are needed
+  // Of a packet each; single elements are read as they are needed.
+  static constexpr int kPlaces = V == 1 ? 0 : 8 / TENSORS;
 
   static size_t bytes(int threads) { return static_cast<size_t>(kPlaces) * TENSORS * threads * sizeof(Packet<T, V>); }
 

@@ -73,7 +73,7 @@ def check_norm(rows: list[dict], kernels: tuple[str, ...]) -> None:
 
 
 def test_kernels_of_normalisations():
-    options = ("--case", "small_maps", "batch", "l2_maps", "--dtype", "bfloat16", "--target", "sm_90", "gfx942")
+    options = ("--case", "small_maps", "batch", "l2_maps", "over_2_31", "--dtype", "bfloat16", "--target", "sm_90", "gfx942")
     check_norm(report(*options, module="norm_report"), NORM_KERNELS)
 
 

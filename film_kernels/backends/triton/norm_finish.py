@@ -68,15 +68,15 @@ def finish_kernel(
             tl.store(grad_beta + n * C + c, narrow(total, grad_beta), mask=c < C)
     elif pid < film_programs + channel_programs:
         c = index((pid - film_programs) * COLUMNS + tl.arange(0, COLUMNS), WIDE)
-        rows = index(N, WIDE) * chunks
+        parts = index(N, WIDE) * chunks
         if grad_weight is not None:
             total = add_scaled(
-                sums + all, gamma, rows * 0, rows, chunks, C, c, c < C, gamma_sn, gamma_sk, gamma_offset, SUM, ROWS
+                sums + all, gamma, parts * 0, parts, chunks, C, c, c < C, gamma_sn, gamma_sk, gamma_offset, SUM, ROWS
             )
             tl.store(grad_weight + c, narrow(total, grad_weight), mask=c < C)
         if grad_bias is not None:
             total = add_scaled(
-                sums, gamma, rows * 0, rows, chunks, C, c, c < C, gamma_sn, gamma_sk, gamma_offset, SUM, ROWS
+                sums, gamma, parts * 0, parts, chunks, C, c, c < C, gamma_sn, gamma_sk, gamma_offset, SUM, ROWS
             )
             tl.store(grad_bias + c, narrow(total, grad_bias), mask=c < C)
     elif terms is not None:

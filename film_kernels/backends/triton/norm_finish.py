@@ -124,7 +124,7 @@ def finish(
     arguments = {
         "sums": sums, "terms": terms, **named,
         **{name: factors[name] for name in ("weight", "gamma", "w_sk", "gamma_sn", "gamma_sk")},
-        **{name: cut.sizes[name] for name in ("N", "groups", "each", "group_blocks", "slabs", "chunks")},
+        **{name: cut.sizes[name] for name in ("N", "groups", "each", "group_blocks", "slabs")}, "chunks": chunks,
         **{name: cut.tile[name] for name in ("WHOLE", "GROUPS", "MEMBERS", "WIDE")},
         "film_programs": film, "channel_programs": channel, "group_size": float(problem.group_size),
         "gamma_offset": float(problem.gamma_offset), "KINDS": kinds, "BATCH": of_batch, "SUM": sum_of(problem),

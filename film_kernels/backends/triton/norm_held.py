@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...problems.norm_film import NormFilm, Tensors
 from . import launch as host
-from .norm_cut import arguments_of, cut_of, empty_like_input, factors_of
+from .norm_cut import arguments_of, empty_like_input, factors_of, held_of
 from .norm_tiles import (
     around_the_mean,
     by_column,
@@ -61,16 +61,11 @@ def forward_held_kernel(
     tl.store(y + offset, result.to(y.dtype.element_ty), mask=mask)
 
 
-def is_held(problem: NormFilm) -> bool:
-    """Whether a tile has all of each of its groups."""
-    cut = cut_of(problem)
-    return problem.norm == "group" and cut.units == 1 and problem.positions <= cut.tile["ROWS"]  # type: ignore[operator]
-
-
 def forward_held(problem: NormFilm, tensors: Tensors, statistics: Tensor | None) -> Tensor:
     """y, from an input that is dense in the problem's memory format."""
     x, *factors = tensors
-    cut, y = cut_of(problem), empty_like_input(problem)
+    cut, y = held_of(problem, backward=False), empty_like_input(problem)
+    assert cut is not None
     sizes = {name: size for name, size in cut.sizes.items() if name not in ("slabs", "chunks", "size")}
     arguments = {
         "x": x, "y": y, "statistics": statistics, **factors_of(*factors), **sizes, **cut.tile, **arguments_of(problem),

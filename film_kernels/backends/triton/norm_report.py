@@ -31,6 +31,7 @@ CASES = {
     "small_maps": ((64, 512, 7, 7), "group", 32, "gelu", "pre", False, 1),
     "one_group_last": ((8, 512, 32, 32), "group", 1, "silu", "pre", True, 1),
     "row_mish": ((64, 256, 400), "group", 8, "mish", "post", False, 1),
+    "short_row": ((64, 256, 250), "group", 8, "mish", "post", False, 1),
     "batch": ((64, 128, 14, 14), "batch", None, "relu", "pre", False, 1),
     "tokens": ((16, 1024, 768), "channel", None, "none", "pre", False, -1),
     "long_tokens": ((16, 1024, 8192), "rms", None, "silu", "pre", False, -1),

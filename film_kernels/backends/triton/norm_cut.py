@@ -17,6 +17,7 @@ _TILES = 16  # of a chunk at most: the mean of its first is still near that of a
 _PROGRAMS = 4  # for each multiprocessor, from which on chunks get longer
 _WIDEST = 128  # columns where they are fastest
 _HELD = 4 * _TILE  # where groups are held; backward, which holds the gradient beside x, half of it
+_VECTOR = 8  # elements that are loaded together where every row of memory begins at a multiple of them
 _SIDE_BY_SIDE = 64  # bytes of a line of a tile, at least: memory gives no fewer at once
 
 
@@ -89,7 +90,10 @@ def held_of(problem: NormFilm, backward: bool) -> Cut | None:
         at_once = max(at_once, _SIDE_BY_SIDE // problem.dtype.itemsize // members)
     at_once = max(1, min(at_once, host.next_power_of_2(groups)))
     elements = at_once * members * rows
-    if elements > (_HELD // 2 if backward else _HELD):
+    most = _HELD // 2 if backward else _HELD
+    if _is_odd(problem):
+        most = min(most, _TILE)
+    if elements > most:
         return None
     blocks = host.cdiv(groups, at_once)
     return Cut(
@@ -173,7 +177,7 @@ def _columns(problem: NormFilm) -> int:
 
 def _rows(problem: NormFilm, columns: int, tile: int) -> int:
     """How many rows a tile of all channels may have: where they are fastest, as many as lie side by side."""
-    least = 1 if _is_last(problem) else _SIDE_BY_SIDE // problem.dtype.itemsize
+    least = 1 if _is_last(problem) or _is_odd(problem) else _SIDE_BY_SIDE // problem.dtype.itemsize
     return max(1, tile // columns, min(least, 4 * tile // columns))
 
 
@@ -184,6 +188,11 @@ def warps_of(elements: int, of_warp: int = 512, most: int = 8) -> int:
 def _is_last(problem: NormFilm) -> bool:
     last = problem.memory_format != torch.contiguous_format
     return last or problem.channel_dim == -1 or problem.positions == 1
+
+
+def _is_odd(problem: NormFilm) -> bool:
+    """Whether elements are loaded one by one, with an address in registers for each."""
+    return (problem.channels if _is_last(problem) else problem.positions) % _VECTOR != 0
 
 
 def strides_of(problem: NormFilm) -> dict[str, int]:

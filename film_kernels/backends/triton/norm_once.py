@@ -28,7 +28,7 @@ def backward_held_kernel(
     ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, block, slab, chunk = tile_of(tl.program_id(0), group_blocks, 1, 1, WIDE)
+    n, block, slab, _chunk = tile_of(tl.program_id(0), group_blocks, 1, 1, WIDE)
     c, valid = columns_of(block, slab, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
     p = index(tl.arange(0, ROWS), WIDE)
     mask = (p < P)[:, None] & valid[None, :]
@@ -69,7 +69,7 @@ def backward_across_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, block, slab, chunk = tile_of(tl.program_id(0), 1, 1, chunks, WIDE)
+    n, _block, _slab, chunk = tile_of(tl.program_id(0), 1, 1, chunks, WIDE)
     c = index(tl.arange(0, COLUMNS), WIDE)
     first = chunk * size
     end = tl.minimum(P, first + size)
@@ -86,7 +86,8 @@ def backward_across_kernel(
     fourth = plain
     for p0 in range(first, end, ROWS):
         p = index(p0 + tl.arange(0, ROWS), WIDE)
-        tile, offset, mask, c, c_valid = load_columns(x, n * x_sn + p * x_sp, p < end, 0, C, x_sc, COLUMNS, ACC, WIDE)
+        row = n * x_sn + p * x_sp
+        tile, offset, mask, c, _valid = load_columns(x, row, p < end, 0, C, x_sc, COLUMNS, ACC, WIDE)
         gradient = tl.load(g + offset, mask=mask, other=0.0).to(ACC)
         number = (n * P + p)[:, None]
         mean, rstd = load_statistics(statistics, number, (p < end)[:, None], index(N, WIDE) * P, eps, NORM, ACC)

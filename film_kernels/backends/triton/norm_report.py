@@ -42,7 +42,7 @@ CASES = {
     "odd_rms_maps": ((16, 128, 25, 25), "rms", None, "gelu_tanh", "post", False, 1),
     "held_over_2_31": ((700000, 64, 7, 7), "group", 8, "gelu_tanh", "post", False, 1),
     "tokens_over_2_31": ((4096, 1024, 768), "channel", None, "gelu", "post", False, -1),
-    "over_2_31": ((65536, 64, 32, 32), "group", 8, "silu", "pre", False, 1),  # elements: 64-bit offsets
+    "over_2_31": ((4096, 64, 128, 128), "group", 8, "silu", "pre", False, 1),  # elements: 64-bit offsets
 }
 
 

@@ -122,12 +122,13 @@ def small_tiles(monkeypatch):
     from film_kernels.backends.triton import norm_cut
 
     monkeypatch.setattr(norm_cut, "_TILE", 32)
+    monkeypatch.setattr(norm_cut, "_HELD", 128)
     monkeypatch.setattr(norm_cut, "_WIDEST", 8)
     monkeypatch.setattr(norm_cut, "_PROGRAMS", 1)
     monkeypatch.setattr(norm_cut.host, "multiprocessors", lambda device: 8)
     yield norm_cut
-    norm_cut.cut_of.cache_clear()
-    norm_cut.across_of.cache_clear()
+    for cached in (norm_cut.cut_of, norm_cut.held_of, norm_cut.across_of, norm_cut.once_across_of):
+        cached.cache_clear()
 
 
 CUT = [  # a case; slabs, chunks and tiles of a chunk, or whether all channels of a position are one tile
@@ -137,7 +138,7 @@ CUT = [  # a case; slabs, chunks and tiles of a chunk, or whether all channels o
     (Case((3, 2, 150), "batch", dtype=torch.float32), (1, 2, 3)),
     (Case((1, 41, 2, 3), "channel", dtype=torch.float32), False),
     (Case((2, 37), "rms", film_position="post", dtype=torch.float32), False),
-    (Case((3, 5, 6), "channel", channel_dim=-1, dtype=torch.float32), True),
+    (Case((5, 9, 6), "channel", channel_dim=-1, dtype=torch.float32), True),
 ]
 
 
@@ -160,11 +161,25 @@ def test_same_bits_from_run_to_run_with_whatever_memory_held(backend, small_tile
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_groups_that_fit_in_a_tile_take_one_launch(interpreter):
-    from film_kernels.backends.triton import launch
+LAUNCHES = [  # a case; how many forward, backward, and backward where the input's gradient alone is wanted
+    (Case((2, 8, 7, 7), "group", 4, dtype=torch.float32), (1, 2, 1)),
+    (Case((1, 4, 140, 140), "group", 4, dtype=torch.float32), (2, 3, 3)),
+    (Case((2, 5, 24), "rms", channel_dim=-1, dtype=torch.float32), (1, 2, 1)),
+    (Case((2, 8192), "channel", dtype=torch.float32), (1, 3, 1)),
+]
 
-    for shape, expected in (((2, 8, 7, 7), 1), ((1, 4, 70, 70), 2)):
-        case = Case(shape, "group", 4, dtype=torch.float32)
-        with launch.recording("cpu") as launches:
-            ours(case, tensors_of(case), "triton")
-        assert len(launches) == expected, launches
+
+@pytest.mark.parametrize(("case", "expected"), LAUNCHES, ids=str)
+def test_what_fits_in_a_tile_is_read_once(interpreter, case, expected):
+    from film_kernels.backends.triton import launch, norm_backend
+
+    kernels, tensors, counts = norm_backend.TritonNormFilm(), tensors_of(case), []
+    problem = problem_of(case, tensors)
+    with launch.recording("cpu") as started:
+        y, kept = kernels.forward(problem, tensors, True)
+        counts.append(len(started))
+        for wanted in ((True,) * 5, (True, *(False,) * 4)):
+            started.clear()
+            kernels.backward(problem, y, kept, tensors, wanted)
+            counts.append(len(started))
+    assert tuple(counts) == expected

@@ -25,6 +25,7 @@ CONVOLUTIONS = ("forward_kernel", "recompute_kernel", "grad_input_kernel", "grad
 NORM_KERNELS = (
     "measure_kernel", "apply_kernel", "forward_held_kernel", "forward_across_kernel",
     "sums_kernel", "finish_kernel", "grad_input_kernel", "grad_input_across_kernel",
+    "backward_held_kernel", "backward_across_kernel",
 )  # fmt: skip
 OTHERS = ("finish_kernel", "finish_forward_kernel", "start_backward_kernel")
 
@@ -73,7 +74,18 @@ def check_norm(rows: list[dict], kernels: tuple[str, ...]) -> None:
 
 
 def test_kernels_of_normalisations():
-    options = ("--case", "small_maps", "batch", "l2_maps", "--dtype", "bfloat16", "--target", "sm_90", "gfx942")
+    options = (
+        "--case",
+        "small_maps",
+        "l2_maps",
+        "long_tokens",
+        "over_2_31",
+        "--dtype",
+        "bfloat16",
+        "--target",
+        "sm_90",
+        "gfx942",
+    )
     check_norm(report(*options, module="norm_report"), NORM_KERNELS)
 
 

@@ -125,11 +125,7 @@ def grad_input_across_kernel(
         slope += tl.where(mask, inner * xhat, 0.0)
     constant = tl.sum(constant, axis=1, keep_dims=True) / C.to(ACC)
     slope = tl.sum(slope, axis=1, keep_dims=True)
-    if NORM == "l2":  # a vector shorter than eps has been scaled by a constant
-        length = tl.load(statistics + number[:, None], mask=valid[:, None], other=0.0)
-        slope = tl.where(length < eps, 0.0, slope)
-    else:
-        slope = slope / C.to(ACC)
+    slope = mean_slope(slope, statistics, number[:, None], valid[:, None], C, eps, NORM, ACC)
 
     # epilogue
     for c0 in range(0, end, COLUMNS):
@@ -139,11 +135,29 @@ def grad_input_across_kernel(
                 w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
                 lower_slope, gamma_offset, ACTIVATION, POST, COLUMNS, ONE_SAMPLE, ACC, WIDE,
             )  # fmt: skip
-        result = inner - xhat * slope
-        if NORM == "channel":
-            result -= constant
-            result *= (C > 1).to(ACC)  # one channel is its own mean
-        tl.store(grad_input + offset, (result * rstd).to(grad_input.dtype.element_ty), mask=mask)
+        result = grad_of_positions(inner, xhat, constant, slope, rstd, C, NORM, ACC)
+        tl.store(grad_input + offset, result.to(grad_input.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def mean_slope(slope, statistics, at, valid, C, eps: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr):
+    """How much of xhat is taken off its gradient, from the sum of their products over the channels of a position."""
+    if NORM == "l2":  # a vector shorter than eps has been scaled by a constant
+        length = tl.load(statistics + at, mask=valid, other=0.0)
+        slope = tl.where(length < eps, 0.0, slope)
+    else:
+        slope = slope / C.to(ACC)
+    return slope
+
+
+@triton.jit
+def grad_of_positions(inner, xhat, constant, slope, rstd, C, NORM: tl.constexpr, ACC: tl.constexpr):
+    """The input's gradient, of the gradient of xhat."""
+    result = inner - xhat * slope
+    if NORM == "channel":
+        result -= constant
+        result *= (C > 1).to(ACC)  # one channel is its own mean
+    return result * rstd
 
 
 @triton.jit

@@ -27,15 +27,15 @@ class TritonNormFilm(NormFilmKernels):
 
     def forward(self, problem, tensors, for_backward):
         from .norm_across import forward_of_positions
-        from .norm_cut import dense, of_positions
+        from .norm_cut import dense, held_of, of_positions
         from .norm_forward import forward_of_groups
-        from .norm_held import forward_held, is_held
+        from .norm_held import forward_held
 
         statistics = self.kept_like(problem) if for_backward else None
         if of_positions(problem):
             forward = forward_of_positions
         else:
-            forward = forward_held if is_held(problem) else forward_of_groups
+            forward = forward_held if held_of(problem, backward=False) else forward_of_groups
         return forward(problem, (dense(problem, tensors[0]), *tensors[1:]), statistics), statistics
 
     def backward(self, problem, grad, kept, tensors, wanted):

@@ -1,7 +1,6 @@
 """The gradients of norm_film: sums over chunks of positions, and the input's where groups or channels are normalised.
 
-With d = g * act'(v) a chunk has for each channel the sums of d and d * xhat; for dgamma that of d * z, where a bias
-could cancel in these two; and with FiLM after the activation, for dgamma and dbeta, those of g * act(z) and g.
+Where all that a mean is taken over is in one tile both are done at once (norm_once.py).
 """
 
 import functools
@@ -14,26 +13,23 @@ from torch import Tensor
 
 from ...problems.norm_film import NO_NORM, NormFilm, Tensors
 from . import launch as host
-from .activate import activate
 from .norm_across import grad_input_of_positions
-from .norm_cut import arguments_of, cut_of, dense, empty_like_input, named_factors, of_positions, strides_of_factors
+from .norm_cut import (
+    arguments_of,
+    cut_of,
+    dense,
+    empty_like_input,
+    named_factors,
+    of_positions,
+    once_of,
+    strides_of_factors,
+)
 from .norm_finish import finish
+from .norm_kinds import add_kinds, empty_sums, statistics_of_columns, store_kinds
+from .norm_once import backward_once
 from .norm_tiles import by_column, columns_of, differentiate, load_factors, load_statistics, tile_of
 from .plan import Plan
 from .tiles import index
-
-
-@triton.jit
-def statistics_of_columns(
-    statistics, n, block, N, groups, eps: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr,
-    GROUPS: tl.constexpr, MEMBERS: tl.constexpr,
-):  # fmt: skip
-    """(mean, rstd) as rows of a tile, of norms of groups of channels or of channels."""
-    group = block * GROUPS + tl.arange(0, GROUPS)
-    at = group if NORM == "batch" else n * groups + group
-    count = groups if NORM == "batch" else N * groups
-    mean, rstd = load_statistics(statistics, at, group < groups, count, eps, NORM, ACC)
-    return by_column(mean, GROUPS, MEMBERS), by_column(rstd, GROUPS, MEMBERS)
 
 
 @triton.jit(do_not_specialize=["N", "chunks"])
@@ -76,24 +72,12 @@ def sums_kernel(
             mean, rstd = load_statistics(statistics, number, (p < end)[:, None], index(N, WIDE) * P, eps, NORM, ACC)
         xhat = (tile - mean) * rstd
         d = differentiate(gradient, xhat, w, b, scale, shift, lower_slope, ACTIVATION, POST)
-        plain += tl.where(mask, d, 0.0)
-        along += tl.where(mask, d * xhat, 0.0)
-        if POST:
-            third += tl.where(mask, gradient * activate(w * xhat + b, lower_slope, ACTIVATION), 0.0)
-            fourth += gradient
-        elif KINDS > 2:
-            third += tl.where(mask, d * (w * xhat + b), 0.0)
+        plain, along, third, fourth = add_kinds(
+            plain, along, third, fourth, gradient, xhat, d, mask, w, b, lower_slope, ACTIVATION, POST, KINDS
+        )
 
     # epilogue
-    C = groups * each
-    at = sums + (n * chunks + chunk) * C + c
-    all = index(N, WIDE) * chunks * C
-    tl.store(at, tl.sum(plain, axis=0), mask=valid)
-    tl.store(at + all, tl.sum(along, axis=0), mask=valid)
-    if KINDS > 2:
-        tl.store(at + 2 * all, tl.sum(third, axis=0), mask=valid)
-    if KINDS > 3:
-        tl.store(at + 3 * all, tl.sum(fourth, axis=0), mask=valid)
+    store_kinds(sums, plain, along, third, fourth, n, chunk, chunks, N, groups * each, c, valid, KINDS, WIDE)
 
 
 @triton.jit(do_not_specialize=["N", "chunks"])
@@ -148,13 +132,18 @@ def backward(
     input, *factors = tensors
     x, grad = dense(problem, input), dense(problem, grad)
     tensors = (x, *factors)  # type: ignore[assignment]
+    gradients: list[Tensor | None] = [None, *finish_shapes(problem, wanted, grad)]
+    cut = once_of(problem, any(wanted[1:])) if wanted[0] else None
+    if cut is not None:
+        gradients[0], sums = backward_once(problem, cut, grad, statistics, tensors, wanted)
+        if sums is not None:
+            finish(problem, sums, tensors, gradients[1:], None)
+        return tuple(gradients)
     alone = problem.group_size == 1
     with_terms = wanted[0] and not (of_positions(problem) or alone or problem.norm == NO_NORM)
     terms = torch.empty_like(statistics) if with_terms else None
-    gradients: list[Tensor | None] = [None, *finish_shapes(problem, wanted, grad)]
     if terms is not None or any(wanted[1:]):
-        kinds = 4 if problem.film_position == "post" else 3 if problem.has_bias and wanted[3] else 2
-        sums = _sums(problem, grad, statistics, tensors, kinds)
+        sums = _sums(problem, grad, statistics, tensors, wanted)
         finish(problem, sums, tensors, gradients[1:], terms)
     if wanted[0]:
         if of_positions(problem):
@@ -172,13 +161,12 @@ def finish_shapes(problem: NormFilm, wanted: Sequence[bool], grad: Tensor) -> li
     ]
 
 
-def _sums(problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, kinds: int) -> Tensor:
+def _sums(problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, wanted: Sequence[bool]) -> Tensor:
     x, *factors = tensors
     cut = cut_of(problem)
-    shape = (kinds, problem.batch, cut.sizes["chunks"], problem.channels)
-    sums = torch.empty(shape, dtype=problem.accumulates_in, device=problem.device)
+    sums = empty_sums(problem, wanted, cut.sizes["chunks"])
     given = {"g": grad, "x": x, "sums": sums, "statistics": statistics, **named_factors(factors)}
-    _sums_plan(problem, host.layouts(*factors), kinds).start(given)
+    _sums_plan(problem, host.layouts(*factors), len(sums)).start(given)
     return sums
 
 

@@ -17,6 +17,9 @@ _TILE = 4096  # elements at once, of eight warps
 _TILES = 16  # of a chunk at most: the mean of its first is still near that of all
 _PROGRAMS = 4  # for each multiprocessor, from which on chunks get longer
 _WIDEST = 128  # columns where they are fastest
+_HELD = 4 * _TILE  # where groups are held; backward, which holds the gradient beside x, half of it
+_VECTOR = 8  # elements that are loaded together where every row of memory begins at a multiple of them
+_SIDE_BY_SIDE = 64  # bytes of a line of a tile, at least: memory gives no fewer at once
 
 
 class Cut(NamedTuple):
@@ -45,7 +48,7 @@ def cut_of(problem: NormFilm) -> Cut:
     """Of groups of channels as statistics have them; of single channels for all other norms, whose sums over positions
     are cut so."""
     channels, positions = problem.channels, problem.positions
-    groups = problem.num_groups or 1 if problem.norm == "group" else channels
+    groups = groups_of(problem)
     each = channels // groups
     columns = _columns(problem)
     members = min(host.next_power_of_2(each), columns)
@@ -64,10 +67,7 @@ def cut_of(problem: NormFilm) -> Cut:
             "N": problem.batch, "P": positions, "groups": groups, "each": each, "group_blocks": blocks,
             "slabs": slabs, "chunks": chunks, "size": size, **strides_of(problem),
         },
-        tile={
-            "WHOLE": each == members, "GROUPS": at_once, "MEMBERS": members, "ROWS": rows,
-            "ACC": acc_of(problem), "WIDE": is_wide(problem),
-        },
+        tile=_tile_of(problem, at_once, members, rows),
         programs=lines * chunks,
         num_warps=warps_of(rows * columns),
         units=units,
@@ -77,10 +77,86 @@ def cut_of(problem: NormFilm) -> Cut:
 
 
 @functools.lru_cache(maxsize=4096)
+def held_of(problem: NormFilm, backward: bool) -> Cut | None:
+    """Of groups of channels, where a tile has all of each of its groups; None where they are too large for one."""
+    if problem.norm != "group":
+        return None
+    groups = groups_of(problem)
+    each, positions = problem.channels // groups, problem.positions
+    members, rows = host.next_power_of_2(each), host.next_power_of_2(positions)
+    # no more groups at once than leave work for all multiprocessors, but whole lines of memory
+    few = problem.batch * groups // (_PROGRAMS * host.multiprocessors(problem.device))
+    at_once = min(_TILE // (members * rows), 1 << max(few, 1).bit_length() - 1)
+    if _is_last(problem):
+        at_once = max(at_once, _SIDE_BY_SIDE // problem.dtype.itemsize // members)
+    at_once = max(1, min(at_once, host.next_power_of_2(groups)))
+    elements = at_once * members * rows
+    most = _HELD // 2 if backward else _HELD
+    if _is_odd(problem):
+        most = min(most, _TILE)
+    if elements > most:
+        return None
+    blocks = host.cdiv(groups, at_once)
+    return Cut(
+        sizes={
+            "N": problem.batch, "P": positions, "groups": groups, "each": each, "group_blocks": blocks,
+            "slabs": 1, "chunks": 1, "size": rows, **strides_of(problem),
+        },
+        tile=_tile_of(problem, at_once, members, rows),
+        programs=problem.batch * blocks,
+        num_warps=warps_of(elements, 256, 16),
+        units=1,
+        merged=1,
+        sum=sum_of(problem),
+    )  # fmt: skip
+
+
+def once_of(problem: NormFilm, with_sums: bool) -> Cut | AcrossCut | None:
+    """Of the backward that reads its input once; None where it has to read it again, or there is nothing to sum."""
+    if problem.group_size == 1:
+        return None
+    if of_positions(problem):
+        return once_across_of(problem) if with_sums else None
+    return held_of(problem, backward=True)
+
+
+@functools.lru_cache(maxsize=4096)
+def once_across_of(problem: NormFilm) -> AcrossCut | None:
+    """Programs have all channels of chunks of positions of one sample."""
+    channels, positions = problem.channels, problem.positions
+    columns = host.next_power_of_2(channels)
+    if columns > _TILE:
+        return None
+    rows = min(_rows(problem, columns, _TILE // 2), host.next_power_of_2(positions))
+    tiles = host.cdiv(positions, rows)
+    size = rows * max(1, min(_TILES, tiles * problem.batch // (_PROGRAMS * host.multiprocessors(problem.device))))
+    chunks = host.cdiv(positions, size)
+    return AcrossCut(
+        sizes={
+            "N": problem.batch, "P": positions, "C": channels, "chunks": chunks, "size": size, **strides_of(problem)
+        },
+        tile={"ROWS": rows, "COLUMNS": columns, "ACC": acc_of(problem), "WIDE": is_wide(problem)},
+        programs=problem.batch * chunks,
+        num_warps=warps_of(rows * columns, 256, 16),
+    )  # fmt: skip
+
+
+def groups_of(problem: NormFilm) -> int:
+    return problem.num_groups or 1 if problem.norm == "group" else problem.channels
+
+
+def _tile_of(problem: NormFilm, at_once: int, members: int, rows: int) -> dict[str, object]:
+    return {
+        "WHOLE": problem.channels // groups_of(problem) == members, "GROUPS": at_once, "MEMBERS": members,
+        "ROWS": rows, "ACC": acc_of(problem), "WIDE": is_wide(problem),
+    }  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
 def across_of(problem: NormFilm) -> AcrossCut:
     channels, positions = problem.channels, problem.positions
     columns = min(host.next_power_of_2(channels), _TILE)
-    rows = max(1, min(_TILE // columns, host.next_power_of_2(problem.batch * positions)))
+    rows = min(_rows(problem, columns, _TILE), host.next_power_of_2(problem.batch * positions))
     one_sample, blocks = host.position_blocks(problem.batch, positions, rows)
     return AcrossCut(
         sizes={"N": problem.batch, "P": positions, "C": channels, **strides_of(problem)},
@@ -89,7 +165,7 @@ def across_of(problem: NormFilm) -> AcrossCut:
             "ACC": acc_of(problem), "WIDE": is_wide(problem),
         },
         programs=blocks,
-        num_warps=warps_of(rows * columns),
+        num_warps=warps_of(rows * columns, 512, 16),
     )  # fmt: skip
 
 
@@ -100,13 +176,24 @@ def _columns(problem: NormFilm) -> int:
     return max(1, min(_TILE, _TILE // host.next_power_of_2(problem.positions), host.next_power_of_2(problem.channels)))
 
 
-def warps_of(elements: int) -> int:
-    return max(1, min(8, elements // 512))
+def _rows(problem: NormFilm, columns: int, tile: int) -> int:
+    """How many rows a tile of all channels may have: where they are fastest, as many as lie side by side."""
+    least = 1 if _is_last(problem) or _is_odd(problem) else _SIDE_BY_SIDE // problem.dtype.itemsize
+    return max(1, tile // columns, min(least, 4 * tile // columns))
+
+
+def warps_of(elements: int, of_warp: int = 512, most: int = 8) -> int:
+    return max(1, min(most, elements // of_warp))
 
 
 def _is_last(problem: NormFilm) -> bool:
     last = problem.memory_format != torch.contiguous_format
     return last or problem.channel_dim == -1 or problem.positions == 1
+
+
+def _is_odd(problem: NormFilm) -> bool:
+    """Whether elements are loaded one by one, with an address in registers for each."""
+    return (problem.channels if _is_last(problem) else problem.positions) % _VECTOR != 0
 
 
 def strides_of(problem: NormFilm) -> dict[str, int]:

@@ -70,15 +70,15 @@ def finish_kernel(
             tl.store(grad_beta + n * C + c, narrow(total, grad_beta), mask=c < C)
     elif pid < film_programs + channel_programs:
         c = index((pid - film_programs) * COLUMNS + tl.arange(0, COLUMNS), WIDE)
-        rows = index(N, WIDE) * chunks
+        parts = index(N, WIDE) * chunks
         if grad_weight is not None:
             total = add_scaled(
-                sums + all, gamma, rows * 0, rows, chunks, C, c, c < C, gamma_sn, gamma_sk, gamma_offset, SUM, ROWS
+                sums + all, gamma, parts * 0, parts, chunks, C, c, c < C, gamma_sn, gamma_sk, gamma_offset, SUM, ROWS
             )
             tl.store(grad_weight + c, narrow(total, grad_weight), mask=c < C)
         if grad_bias is not None:
             total = add_scaled(
-                sums, gamma, rows * 0, rows, chunks, C, c, c < C, gamma_sn, gamma_sk, gamma_offset, SUM, ROWS
+                sums, gamma, parts * 0, parts, chunks, C, c, c < C, gamma_sn, gamma_sk, gamma_offset, SUM, ROWS
             )
             tl.store(grad_bias + c, narrow(total, grad_bias), mask=c < C)
     elif terms is not None:
@@ -134,7 +134,7 @@ def _plan(problem: NormFilm, shape: tuple[int, ...], layouts: host.Layouts, want
     rows = host.next_power_of_2(batch * chunks)
     numbers = {
         **{name: factors[name] for name in ("w_sk", "gamma_sn", "gamma_sk")},
-        **{name: cut.sizes[name] for name in ("N", "groups", "each", "group_blocks", "slabs", "chunks")},
+        **{name: cut.sizes[name] for name in ("N", "groups", "each", "group_blocks", "slabs")}, "chunks": chunks,
         **{name: cut.tile[name] for name in ("WHOLE", "GROUPS", "MEMBERS", "WIDE")},
         "film_programs": film, "channel_programs": channel, "group_size": float(problem.group_size),
         "gamma_offset": float(problem.gamma_offset), "KINDS": kinds, "BATCH": of_batch, "SUM": sum_of(problem),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...problems.norm_film import NormFilm, Tensors
 from . import launch as host
-from .norm_cut import arguments_of, cut_of, empty_like_input, named_factors, strides_of_factors
+from .norm_cut import arguments_of, empty_like_input, held_of, named_factors, strides_of_factors
 from .norm_tiles import (
     around_the_mean,
     by_column,
@@ -64,12 +64,6 @@ def forward_held_kernel(
     tl.store(y + offset, result.to(y.dtype.element_ty), mask=mask)
 
 
-def is_held(problem: NormFilm) -> bool:
-    """Whether a tile has all of each of its groups."""
-    cut = cut_of(problem)
-    return problem.norm == "group" and cut.units == 1 and problem.positions <= cut.tile["ROWS"]  # type: ignore[operator]
-
-
 def forward_held(problem: NormFilm, tensors: Tensors, statistics: Tensor | None) -> Tensor:
     """y, from an input that is dense in the problem's memory format."""
     x, *factors = tensors
@@ -81,7 +75,8 @@ def forward_held(problem: NormFilm, tensors: Tensors, statistics: Tensor | None)
 
 @functools.lru_cache(maxsize=4096)
 def _plan(problem: NormFilm, factors: host.Layouts) -> Plan:
-    cut = cut_of(problem)
+    cut = held_of(problem, backward=False)
+    assert cut is not None
     sizes = {name: size for name, size in cut.sizes.items() if name not in ("slabs", "chunks", "size")}
     numbers = {**strides_of_factors(factors), **sizes, **cut.tile, **arguments_of(problem)}
     return Plan(forward_held_kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)

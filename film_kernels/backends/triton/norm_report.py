@@ -31,13 +31,18 @@ CASES = {
     "small_maps": ((64, 512, 7, 7), "group", 32, "gelu", "pre", False, 1),
     "one_group_last": ((8, 512, 32, 32), "group", 1, "silu", "pre", True, 1),
     "row_mish": ((64, 256, 400), "group", 8, "mish", "post", False, 1),
+    "short_row": ((64, 256, 240), "group", 8, "mish", "post", False, 1),
+    "odd_row": ((64, 256, 125), "group", 8, "mish", "post", False, 1),
     "batch": ((64, 128, 14, 14), "batch", None, "relu", "pre", False, 1),
     "tokens": ((16, 1024, 768), "channel", None, "none", "pre", False, -1),
     "long_tokens": ((16, 1024, 8192), "rms", None, "silu", "pre", False, -1),
     "rms_maps": ((16, 128, 64, 64), "rms", None, "silu", "pre", False, 1),
     "l2_maps": ((16, 512, 16, 16), "l2", None, "gelu_tanh", "post", True, 1),
     "evaluation": ((64, 128, 28, 28), "none", None, "tanh", "post", True, 1),
-    "over_2_31": ((65536, 64, 32, 32), "group", 8, "silu", "pre", False, 1),  # elements: 64-bit offsets
+    "odd_rms_maps": ((16, 128, 25, 25), "rms", None, "gelu_tanh", "post", False, 1),
+    "held_over_2_31": ((700000, 64, 7, 7), "group", 8, "gelu_tanh", "post", False, 1),
+    "tokens_over_2_31": ((4096, 1024, 768), "channel", None, "gelu", "post", False, -1),
+    "over_2_31": ((4096, 64, 128, 128), "group", 8, "silu", "pre", False, 1),  # elements: 64-bit offsets
 }
 
 

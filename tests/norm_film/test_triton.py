@@ -127,8 +127,8 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(norm_cut, "_PROGRAMS", 1)
     monkeypatch.setattr(norm_cut.host, "multiprocessors", lambda device: 8)
     yield norm_cut
-    for cached in (norm_cut.cut_of, norm_cut.held_of, norm_cut.across_of, norm_cut.once_across_of):
-        cached.cache_clear()
+    for name in ("cut_of", "channels_cut_of", "held_of", "across_of", "once_across_of"):
+        getattr(norm_cut, name).cache_clear()
 
 
 CUT = [  # a case; slabs, chunks and tiles of a chunk, or whether all channels of a position are one tile

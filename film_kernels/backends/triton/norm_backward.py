@@ -16,7 +16,7 @@ from . import launch as host
 from .norm_across import grad_input_of_positions
 from .norm_cut import (
     arguments_of,
-    cut_of,
+    channels_cut_of,
     dense,
     empty_like_input,
     named_factors,
@@ -25,9 +25,9 @@ from .norm_cut import (
     strides_of_factors,
 )
 from .norm_finish import finish
-from .norm_kinds import add_kinds, empty_sums, statistics_of_columns, store_kinds
+from .norm_kinds import add_kinds, empty_sums, groups_of_columns, statistics_of_columns, store_kinds
 from .norm_once import backward_once
-from .norm_tiles import by_column, columns_of, differentiate, load_factors, load_statistics, tile_of
+from .norm_tiles import differentiate, load_factors, load_statistics, tile_of
 from .plan import Plan
 from .tiles import index
 
@@ -35,16 +35,16 @@ from .tiles import index
 @triton.jit(do_not_specialize=["N", "chunks"])
 def sums_kernel(
     g, x, sums, statistics, weight, bias, gamma, beta,
-    N, P, groups, each, group_blocks, slabs, chunks, size, x_sn, x_sc, x_sp,
+    N, P, groups, each, blocks, chunks, size, x_sn, x_sc, x_sp,
     w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
     eps: tl.constexpr, lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, POST: tl.constexpr, KINDS: tl.constexpr, ACROSS: tl.constexpr,
-    WHOLE: tl.constexpr, GROUPS: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr,
-    ACC: tl.constexpr, WIDE: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, block, slab, chunk = tile_of(tl.program_id(0), group_blocks, slabs, chunks, WIDE)
-    c, valid = columns_of(block, slab, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
+    n, block, _slab, chunk = tile_of(tl.program_id(0), blocks, 1, chunks, WIDE)
+    c = index(block * COLUMNS + tl.arange(0, COLUMNS), WIDE)
+    valid = c < groups * each
     first = chunk * size
     end = tl.minimum(P, first + size)
     column = n * x_sn + c * x_sc
@@ -54,10 +54,10 @@ def sums_kernel(
         gamma_offset, ACC, True,
     )  # fmt: skip
     if not ACROSS:
-        mean, rstd = statistics_of_columns(statistics, n, block, N, groups, eps, NORM, ACC, GROUPS, MEMBERS)
+        mean, rstd = statistics_of_columns(statistics, n, c, valid, N, groups, each, eps, NORM, ACC)
 
     # main loop
-    plain = tl.zeros((ROWS, GROUPS * MEMBERS), ACC)
+    plain = tl.zeros((ROWS, COLUMNS), ACC)
     along = plain
     third = plain
     fourth = plain
@@ -83,16 +83,16 @@ def sums_kernel(
 @triton.jit(do_not_specialize=["N", "chunks"])
 def grad_input_kernel(
     g, x, grad_input, terms, statistics, weight, bias, gamma, beta,
-    N, P, groups, each, group_blocks, slabs, chunks, size, x_sn, x_sc, x_sp,
+    N, P, groups, each, blocks, chunks, size, x_sn, x_sc, x_sp,
     w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
     eps: tl.constexpr, lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, POST: tl.constexpr, ALONE: tl.constexpr,
-    WHOLE: tl.constexpr, GROUPS: tl.constexpr, MEMBERS: tl.constexpr, ROWS: tl.constexpr,
-    ACC: tl.constexpr, WIDE: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, block, slab, chunk = tile_of(tl.program_id(0), group_blocks, slabs, chunks, WIDE)
-    c, valid = columns_of(block, slab, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
+    n, block, _slab, chunk = tile_of(tl.program_id(0), blocks, 1, chunks, WIDE)
+    c = index(block * COLUMNS + tl.arange(0, COLUMNS), WIDE)
+    valid = c < groups * each
     first = chunk * size
     end = tl.minimum(P, first + size)
     column = n * x_sn + c * x_sc
@@ -101,13 +101,11 @@ def grad_input_kernel(
         weight, bias, gamma, beta, n, True, c, valid, w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
         gamma_offset, ACC, True,
     )  # fmt: skip
-    mean, rstd = statistics_of_columns(statistics, n, block, N, groups, eps, NORM, ACC, GROUPS, MEMBERS)
+    mean, rstd = statistics_of_columns(statistics, n, c, valid, N, groups, each, eps, NORM, ACC)
     if terms is not None:
-        group = block * GROUPS + tl.arange(0, GROUPS)
-        at = group if NORM == "batch" else n * groups + group
-        count = groups if NORM == "batch" else N * groups
-        constant = by_column(tl.load(terms + at, mask=group < groups, other=0.0), GROUPS, MEMBERS)
-        slope = by_column(tl.load(terms + count + at, mask=group < groups, other=0.0), GROUPS, MEMBERS)
+        at, count = groups_of_columns(n, c, N, groups, each, NORM)
+        constant = tl.load(terms + at, mask=valid, other=0.0)[None, :]
+        slope = tl.load(terms + count + at, mask=valid, other=0.0)[None, :]
 
     # main loop
     for p0 in range(first, end, ROWS):
@@ -163,7 +161,7 @@ def finish_shapes(problem: NormFilm, wanted: Sequence[bool], grad: Tensor) -> li
 
 def _sums(problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, wanted: Sequence[bool]) -> Tensor:
     x, *factors = tensors
-    cut = cut_of(problem)
+    cut = channels_cut_of(problem)
     sums = empty_sums(problem, wanted, cut.sizes["chunks"])
     given = {"g": grad, "x": x, "sums": sums, "statistics": statistics, **named_factors(factors)}
     _sums_plan(problem, host.layouts(*factors), len(sums)).start(given)
@@ -172,7 +170,7 @@ def _sums(problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors,
 
 @functools.lru_cache(maxsize=4096)
 def _sums_plan(problem: NormFilm, factors: host.Layouts, kinds: int) -> Plan:
-    cut = cut_of(problem)
+    cut = channels_cut_of(problem)
     numbers = {
         **strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem),
         "KINDS": kinds, "ACROSS": of_positions(problem),
@@ -192,6 +190,6 @@ def _grad_input(
 
 @functools.lru_cache(maxsize=4096)
 def _grad_input_plan(problem: NormFilm, factors: host.Layouts, alone: bool) -> Plan:
-    cut = cut_of(problem)
+    cut = channels_cut_of(problem)
     numbers = {**strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem), "ALONE": alone}
     return Plan(grad_input_kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)

@@ -35,7 +35,7 @@ class Cut(NamedTuple):
 
 
 class AcrossCut(NamedTuple):
-    """Programs have all channels of some positions."""
+    """Programs have some positions, of all channels or of a block of them."""
 
     sizes: dict[str, int]
     tile: dict[str, object]
@@ -73,6 +73,26 @@ def cut_of(problem: NormFilm) -> Cut:
         units=units,
         merged=min(host.next_power_of_2(count), max(1, 1024 // at_once)),
         sum=sum_of(problem),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def channels_cut_of(problem: NormFilm) -> AcrossCut:
+    """Programs have chunks of positions of some channels of one sample, which lie side by side whatever the groups."""
+    groups, positions, columns = groups_of(problem), problem.positions, _columns(problem)
+    rows = min(_TILE // columns, host.next_power_of_2(positions))
+    blocks, tiles = host.cdiv(problem.channels, columns), host.cdiv(positions, rows)
+    lines = problem.batch * blocks
+    size = rows * max(1, min(_TILES, tiles, tiles * lines // (_PROGRAMS * host.multiprocessors(problem.device))))
+    chunks = host.cdiv(positions, size)
+    return AcrossCut(
+        sizes={
+            "N": problem.batch, "P": positions, "groups": groups, "each": problem.channels // groups,
+            "blocks": blocks, "chunks": chunks, "size": size, **strides_of(problem),
+        },
+        tile={"COLUMNS": columns, "ROWS": rows, "ACC": acc_of(problem), "WIDE": is_wide(problem)},
+        programs=lines * chunks,
+        num_warps=warps_of(rows * columns),
     )  # fmt: skip
 
 

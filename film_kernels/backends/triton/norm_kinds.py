@@ -13,21 +13,29 @@ from torch import Tensor
 
 from ...problems.norm_film import NormFilm
 from .activate import activate
-from .norm_tiles import by_column, load_statistics
+from .norm_tiles import load_statistics
 from .tiles import index
 
 
 @triton.jit
+def groups_of_columns(n, c, N, groups, each, NORM: tl.constexpr):
+    """(the numbers of the groups of channels c, how many groups there are in all)."""
+    at = c // each
+    count = groups
+    if NORM != "batch":
+        at += n * groups
+        count = N * groups
+    return at, count
+
+
+@triton.jit
 def statistics_of_columns(
-    statistics, n, block, N, groups, eps: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr,
-    GROUPS: tl.constexpr, MEMBERS: tl.constexpr,
+    statistics, n, c, valid, N, groups, each, eps: tl.constexpr, NORM: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     """(mean, rstd) as rows of a tile, of norms of groups of channels or of channels."""
-    group = block * GROUPS + tl.arange(0, GROUPS)
-    at = group if NORM == "batch" else n * groups + group
-    count = groups if NORM == "batch" else N * groups
-    mean, rstd = load_statistics(statistics, at, group < groups, count, eps, NORM, ACC)
-    return by_column(mean, GROUPS, MEMBERS), by_column(rstd, GROUPS, MEMBERS)
+    at, count = groups_of_columns(n, c, N, groups, each, NORM)
+    mean, rstd = load_statistics(statistics, at, valid, count, eps, NORM, ACC)
+    return mean[None, :], rstd[None, :]
 
 
 @triton.jit

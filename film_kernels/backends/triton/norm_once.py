@@ -49,7 +49,7 @@ def backward_held_kernel(
         weight, bias, gamma, beta, n, True, c, valid, w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
         gamma_offset, ACC, True,
     )  # fmt: skip
-    mean, rstd = statistics_of_columns(statistics, n, block, N, groups, eps, NORM, ACC, GROUPS, MEMBERS)
+    mean, rstd = statistics_of_columns(statistics, n, c, valid, N, groups, each, eps, NORM, ACC)
 
     # sums
     xhat = (tile - mean) * rstd

@@ -75,7 +75,7 @@ def serving(problem: Problem) -> str:
 
 
 def ours(row: Row, kind: str, keep: str = "fast") -> tuple[str, list[Launch]]:
-    """The backend, and its launches."""
+    """The backend, as bench/peers.py names it with what it keeps, and its launches."""
     problem = row.problem(_CUDA)
     if not isinstance(problem, ConvFilm):
         return serving(problem), _norm(row, kind)
@@ -84,7 +84,8 @@ def ours(row: Row, kind: str, keep: str = "fast") -> tuple[str, list[Launch]]:
     kernels = backends.BACKENDS[name].of(problem)
     if isinstance(kernels, GpuConvFilmKernels):
         problem = kernels.as_kept(problem)
-    return name, _conv(problem, kind, name)
+    peer = f"{name} {problem.keep}" if kind == "training" and problem.keep != "fast" and name != "vendor" else name
+    return peer, _conv(problem, kind, name)
 
 
 def _norm(row: Row, kind: str) -> list[Launch]:

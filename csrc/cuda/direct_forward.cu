@@ -142,21 +142,23 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
     // Bias, activation, FiLM, bits; each output is written once. A sample's positions lie one after another.
     T* const y_plane = static_cast<T*>(output.data) + n * output.n + k0 * output.c;
     uint8_t* const byte_plane = bits == nullptr ? nullptr : bits + n * s.oh * s.ow * row_bytes + k0 / kChannels;
+    with_activation(film.activation, film.lower_slope, [&](auto act) {
 #pragma unroll
-    for (int j = 0; j < kPositions; ++j) {
-      const int64_t place = places[j * blockDim.x + threadIdx.x];
-      float y[kChannels] = {};
-      unsigned byte = 0;
+      for (int j = 0; j < kPositions; ++j) {
+        const int64_t place = places[j * blockDim.x + threadIdx.x];
+        float y[kChannels] = {};
+        unsigned byte = 0;
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i) {
-        if (k0 + i >= s.k) continue;
-        bool upper;
-        y[i] = film(sum[j][i] + factors[i], factors[kChannels + i], factors[2 * kChannels + i], upper);
-        byte |= static_cast<unsigned>(upper) << i;
+        for (int i = 0; i < kChannels; ++i) {
+          if (k0 + i >= s.k) continue;
+          bool upper;
+          y[i] = film(act, sum[j][i] + factors[i], factors[kChannels + i], factors[2 * kChannels + i], upper);
+          byte |= static_cast<unsigned>(upper) << i;
+        }
+        store_channels(y_plane, output.c, place < 0 ? -1 : place * output.w, y, s.k - k0, stage);
+        if (place >= 0 && byte_plane != nullptr) byte_plane[place * row_bytes] = static_cast<uint8_t>(byte);
       }
-      store_channels(y_plane, output.c, place < 0 ? -1 : place * output.w, y, s.k - k0, stage);
-      if (place >= 0 && byte_plane != nullptr) byte_plane[place * row_bytes] = static_cast<uint8_t>(byte);
-    }
+    });
   }
 }
 

@@ -81,7 +81,8 @@ __device__ __forceinline__ void add_products(float (&sum)[kPositions][kChannels]
 
 template <class T>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
-    forward_kernel(ForwardPlan plan, Sizes s, View input, View weight, View output, Modulation<T> film, uint8_t* bits) {
+    forward_kernel(ForwardPlan plan, Sizes s, View input, View weight, View output, Modulation<T> film, uint8_t* bits,
+                   T* bias_copy) {
   // Positions q of the tile are shared out thread by thread.
   const Tiles& tiles = plan.tiles;
   const auto count = static_cast<unsigned>(tiles.count());
@@ -123,6 +124,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
       if (threadIdx.x < kChannels) {
         const int k = min(k0 + static_cast<int>(threadIdx.x), s.k - 1);
         factors[threadIdx.x] = film.bias.at(0, k);
+        if (bias_copy != nullptr && blockIdx.x == 0) bias_copy[k] = from_float<T>(factors[threadIdx.x]);
         factors[kChannels + threadIdx.x] = film.scale(n, k);
         factors[2 * kChannels + threadIdx.x] = film.beta.at(n, k);
       }
@@ -171,7 +173,7 @@ cudaError_t forward(const Problem& p, const ForwardArgs& args, cudaStream_t stre
     using T = decltype(element);
     return launch(forward_kernel<T>, static_cast<unsigned>(s.n * plan.tiles.count()), plan.threads, plan.shared_bytes,
                   stream, plan, s, args.input, args.weight, args.output,
-                  modulation_of<T>(p, args.bias, args.gamma, args.beta), args.bits);
+                  modulation_of<T>(p, args.bias, args.gamma, args.beta), args.bits, static_cast<T*>(args.bias_copy));
   });
 }
 

@@ -10,7 +10,7 @@ namespace {
 template <class T>
 struct Params {
   Convolution<T> c;
-  T* y;
+  T *y, *bias_copy;
   uint8_t* bits;
   Modulation<T> modulate;
 };
@@ -31,6 +31,8 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_kernel(const Params<T
   int sample = -1;
 #pragma unroll
   for (int i = 0; i < 8; ++i) bias[i] = i < count ? p.modulate.bias.at(0, k + i) : 0.f;
+  if (p.bias_copy != nullptr && part.first == 0 && threadIdx.x < kEights)
+    for (int i = 0; i < count; ++i) p.bias_copy[k + i] = from_float<T>(bias[i]);
   with_activation(p.modulate.activation, p.modulate.lower_slope, [&](auto act) {
     for (int row = threadIdx.x / kEights; row < Shape::kRows; row += Shape::kThreads / kEights) {
       const int64_t position = part.first + row;
@@ -64,7 +66,8 @@ cudaError_t forward(const Problem& p, const ForwardArgs& args, cudaStream_t stre
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     const Params<T> params{convolution_of<T>(p, args.input.data, args.weight.data), static_cast<T*>(args.output.data),
-                           args.bits, modulation_of<T>(p, args.bias, args.gamma, args.beta)};
+                           static_cast<T*>(args.bias_copy), args.bits,
+                           modulation_of<T>(p, args.bias, args.gamma, args.beta)};
     return with_shape(1, params.c.unit, params.c.s.k, [&](auto shape) {
       using Shape = decltype(shape);
       return start_convolution<Shape>(forward_kernel<T, Shape>, params, kConvolveBytes<Shape>, 1, stream);

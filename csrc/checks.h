@@ -131,6 +131,7 @@ constexpr int64_t kMostElements = int64_t(1) << 44, kMostAlong = int64_t(1) << 4
 struct Options {
   const std::vector<int64_t>& geometry;
   const std::vector<double>& numbers;
+  bool smooth = false;  // whether any activation will do, not only those of which bits can be kept
 };
 
 // Reads a list of known length from front to back.
@@ -196,8 +197,10 @@ inline Problem problem_of(const Shape& input, const Argument& weight, const Opti
                   "film_kernels: input must have as many channels as weight has in its groups, got ", p.in_channels,
                   " for a weight of shape ", weight.shape(), " and ", groups, " groups");
   const int64_t activation = geometry.next(), position = geometry.next();
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, "film_kernels: geometry: activation must be 0, 1 or 2, got ",
-                  activation);
+  STD_TORCH_CHECK(options.smooth || (activation >= 0 && activation <= 2),
+                  "film_kernels: geometry: activation must be 0, 1 or 2, got ", activation);
+  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::mish),
+                  "film_kernels: geometry: activation must be from 0 to 8, got ", activation);
   STD_TORCH_CHECK(position == 0 || position == 1, "film_kernels: geometry: position must be 0 or 1, got ", position);
   p.activation = static_cast<Activation>(activation);
   p.position = static_cast<Position>(position);

@@ -6,7 +6,7 @@
 namespace film {
 
 enum class DType { f32, f64, bf16, f16 };
-// In the order of film_kernels/activations.py. The convolution takes the first three, which are piecewise linear.
+// In the order of film_kernels/activations.py. Of the first three, which are piecewise linear, bits can be kept.
 enum class Activation { none, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, mish };
 enum class Position { post, pre };
 
@@ -49,7 +49,8 @@ struct Matrix {
 struct ForwardArgs {
   View input, weight, output;
   Matrix bias, gamma, beta;
-  uint8_t* bits;  // (N * positions, ceil(K / 8)), or null where no gradient will be asked for
+  uint8_t* bits;              // (N * positions, ceil(K / 8)), or null where no gradient will be asked for
+  void* bias_copy = nullptr;  // (K), dense: where the bias goes too, on a GPU
 };
 
 struct GradInputArgs {

@@ -50,6 +50,20 @@ inline Shape shape_of(const Argument& a) {
   return shape;
 }
 
+// Where a copy of a factor goes, contiguous, or null where none is asked for.
+inline void* look_at_copy(const char* name, const std::optional<Tensor>& copy, bool is_there, const Shape& shape,
+                          const Argument& like) {
+  if (!copy.has_value()) return nullptr;
+  STD_TORCH_CHECK(is_there, "film_kernels: ", name, " is given, and nothing that could be copied");
+  const Argument a = look_at(name, *copy);
+  check_kind(a, like);
+  check_shape(a, shape, shape.rank == 1 ? "(K)" : "(N, K)");
+  int64_t expected = 1;
+  for (int64_t d = a.rank; d-- > 0; expected *= a.sizes[d])
+    STD_TORCH_CHECK(a.sizes[d] == 1 || a.strides[d] == expected, "film_kernels: ", name, " must be contiguous");
+  return a.data;
+}
+
 // Whether its elements lie side by side in memory, in some order of the dimensions.
 inline bool is_dense(const Argument& a) {
   bool passed[kMostDimensions] = {};

@@ -46,10 +46,12 @@ GEOMETRIES = (
     Case("asymmetric_padding", (2, 24, 5, 6), (16, 24, 4, 2), padding="same"),
     Case("whole_input", (9, 24, 4, 4), (16, 24, 4, 4)),
     Case("eight_channels", (2, 8, 11, 9), (8, 8, 5, 5), padding=2),
+    Case("more_taps_than_a_word_has_bits", (1, 8, 9, 8), (8, 8, 7, 7), padding=3),
+    Case("more_taps_of_three_packets", (1, 24, 7, 8), (8, 24, 6, 6), padding=(2, 3)),
 )
-LARGE_TILES = (  # enough positions for them
-    Case("large_tile", (2, 24, 114, 113), (136, 24, 1, 1)),
-    Case("middle_tile", (2, 24, 114, 113), (40, 24, 1, 1)),
+LARGE_TILES = (  # enough positions for them: forward's tiles are chosen for the emulator's 4 multiprocessors
+    Case("large_tile", (2, 24, 34, 33), (136, 24, 3, 2)),
+    Case("middle_tile", (2, 24, 34, 33), (40, 24, 2, 3)),
     Case("large_tile_of_the_input", (1, 8, 160, 162), (8, 8, 1, 1)),
     Case("wide_input", (1, 136, 118, 112), (8, 136, 1, 1)),
 )
@@ -184,9 +186,10 @@ def test_reasons(seed):
 
 # A mistake in a kernel: file, what is there, what is there instead, and a result that it spoils.
 MISTAKES = {
-    "no_barrier_of_a_stage": ("forward.cu", "    __syncthreads();  // this stage has", "    // has", "output"),
-    "a_wait_group_short": ("forward.cu", "wait<Shape::kStages - 2>", "wait<Shape::kStages - 1>", "output"),
-    "a_tap_too_far": ("forward.cu", "dh = tap / s.kw", "dh = (tap + 1) / s.kw", "output"),
+    "no_barrier_of_a_stage": ("convolve.cuh", "      __syncthreads();  // this stage has", "      // has", "output"),
+    "a_wait_group_short": ("convolve.cuh", "wait<Shape::kStages - 2>", "wait<Shape::kStages - 1>", "output"),
+    "a_tap_too_far": ("convolve.cuh", "++column, ++tap, offset", "++column, tap += 2, offset", "output"),
+    "no_carry_of_a_row": ("convolve.cuh", "++row, offset += c.next_row", "++row", "output"),
     "no_barrier_of_the_sums": ("tile.cuh", "    __syncthreads();  // the stages", "    // the stages", "output"),
     "no_barrier_of_dx": ("grad_input.cu", "    __syncthreads();  // this stage has", "    // has", "grad_input"),
     "no_barrier_of_dW": ("grad_weight.cu", "      __syncthreads();  // this stage has", "      // has", "grad_weight"),
@@ -208,7 +211,7 @@ def test_mistakes_do_not_pass(mistake):
     file, right, wrong, spoiled = MISTAKES[mistake]
     changed = emulation.BUILD / "mistakes" / mistake
     changed.mkdir(parents=True, exist_ok=True)
-    for name in {"forward.cu", file} if file.endswith(".cuh") else {file}:
+    for name in {"forward.cu", "convolve.cuh", file} if file.endswith(".cuh") else {file}:
         text = (emulation.KERNELS / name).read_text()
         assert text.count(right) == (name == file)
         text = text.replace(right, wrong)

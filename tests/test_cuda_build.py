@@ -35,7 +35,7 @@ def test_every_kernel_compiles_fits_in_registers_and_uses_tensor_cores_where_it_
     assert {row.architecture for row in rows} == set(ARCHITECTURES)
     assert {row.file for row in rows} == {path.stem for path in emulation.KERNELS.glob("*.cu")}
     for row in rows:
-        matrix = row.file in ("forward", "grad_input", "grad_weight")
+        matrix = row.file in ("forward", "grad_input", "grad_weight", "recompute")
         assert ("matrix" in row.instructions) == ("cp.async" in row.instructions) == matrix, row
         transposed_32_bits = row.file == "grad_weight" and "<float>" in row.kernel  # ldmatrix cannot turn these
         assert ("ldmatrix" in row.instructions) == (matrix and not transposed_32_bits), row
@@ -56,11 +56,11 @@ def test_the_library_loads_and_registers_its_operators(tmp_path):
     code = (
         f"import ctypes, torch; ctypes.CDLL({str(stand_in)!r}, ctypes.RTLD_GLOBAL)\n"
         f"torch.ops.load_library({str(path)!r})\n"
-        "for name in ('forward', 'grad_input', 'grad_weight', 'norm_forward', 'norm_backward'):\n"
+        "for name in ('forward', 'grad_input', 'grad_weight', 'recompute', 'norm_forward', 'norm_backward'):\n"
         "    print(torch._C._dispatch_has_kernel_for_dispatch_key(f'film_kernels_cuda::{name}', 'CUDA'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["True"] * 5, done.stderr
+    assert done.stdout.split() == ["True"] * 6, done.stderr
 
 
 def test_a_wrong_list_of_architectures_is_refused():

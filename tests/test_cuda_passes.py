@@ -167,6 +167,27 @@ def test_nan_and_infinities_pass_through(emulator):
         torch.testing.assert_close(found, right, equal_nan=True)
 
 
+@pytest.mark.parametrize("rows", [False, True])
+def test_copies_of_the_factors(emulator, rows):
+    """Of several pieces of a sample, and of views; one that could not be written is refused."""
+    emulator(0)
+    row = {"shape": (3, 24, 53, 54), "rows": rows, "dtype": torch.bfloat16, "given": "bias gamma beta"}
+    problem, _, (raw, bias, gamma, beta) = drawn({**ROWS[0], **row}, 0)
+    beta = beta.repeat_interleave(2, 1)[:, ::2]
+    copies = torch.full_like(bias, float("nan")), torch.full(beta.shape, float("nan"), dtype=beta.dtype)
+    CudaConvFilm().after(problem, raw, bias, gamma, beta, torch.empty_like(raw), copies)
+    assert torch.equal(copies[0], bias) and torch.equal(copies[1], beta)
+    for wrong, words in (
+        ((copies[0][:-1], None), "bias_copy must have shape"),
+        ((copies[0].float(), None), "bias_copy must have the dtype"),
+        ((None, copies[1].T.contiguous().T), "beta_copy must be contiguous"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            CudaConvFilm().after(problem, raw, bias, gamma, beta, torch.empty_like(raw), wrong)
+    with pytest.raises(RuntimeError, match="bias_copy is given, and nothing"):
+        CudaConvFilm().after(problem, raw, None, gamma, beta, torch.empty_like(raw), copies)
+
+
 BAD = (  # what is changed, and a word of the error
     ({"raw": torch.ones(2, 4)}, "raw must have shape"),
     ({"raw": torch.ones(2, 4, 3, 3, dtype=torch.float64)}, "dtype"),

@@ -75,12 +75,13 @@ def test_kernels_that_keep_one_bit_say_why_not(backend, name):
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-def test_the_cuda_kernels_say_why_not(name, monkeypatch):
+def test_the_cuda_kernels_say_why_they_keep_no_bits(name, monkeypatch):
     monkeypatch.setattr(cuda_device, "_too_old", lambda device: None)
     case = Case("refused", (2, 3, 6, 5), (4, 3, 3, 3), activation=name)
     problem = problem_of(case, tensors_of(case, torch.float32))._replace(device=torch.device("cuda"))
-    assert BACKENDS["cuda"].why_not(problem._replace(activation="relu")) is None
-    assert name in BACKENDS["cuda"].why_not(problem)
+    assert BACKENDS["cuda"].why_not(problem) is None
+    assert BACKENDS["cuda"].why_not(problem._replace(activation="relu", keep="bits")) is None
+    assert name in BACKENDS["cuda"].why_not(problem._replace(keep="bits"))
 
 
 @pytest.mark.parametrize("name", SMOOTH)

@@ -81,7 +81,8 @@ __device__ __forceinline__ void add_products(float (&sum)[kPositions][kChannels]
 
 template <class T>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
-    forward_kernel(ForwardPlan plan, Sizes s, View input, View weight, View output, Modulation<T> film, uint8_t* bits) {
+    forward_kernel(ForwardPlan plan, Sizes s, View input, View weight, View output, Modulation<T> film, uint8_t* bits,
+                   T* bias_copy) {
   // Positions q of the tile are shared out thread by thread.
   const Tiles& tiles = plan.tiles;
   const auto count = static_cast<unsigned>(tiles.count());
@@ -123,6 +124,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
       if (threadIdx.x < kChannels) {
         const int k = min(k0 + static_cast<int>(threadIdx.x), s.k - 1);
         factors[threadIdx.x] = film.bias.at(0, k);
+        if (bias_copy != nullptr && blockIdx.x == 0) bias_copy[k] = from_float<T>(factors[threadIdx.x]);
         factors[kChannels + threadIdx.x] = film.scale(n, k);
         factors[2 * kChannels + threadIdx.x] = film.beta.at(n, k);
       }
@@ -142,21 +144,23 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
     // Bias, activation, FiLM, bits; each output is written once. A sample's positions lie one after another.
     T* const y_plane = static_cast<T*>(output.data) + n * output.n + k0 * output.c;
     uint8_t* const byte_plane = bits == nullptr ? nullptr : bits + n * s.oh * s.ow * row_bytes + k0 / kChannels;
+    with_activation<MathOf<T>>(film.activation, film.lower_slope, [&](auto act) {
 #pragma unroll
-    for (int j = 0; j < kPositions; ++j) {
-      const int64_t place = places[j * blockDim.x + threadIdx.x];
-      float y[kChannels] = {};
-      unsigned byte = 0;
+      for (int j = 0; j < kPositions; ++j) {
+        const int64_t place = places[j * blockDim.x + threadIdx.x];
+        float y[kChannels] = {};
+        unsigned byte = 0;
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i) {
-        if (k0 + i >= s.k) continue;
-        bool upper;
-        y[i] = film(sum[j][i] + factors[i], factors[kChannels + i], factors[2 * kChannels + i], upper);
-        byte |= static_cast<unsigned>(upper) << i;
+        for (int i = 0; i < kChannels; ++i) {
+          if (k0 + i >= s.k) continue;
+          bool upper;
+          y[i] = film(act, sum[j][i] + factors[i], factors[kChannels + i], factors[2 * kChannels + i], upper);
+          byte |= static_cast<unsigned>(upper) << i;
+        }
+        store_channels(y_plane, output.c, place < 0 ? -1 : place * output.w, y, s.k - k0, stage);
+        if (place >= 0 && byte_plane != nullptr) byte_plane[place * row_bytes] = static_cast<uint8_t>(byte);
       }
-      store_channels(y_plane, output.c, place < 0 ? -1 : place * output.w, y, s.k - k0, stage);
-      if (place >= 0 && byte_plane != nullptr) byte_plane[place * row_bytes] = static_cast<uint8_t>(byte);
-    }
+    });
   }
 }
 
@@ -169,7 +173,7 @@ cudaError_t forward(const Problem& p, const ForwardArgs& args, cudaStream_t stre
     using T = decltype(element);
     return launch(forward_kernel<T>, static_cast<unsigned>(s.n * plan.tiles.count()), plan.threads, plan.shared_bytes,
                   stream, plan, s, args.input, args.weight, args.output,
-                  modulation_of<T>(p, args.bias, args.gamma, args.beta), args.bits);
+                  modulation_of<T>(p, args.bias, args.gamma, args.beta), args.bits, static_cast<T*>(args.bias_copy));
   });
 }
 

@@ -12,40 +12,17 @@
 #include "device.h"
 #include "kernels.h"
 #include "packets.h"
+#include "served.h"
 
 namespace film {
 namespace {
 
-constexpr int64_t kMostDirectChannels = 16;
-
-// What the kernels take for granted beside what every library checks.
-void check_served(const Problem& p, bool matrix) {
-  // Sizes of one axis are counted in 32 bits there, and so are blocks of many positions and products.
-  constexpr int64_t kMostOfAxis = int64_t(1) << 30, kMost = int64_t(1) << 37;
-  STD_TORCH_CHECK(p.dtype != DType::f64, "film_kernels: input must be of dtype float32, bfloat16 or float16");
-  STD_TORCH_CHECK(p.groups == 1, "film_kernels: geometry: groups must be 1, got ", p.groups);
-  for (const Axis& a : {p.h, p.w})
-    STD_TORCH_CHECK(a.in <= kMostOfAxis && a.pad <= kMostOfAxis && is_within(kMostOfAxis, {a.out, a.stride}) &&
-                        is_within(kMostOfAxis, {a.kernel, a.dilation}),
-                    "film_kernels: geometry: an axis is too large");
-  STD_TORCH_CHECK(p.batch <= kMostOfAxis && is_within(kMostOfAxis, {p.in_channels, p.h.kernel, p.w.kernel}) &&
-                      is_within(kMost, {p.batch, p.in_channels, p.h.in, p.w.in}) &&
-                      is_within(kMost, {p.batch, p.out_channels, p.h.out, p.w.out}) &&
-                      is_within(kMost, {p.out_channels, p.in_channels, p.h.kernel, p.w.kernel}),
-                  "film_kernels: input or weight is too large");
-  const int64_t packet = p.dtype == DType::f32 ? 4 : 8;  // channels in kPacketBytes
-  STD_TORCH_CHECK(!matrix || (p.in_channels % packet == 0 && p.out_channels % packet == 0),
-                  "film_kernels: input and weight must have multiples of ", packet, " channels, got ", p.in_channels,
-                  " and ", p.out_channels);
-  STD_TORCH_CHECK(matrix || p.in_channels <= kMostDirectChannels, "film_kernels: input must have at most ",
-                  kMostDirectChannels, " channels, got ", p.in_channels);
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
                                    bool channels_last, const std::vector<int64_t>& geometry,
-                                   const std::vector<double>& numbers, bool matrix, bool keep) {
-  const ForwardTensors t(input, weight, bias, gamma, beta, {geometry, numbers});
+                                   const std::vector<double>& numbers, bool matrix, bool keep,
+                                   const std::optional<Tensor>& bias_copy) {
+  const ForwardTensors t(input, weight, bias, gamma, beta, {geometry, numbers, !keep});
   const Problem& p = t.problem;
   check_served(p, matrix);
   if (matrix) {
@@ -53,18 +30,23 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
     check_channels_last(t.weight);
     STD_TORCH_CHECK(channels_last, "film_kernels: channels_last must be true for a channels_last input");
   }
+  void* const copy_of_bias = look_at_copy("bias_copy", bias_copy, bias.has_value(), {p.out_channels}, t.input);
   const OnDevice device(t.input);
   const Tensor output = allocate(output_shape(p, t.weight), channels_last && t.input.rank == 4, t.input.dtype, t.input);
   keep = keep && p.activation != Activation::none;
   const Tensor bits = allocate_bits(p, keep, t.input);
-  if (p.positions() == 0) return {output, bits};
+  if (p.positions() == 0) {
+    if (bias_copy.has_value()) copy(*bias_copy, *bias);
+    return {output, bits};
+  }
   const ForwardArgs args{view_of(t.input),
                          view_of(t.weight),
                          view_of(output),
                          t.bias,
                          t.gamma,
                          t.beta,
-                         keep ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr};
+                         keep ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr,
+                         copy_of_bias};
   check((matrix ? cuda::matrix::forward : cuda::direct::forward)(p, args, device.stream()), "forward");
   return {output, bits};
 }
@@ -149,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
 STABLE_TORCH_LIBRARY(film_kernels_cuda, m) {
   m.def(
       "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, bool channels_last, "
-      "int[] geometry, float[] numbers, bool matrix, bool keep) -> (Tensor, Tensor)");
+      "int[] geometry, float[] numbers, bool matrix, bool keep, Tensor(a!)? bias_copy=None) -> (Tensor, Tensor)");
   m.def(
       "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
       "int[] geometry, float[] numbers, bool matrix) -> Tensor");

@@ -1,6 +1,7 @@
 // Bias, activation and FiLM of one element, and what backward makes of the bit that was kept.
 #pragma once
 
+#include "activate.cuh"
 #include "elements.cuh"
 
 namespace film::cuda {
@@ -10,19 +11,20 @@ template <class T>
 struct Modulation {
   Factor<T> bias, gamma, beta;
   float gamma_offset, lower_slope;
-  Activation activation;
+  int activation;
   bool post;
 
   __device__ __forceinline__ float scale(int64_t sample, int channel) const {
     return gamma.at(sample, channel) + gamma_offset;
   }
 
-  // The value for one element; `upper` says which branch the activation was on: !(v <= 0), so that NaN passes through.
-  __device__ __forceinline__ float operator()(float z, float scale, float shift, bool& upper) const {
-    float v = post ? z : scale * z + shift;
+  // The value for one element; `upper` says which branch a piecewise-linear activation was on: !(v <= 0), so that NaN
+  // passes through.
+  template <class Act>
+  __device__ __forceinline__ float operator()(const Act& act, float z, float scale, float shift, bool& upper) const {
+    const float v = post ? z : scale * z + shift;
     upper = !(v <= 0.f);
-    if (activation != Activation::none && !upper) v = activation == Activation::relu ? 0.f : lower_slope * v;
-    return post ? scale * v + shift : v;
+    return post ? scale * act.value(v) + shift : act.value(v);
   }
 };
 
@@ -30,7 +32,7 @@ template <class T>
 Modulation<T> modulation_of(const Problem& p, const Matrix& bias, const Matrix& gamma, const Matrix& beta) {
   return {factor_of<T>(bias, 0.f),           factor_of<T>(gamma, 1.f),
           factor_of<T>(beta, 0.f),           static_cast<float>(p.gamma_offset),
-          static_cast<float>(p.lower_slope), p.activation,
+          static_cast<float>(p.lower_slope), static_cast<int>(p.activation),
           p.position == Position::post};
 }
 

@@ -1,25 +1,11 @@
 // dz and the partial sums, in one reading of the gradient and of the convolution's result.
 #include <ptx.cuh>
 
+#include "film_gradient.cuh"
 #include "pass_walk.cuh"
 
 namespace film::cuda {
 namespace {
-
-struct Sums {
-  float product = 0, u = 0, g = 0;
-};
-
-// dz of one element, and what it adds to the sums of its channel.
-template <class Act>
-__device__ __forceinline__ float gradient_of(const Act& act, bool post, float g, float raw, float bias, float scale,
-                                             float shift, Sums& sums) {
-  const float z = raw + bias, u = act.gradient(g, post ? z : scale * z + shift);
-  sums.product += post ? g * act.value(z) : u * z;
-  sums.u += u;
-  sums.g += g;
-  return scale * u;
-}
 
 template <class T, int V>
 __global__ void __launch_bounds__(kPassThreads, 1) backward_planes_kernel(const PassParams<T> p) {
@@ -109,7 +95,7 @@ cudaError_t pass_backward(const Pass& p, const PassCut& cut, const void* grad, c
                           const PassSums& sums, cudaStream_t stream) {
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    return start_pass<Backward, T>(p, pass_params<T>(p, cut, grad, raw, dz, sums), stream);
+    return start_pass<Backward, T>(p, pass_params<T>(p, cut, grad, raw, dz, sums, {}), stream);
   });
 }
 

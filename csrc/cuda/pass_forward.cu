@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) forward_planes_kernel(const P
   const int64_t n = piece.plane / p.k;
   const int k = static_cast<int>(piece.plane - n * p.k);
   const float bias = p.bias.at(0, k), scale = p.scale(n, k), shift = p.beta.at(n, k);
+  if (piece.split == 0 && threadIdx.x % 32 == 0) p.copy(n, k, bias, shift);
   with_activation<MathOf<T>>(p.activation, p.lower_slope, [&](auto act) {
     piece.each<V>([&](auto count, int64_t i) {
       float values[decltype(count)::value];
@@ -39,6 +40,7 @@ __global__ void __launch_bounds__(kPassThreads, 1) forward_rows_kernel(const Pas
     bias[i] = p.bias.at(0, piece.k + i);
     scale[i] = p.scale(piece.n, piece.k + i);
     shift[i] = p.beta.at(piece.n, piece.k + i);
+    if (piece.split == 0 && piece.row == 0) p.copy(piece.n, piece.k + i, bias[i], shift[i]);
   }
   const int64_t sample = piece.n * p.positions * p.k + piece.k;
   with_activation<MathOf<T>>(p.activation, p.lower_slope, [&](auto act) {
@@ -61,10 +63,11 @@ struct Forward {
 
 }  // namespace
 
-cudaError_t pass_forward(const Pass& p, const PassCut& cut, const void* raw, void* out, cudaStream_t stream) {
+cudaError_t pass_forward(const Pass& p, const PassCut& cut, const void* raw, void* out, const PassCopies& copies,
+                         cudaStream_t stream) {
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    return start_pass<Forward, T>(p, pass_params<T>(p, cut, nullptr, raw, out, {}), stream);
+    return start_pass<Forward, T>(p, pass_params<T>(p, cut, nullptr, raw, out, {}, copies), stream);
   });
 }
 

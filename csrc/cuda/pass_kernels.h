@@ -33,12 +33,17 @@ struct PassSums {
   float *product, *u, *g;  // of dgamma, of u and of the gradient
 };
 
+// Where the factors go too, contiguous, null where not wanted.
+struct PassCopies {
+  void *bias, *beta;  // (K) and (N, K)
+};
+
 struct PassGradients {
   void *bias, *gamma, *beta;  // contiguous, null where not wanted
 };
 
 PassCut pass_cut(const Pass&);
-cudaError_t pass_forward(const Pass&, const PassCut&, const void* raw, void* out, cudaStream_t);
+cudaError_t pass_forward(const Pass&, const PassCut&, const void* raw, void* out, const PassCopies&, cudaStream_t);
 cudaError_t pass_backward(const Pass&, const PassCut&, const void* grad, const void* raw, void* dz, const PassSums&,
                           cudaStream_t);  // dz is null where it is not wanted
 cudaError_t pass_finish(const Pass&, const PassCut&, const PassSums&, const PassGradients&, cudaStream_t);

@@ -5,6 +5,7 @@
 
 #include "device.h"
 #include "pass_kernels.h"
+#include "pass_results.h"
 
 namespace film {
 namespace {
@@ -78,12 +79,20 @@ struct PassTensors {
 
 Tensor pass_forward(const Tensor& raw, const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma,
                     const std::optional<Tensor>& beta, const Tensor& out, bool channels_last, int64_t activation,
-                    int64_t position, double lower_slope, double gamma_offset) {
+                    int64_t position, double lower_slope, double gamma_offset, const std::optional<Tensor>& bias_copy,
+                    const std::optional<Tensor>& beta_copy) {
   const PassTensors t(raw, bias, gamma, beta, channels_last, activation, position, lower_slope, gamma_offset);
+  const cuda::Pass& p = t.pass;
   const Argument to = t.beside("out", out);
-  if (t.empty()) return out;
+  const cuda::PassCopies copies{look_at_copy("bias_copy", bias_copy, bias.has_value(), {p.channels}, t.raw),
+                                look_at_copy("beta_copy", beta_copy, beta.has_value(), {p.batch, p.channels}, t.raw)};
+  if (t.empty()) {
+    if (bias_copy.has_value()) copy(*bias_copy, *bias);
+    if (beta_copy.has_value()) copy(*beta_copy, *beta);
+    return out;
+  }
   const OnDevice device(t.raw);
-  check(cuda::pass_forward(t.pass, t.cut, t.raw.data, to.data, device.stream()), "pass_forward");
+  check(cuda::pass_forward(p, t.cut, t.raw.data, to.data, copies, device.stream()), "pass_forward");
   return out;
 }
 
@@ -95,29 +104,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pass_backward(
   const cuda::Pass& p = t.pass;
   const Argument g = t.beside("grad", grad);
   const OnDevice device(t.raw);
-  const auto result = [&](bool wanted, const Shape& shape) {
-    return allocate(wanted ? shape : Shape{0}, channels_last && wanted && shape.rank > 2, t.raw.dtype, t.raw);
-  };
-  const Tensor dz = result(raw_wanted, shape_of(t.raw)), db = result(bias_wanted, {p.channels}),
-               dgamma = result(gamma_wanted, {p.batch, p.channels}), dbeta = result(beta_wanted, {p.batch, p.channels});
-  const std::tuple<Tensor, Tensor, Tensor, Tensor> results{dz, db, dgamma, dbeta};
-  if (t.empty()) {
-    for (const Tensor* each : {&dz, &db, &dgamma, &dbeta}) fill_with_zeros(*each);
-    return results;
-  }
-  const auto partial = [&](bool wanted) {
-    return allocate(wanted ? Shape{p.batch, t.cut.splits, p.channels} : Shape{0}, false, aoti_torch_dtype_float32(),
-                    t.raw);
-  };
-  const auto data = [](const Tensor& made) { return made.numel() > 0 ? made.data_ptr() : nullptr; };
-  const Tensor of_product = partial(gamma_wanted), of_u = partial(bias_wanted || (beta_wanted && !p.post)),
-               of_g = partial(beta_wanted && p.post);
-  const auto sum = [&](const Tensor& made) { return static_cast<float*>(data(made)); };
-  const cuda::PassSums sums{sum(of_product), sum(of_u), sum(of_g)};
-  check(cuda::pass_backward(p, t.cut, g.data, t.raw.data, data(dz), sums, device.stream()), "pass_backward");
-  if (bias_wanted || gamma_wanted || beta_wanted)
-    check(cuda::pass_finish(p, t.cut, sums, {data(db), data(dgamma), data(dbeta)}, device.stream()), "pass_finish");
-  return results;
+  const PassResults results(p, shape_of(t.raw), {raw_wanted, bias_wanted, gamma_wanted, beta_wanted}, t.raw);
+  if (t.empty())
+    results.zero();
+  else
+    results.fill(t.cut, device.stream(), "pass_backward", [&](void* dz, const cuda::PassSums& sums) {
+      return cuda::pass_backward(p, t.cut, g.data, t.raw.data, dz, sums, device.stream());
+    });
+  return results.all();
 }
 
 }  // namespace
@@ -126,7 +120,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pass_backward(
 STABLE_TORCH_LIBRARY_FRAGMENT(film_kernels_cuda, m) {
   m.def(
       "pass_forward(Tensor raw, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor(a!) out, bool channels_last, "
-      "int activation, int position, float lower_slope, float gamma_offset) -> Tensor(a!)");
+      "int activation, int position, float lower_slope, float gamma_offset, Tensor(b!)? bias_copy=None, "
+      "Tensor(c!)? beta_copy=None) -> Tensor(a!)");
   m.def(
       "pass_backward(Tensor grad, Tensor raw, Tensor? bias, Tensor? gamma, Tensor? beta, bool raw_wanted, "
       "bool bias_wanted, bool gamma_wanted, bool beta_wanted, bool channels_last, int activation, int position, "

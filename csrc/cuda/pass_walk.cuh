@@ -18,6 +18,7 @@ struct PassParams {
   const T *grad, *raw;
   T* out;  // y, or dz
   PassSums sums;
+  T *bias_copy, *beta_copy;
   PassCut cut;
   int64_t n, positions;
   int k;
@@ -29,6 +30,12 @@ struct PassParams {
 
   __device__ __forceinline__ float scale(int64_t sample, int channel) const {
     return gamma.at(sample, channel) + gamma_offset;
+  }
+
+  // By whoever has the first piece of a channel of a sample.
+  __device__ __forceinline__ void copy(int64_t sample, int channel, float of_bias, float of_beta) const {
+    if (bias_copy != nullptr && sample == 0) bias_copy[channel] = from_float<T>(of_bias);
+    if (beta_copy != nullptr) beta_copy[sample * k + channel] = from_float<T>(of_beta);
   }
 };
 
@@ -106,11 +113,13 @@ inline bool is_aligned(const void* at) { return reinterpret_cast<uintptr_t>(at) 
 
 template <class T>
 PassParams<T> pass_params(const Pass& p, const PassCut& cut, const void* grad, const void* raw, void* out,
-                          const PassSums& sums) {
+                          const PassSums& sums, const PassCopies& copies) {
   return {static_cast<const T*>(grad),
           static_cast<const T*>(raw),
           static_cast<T*>(out),
           sums,
+          static_cast<T*>(copies.bias),
+          static_cast<T*>(copies.beta),
           cut,
           p.batch,
           p.positions,

@@ -53,23 +53,35 @@ struct Tile {
   static __device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / WARP_COLUMNS * (kM * 16); }
   static __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % WARP_COLUMNS * (kN * 8); }
 
+  // Where a thread begins to read A and B in a stage. What it reads of each 32 bytes of a row differs in two bits.
+  struct Reads {
+    int a, b;
+
+    __device__ Reads() {
+      const int lane = threadIdx.x % 32;
+      a = packet_at(warp_row() + lane % 16, lane / 16);
+      b = ROWS * kRowBytes + packet_at(warp_column() + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    }
+  };
+
   // sums += A B^T over one stage: ROWS rows of A, then COLUMNS rows of B.
   template <class T>
   static __device__ __forceinline__ void multiply_stage(const unsigned char* stage, Sums& sums) {
-    const int lane = threadIdx.x % 32;
-    const unsigned char* b_rows = stage + ROWS * kRowBytes;
+    multiply_stage<T>(stage, Reads(), sums);
+  }
+  template <class T>
+  static __device__ __forceinline__ void multiply_stage(const unsigned char* stage, const Reads& reads, Sums& sums) {
 #pragma unroll
     for (int step = 0; step < kRowPackets / 2; ++step) {
       uint32_t a[kM][4], b[kN / 2][4];
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
-        ptx::ldmatrix_x4(a[i], stage + packet_at(warp_row() + i * 16 + lane % 16, step * 2 + lane / 16));
+        ptx::ldmatrix_x4(a[i], stage + (reads.a ^ step * 32) + i * 16 * kRowBytes);
         round_operand<T>(a[i]);
       }
 #pragma unroll
       for (int j = 0; j < kN / 2; ++j) {
-        const int row = warp_column() + j * 16 + lane / 16 * 8 + lane % 8;
-        ptx::ldmatrix_x4(b[j], b_rows + packet_at(row, step * 2 + lane / 8 % 2));
+        ptx::ldmatrix_x4(b[j], stage + (reads.b ^ step * 32) + j * 16 * kRowBytes);
         round_operand<T>(b[j]);
       }
 #pragma unroll

@@ -42,16 +42,21 @@ class Geometry(NamedTuple):
         return cls(Axis(*packed[:4]), Axis(*packed[4:8]), *packed[8:])
 
 
+def lower_slope(problem: ConvFilm | NormFilm) -> float:
+    """The slope of the activation's lower branch; of a smooth one, which has none, 0."""
+    activation = ACTIVATIONS[problem.activation]
+    return activation.lower_slope(problem.negative_slope) if activation.one_bit else 0.0
+
+
 @functools.lru_cache(maxsize=4096)
 def packed_options(problem: ConvFilm) -> tuple[list[int], list[float]]:
     """The integers, and the numbers: the slope of the activation's lower branch, and gamma_offset."""
     axes = map(Axis, problem.stride, problem.dilation, problem.padding_before, problem.out_size)
     height, width = axes if problem.spatial_rank == 2 else (Axis(), *axes)
-    activation = ACTIVATIONS[problem.activation]
     geometry = Geometry(
         height, width, problem.groups, CODES[problem.activation], FILM_POSITIONS.index(problem.film_position)
     )
-    return geometry.packed(), [activation.lower_slope(problem.negative_slope), problem.gamma_offset]
+    return geometry.packed(), [lower_slope(problem), problem.gamma_offset]
 
 
 class NormGeometry(NamedTuple):
@@ -67,7 +72,6 @@ class NormGeometry(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def packed_norm_options(problem: NormFilm) -> tuple[list[int], list[float]]:
     """The integers, and the numbers: eps, the slope of the activation's lower branch, and gamma_offset."""
-    activation = ACTIVATIONS[problem.activation]
     geometry = NormGeometry(
         (*NORMS, NO_NORM).index(problem.norm),
         problem.num_groups or 0,
@@ -75,5 +79,4 @@ def packed_norm_options(problem: NormFilm) -> tuple[list[int], list[float]]:
         CODES[problem.activation],
         FILM_POSITIONS.index(problem.film_position),
     )
-    lower_slope = activation.lower_slope(problem.negative_slope) if activation.one_bit else 0.0
-    return [*geometry], [problem.eps, lower_slope, problem.gamma_offset]
+    return [*geometry], [problem.eps, lower_slope(problem), problem.gamma_offset]

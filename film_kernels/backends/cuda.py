@@ -18,8 +18,8 @@ from .. import _library
 from ..activations import ACTIVATIONS, CODES, FILM_POSITIONS, why_not_one_bit
 from ..problems.conv_film import ConvFilm
 from . import cuda_hopper
-from .base import Backend
-from .compiled import packed_options
+from .base import Backend, Gradients
+from .compiled import lower_slope, packed_options
 from .conv_film import bits_like
 from .cuda_device import emulator, why_not
 from .cuda_norm import CudaNormFilm
@@ -75,22 +75,18 @@ def _in_packets(gamma: Tensor | None) -> Tensor | None:
 
 def _pass_options(problem: ConvFilm) -> tuple[bool, int, int, float, float]:
     """What the passes around the library's convolution take beside tensors."""
-    activation = ACTIVATIONS[problem.activation]
-    lower_slope = activation.lower_slope(problem.negative_slope) if activation.one_bit else 0.0
     position = FILM_POSITIONS.index(problem.film_position)
-    return problem.channels_last, CODES[problem.activation], position, lower_slope, problem.gamma_offset
+    return problem.channels_last, CODES[problem.activation], position, lower_slope(problem), problem.gamma_offset
 
 
 def _is_few(problem: ConvFilm) -> bool:
-    """Whether memory is the bound of an exact float32 convolution."""
-    return problem.dtype == torch.float32 and problem.input_shape[1] <= _FEWEST
+    """Whether memory is the bound of an exact float32 convolution, and bits can be kept."""
+    one_bit = ACTIVATIONS[problem.activation].one_bit
+    return problem.dtype == torch.float32 and problem.input_shape[1] <= _FEWEST and one_bit
 
 
-def _copy(tensors: Sequence[Tensor | None], copies: Sequence[Tensor | None]) -> None:
-    """Each tensor into its copy, where one is given."""
-    for tensor, copy in zip(tensors, copies, strict=True):
-        if copy is not None:
-            copy.copy_(tensor)  # type: ignore[arg-type]
+def _where_wanted(results: Sequence[Tensor], wanted: Sequence[bool]) -> Gradients:
+    return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
 
 
 class CudaConvFilm(GpuConvFilmKernels):
@@ -101,7 +97,7 @@ class CudaConvFilm(GpuConvFilmKernels):
             return "it serves 1d and 2d convolutions, not 3d"
         if problem.groups != 1:
             return f"it serves convolutions of one group, not {problem.groups}"
-        if (reason := why_not_one_bit(problem.activation)) is not None:
+        if problem.keep == "bits" and (reason := why_not_one_bit(problem.activation)) is not None:
             return reason
         if cuda_hopper.is_asked_for() and (reason := cuda_hopper.why_not(problem)) is not None:
             return reason
@@ -140,11 +136,13 @@ class CudaConvFilm(GpuConvFilmKernels):
             y, bits = torch.ops.film_kernels_cuda.hopper_forward(
                 input, weight, aligned, _in_packets(gamma), _in_packets(beta), *packed_options(problem), with_bits, -1
             )
+            if bias_copy is not None:
+                bias_copy.copy_(bias)
         else:
             y, bits = torch.ops.film_kernels_cuda.forward(
-                input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, with_bits
-            )
-        _copy((bias,), (bias_copy,))
+                input, weight, bias, gamma, beta, problem.channels_last, *packed_options(problem), matrix, with_bits,
+                bias_copy,
+            )  # fmt: skip
         return y, (bits if with_bits else None)
 
     def grad_input(self, problem, grad, kept, weight, gamma):
@@ -164,18 +162,30 @@ class CudaConvFilm(GpuConvFilmKernels):
         results = torch.ops.film_kernels_cuda.grad_weight(
             grad, kept, input, weight, bias, gamma, *wanted, *packed_options(problem), matrix
         )
-        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+        return _where_wanted(results, wanted)
 
     def after(self, problem, result, bias, gamma, beta, out, copies=(None, None)):
-        _copy((bias, beta), copies)
-        return torch.ops.film_kernels_cuda.pass_forward(result, bias, gamma, beta, out, *_pass_options(problem))
+        return torch.ops.film_kernels_cuda.pass_forward(
+            result, bias, gamma, beta, out, *_pass_options(problem), *copies
+        )
 
     def before(self, problem, grad, result, bias, gamma, beta, wanted):
         grad = grad.contiguous(memory_format=problem.memory_format)
         results = torch.ops.film_kernels_cuda.pass_backward(
             grad, result, bias, gamma, beta, *wanted, *_pass_options(problem)
         )
-        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+        return _where_wanted(results, wanted)
+
+    def recompute(self, problem, grad, tensors, wanted):
+        """With few input channels the library's convolution is the one that is computed again."""
+        if not _uses_tensor_cores(problem):
+            return super().recompute(problem, grad, tensors, wanted)
+        input, weight, *factors = tensors
+        results = torch.ops.film_kernels_cuda.recompute(
+            _channels_last(grad), _channels_last(input), _channels_last(weight), *factors, *wanted,
+            *packed_options(problem),
+        )  # fmt: skip
+        return _where_wanted(results, wanted)
 
 
 class Cuda(Backend):

@@ -8,6 +8,7 @@ import os
 
 import torch
 
+from ..activations import why_not_one_bit
 from ..problems.conv_film import ConvFilm
 from .compiled import packed_options
 
@@ -40,6 +41,8 @@ def _why_not_on(device: torch.device) -> str | None:
 
 def why_not_sizes(problem: ConvFilm) -> str | None:
     """Why it cannot serve sizes, dtype and layout, on whatever device; the library is loaded."""
+    if (reason := why_not_one_bit(problem.activation)) is not None:
+        return reason
     if not problem.channels_last:
         return "it serves channels_last only (input.to(memory_format=torch.channels_last))"
     with torch._C._DisableTorchDispatch():  # whoever traces may not know that a text is asked for

@@ -76,6 +76,7 @@ extern "C" {
 void film_emulator_set_seed(uint64_t seed);           // else FILM_EMULATOR_SEED, else 0: the order of warps and lanes
 void film_emulator_set_threads(int count);            // else FILM_EMULATOR_THREADS, else the machine's: host threads
 void film_emulator_set_shared_limit(size_t bytes);    // else 227 KiB: shared memory of one block
+int film_emulator_launches();                         // how many there were
 int film_emulator_errors();                           // launches that failed so far
 const char* film_emulator_message();                  // of the last one
 uint64_t film_emulator_wavefronts(const char* kind);  // "ldmatrix", "cp.async", "load", "store"

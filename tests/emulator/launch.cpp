@@ -29,7 +29,7 @@ std::atomic<uint64_t> seed{setting("FILM_EMULATOR_SEED", 0)};
 std::atomic<int> host_threads{static_cast<int>(
     setting("FILM_EMULATOR_THREADS", std::min(8u, std::max(1u, std::thread::hardware_concurrency()))))};
 std::atomic<size_t> shared_limit{227 * 1024};
-std::atomic<int> errors{0};
+std::atomic<int> launches{0}, errors{0};
 thread_local cudaError_t last_error = cudaSuccess;
 
 std::mutex message_mutex;
@@ -124,6 +124,7 @@ class Run {
 }  // namespace
 
 int launch(const Launch& launch) {
+  ++launches;
   if (const std::string wrong = limits(launch); !wrong.empty())
     return fail(cudaErrorInvalidConfiguration, launch, wrong);
   if (launch.shared_bytes > shared_limit)
@@ -170,6 +171,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 void film_emulator_set_seed(uint64_t seed) { film::emulator::seed = seed; }
 void film_emulator_set_threads(int count) { film::emulator::host_threads = count; }
 void film_emulator_set_shared_limit(size_t bytes) { film::emulator::shared_limit = bytes; }
+int film_emulator_launches() { return film::emulator::launches; }
 int film_emulator_errors() { return film::emulator::errors; }
 
 const char* film_emulator_message() {

@@ -104,8 +104,9 @@ struct Node {
           const float2 bias = pair_at(by.bias, 0, k), gamma = pair_at(by.gamma, sample, k);
           const float2 beta = pair_at(by.beta, sample, k);
           bool first, second;
-          values[i] = by(sums[i] + bias.x, gamma.x + by.gamma_offset, beta.x, first);
-          values[i + 1] = by(sums[i + 1] + bias.y, gamma.y + by.gamma_offset, beta.y, second);
+          const PiecewiseLinear act{by.lower_slope, by.activation == static_cast<int>(Activation::relu)};
+          values[i] = by(act, sums[i] + bias.x, gamma.x + by.gamma_offset, beta.x, first);
+          values[i + 1] = by(act, sums[i + 1] + bias.y, gamma.y + by.gamma_offset, beta.y, second);
           byte = (first ? 1u : 0u) | (second ? 2u : 0u);
         } else {
           values[i] = values[i + 1] = 0.f;

@@ -53,6 +53,14 @@ struct LeakyRelu {
   __device__ __forceinline__ float gradient(float g, float v) const { return v <= 0 ? slope * g : g; }
 };
 
+// Any of the three, for a kernel that has no registers for a case of each.
+struct PiecewiseLinear {
+  float slope;
+  bool is_relu;
+
+  __device__ __forceinline__ float value(float v) const { return v <= 0 ? (is_relu ? 0.f : slope * v) : v; }
+};
+
 template <class M>
 struct Sigmoid {
   float slope;

@@ -79,8 +79,8 @@ __device__ __forceinline__ void add_products(float (&sum)[kPositions][kChannels]
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kMostWarps* kWarp, 5)
+template <class T, bool kSmooth>
+__global__ void __launch_bounds__(kMostWarps* kWarp, kSmooth ? 4 : 5)
     forward_kernel(ForwardPlan plan, Sizes s, View input, View weight, View output, Modulation<T> film, uint8_t* bits,
                    T* bias_copy) {
   // Positions q of the tile are shared out thread by thread.
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
     // Bias, activation, FiLM, bits; each output is written once. A sample's positions lie one after another.
     T* const y_plane = static_cast<T*>(output.data) + n * output.n + k0 * output.c;
     uint8_t* const byte_plane = bits == nullptr ? nullptr : bits + n * s.oh * s.ow * row_bytes + k0 / kChannels;
-    with_activation<MathOf<T>>(film.activation, film.lower_slope, [&](auto act) {
+    const auto finish = [&](auto act) {
 #pragma unroll
       for (int j = 0; j < kPositions; ++j) {
         const int64_t place = places[j * blockDim.x + threadIdx.x];
@@ -160,7 +160,11 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 5)
         store_channels(y_plane, output.c, place < 0 ? -1 : place * output.w, y, s.k - k0, stage);
         if (place >= 0 && byte_plane != nullptr) byte_plane[place * row_bytes] = static_cast<uint8_t>(byte);
       }
-    });
+    };
+    if constexpr (kSmooth)
+      with_activation<MathOf<T>>(film.activation, film.lower_slope, finish);
+    else
+      finish(PiecewiseLinear{film.lower_slope, film.activation == static_cast<int>(Activation::relu)});
   }
 }
 
@@ -171,9 +175,10 @@ cudaError_t forward(const Problem& p, const ForwardArgs& args, cudaStream_t stre
   const ForwardPlan plan = plan_of(s, args);
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    return launch(forward_kernel<T>, static_cast<unsigned>(s.n * plan.tiles.count()), plan.threads, plan.shared_bytes,
-                  stream, plan, s, args.input, args.weight, args.output,
-                  modulation_of<T>(p, args.bias, args.gamma, args.beta), args.bits, static_cast<T*>(args.bias_copy));
+    const auto kernel = p.activation > Activation::leaky_relu ? forward_kernel<T, true> : forward_kernel<T, false>;
+    return launch(kernel, static_cast<unsigned>(s.n * plan.tiles.count()), plan.threads, plan.shared_bytes, stream,
+                  plan, s, args.input, args.weight, args.output, modulation_of<T>(p, args.bias, args.gamma, args.beta),
+                  args.bits, static_cast<T*>(args.bias_copy));
   });
 }
 

@@ -167,6 +167,12 @@ __global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Param
   }
 }
 
+// Whether tiles of 128 x 128 give a large GPU work everywhere.
+bool fills_wide_tiles(int64_t positions, int channels) {
+  constexpr int64_t kBlocks = 200;
+  return channels > 64 && ceil_div(positions, 128) * ceil_div(channels, 128) >= kBlocks;
+}
+
 template <class T, class Shape>
 cudaError_t start(const Params<T>& params, cudaStream_t stream) {
   const int64_t blocks = ceil_div(params.positions, Shape::kRows) * ceil_div(params.s.c, Shape::kColumns);
@@ -201,7 +207,7 @@ cudaError_t grad_input(const Problem& p, const GradInputArgs& args, cudaStream_t
         params.rows_w = static_cast<int>(ceil_div(p.w.in - b, p.w.stride));
         params.packets = params.class_h.taps * params.class_w.taps * params.tap_packets;
         params.positions = p.batch * params.rows_h * params.rows_w;
-        const bool wide = shape_for(params.positions, params.s.c) == Shapes::large;
+        const bool wide = fills_wide_tiles(params.positions, params.s.c);
         const cudaError_t error = wide ? start<T, Wide>(params, stream) : start<T, Narrow>(params, stream);
         if (error != cudaSuccess) return error;
       }

@@ -112,20 +112,6 @@ struct Tile {
   }
 };
 
-using Large = Tile<128, 128, 2, 4, 3>;
-using Middle = Tile<128, 64, 2, 2, 3>;
-using Small = Tile<64, 64, 2, 2, 4>;
-
-// The largest tile that still gives a large GPU work everywhere; by sizes alone.
-enum class Shapes { large, middle, small };
-
-inline Shapes shape_for(int64_t positions, int channels) {
-  constexpr int64_t kBlocks = 200;
-  const int64_t rows = ceil_div(positions, 128);
-  if (channels > 64 && rows * ceil_div(channels, 128) >= kBlocks) return Shapes::large;
-  return rows * ceil_div(channels, 64) >= kBlocks ? Shapes::middle : Shapes::small;
-}
-
 // Sums of eight channels of a row, as `spread` left them.
 __device__ __forceinline__ void read_eight(const float* at, float (&values)[8]) {
   const float4 low = *reinterpret_cast<const float4*>(at), high = *reinterpret_cast<const float4*>(at + 4);

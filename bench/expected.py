@@ -56,11 +56,8 @@ _FLOAT32_WITHOUT_TENSOR_CORES = 60e12  # products and sums a second of exact flo
 @contextlib.contextmanager
 def _as_on_a_card() -> Iterator[None]:
     """Within it the backends choose as on a card that was never measured by its user."""
-    asked = {"get_device_capability": (9, 0), "get_device_name": "NVIDIA H100"}
-    with contextlib.ExitStack() as stack:
-        for name, answer in asked.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer: answer))
-        stack.enter_context(launch.recording("nvidia"))
+    hopper = mock.patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    with hopper, launch.recording("nvidia"):
         yield
 
 

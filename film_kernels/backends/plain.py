@@ -6,7 +6,7 @@ pins this backend there, runs it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,12 +36,18 @@ class PlainKernels(Kernels):
     def reads(self, problem, wanted):
         return True, True
 
-    def backward(self, problem, grad, kept, tensors, wanted):
+    def graph(
+        self, problem: Any, tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """y, and those of its leaves whose gradients are wanted: copies of the tensors, which have no history."""
         with torch.enable_grad():
             leaves = [None if t is None else t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
             y = self.formula(problem, *leaves)
-        chosen = [leaf for leaf, asked in zip(leaves, wanted, strict=True) if asked]
-        found = iter(torch.autograd.grad(y, chosen, grad) if chosen else ())
+        return y, [leaf for leaf, asked in zip(leaves, wanted, strict=True) if asked and leaf is not None]
+
+    def backward(self, problem, grad, kept, tensors, wanted):
+        y, leaves = self.graph(problem, tensors, wanted)
+        found = iter(torch.autograd.grad(y, leaves, grad) if leaves else ())
         return tuple(next(found) if asked else None for asked in wanted)
 
 

@@ -119,14 +119,14 @@ def test_what_is_kept(backend, norm):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Of so few elements that small tensors take many, of slabs and of chunks of several tiles."""
-    from film_kernels.backends.triton import norm_cut
+    from film_kernels.backends.triton import autotune, norm_cut, norm_tuning
 
-    monkeypatch.setattr(norm_cut, "_TILE", 32)
-    monkeypatch.setattr(norm_cut, "_HELD", 128)
     monkeypatch.setattr(norm_cut, "_WIDEST", 8)
     monkeypatch.setattr(norm_cut, "_PROGRAMS", 1)
     monkeypatch.setattr(norm_cut.host, "multiprocessors", lambda device: 8)
-    yield norm_cut
+    entry = norm_tuning.NormEntry("test", 32, 128)
+    with autotune.pinned(dict.fromkeys(norm_tuning.KERNELS, entry)):
+        yield entry
     for name in ("cut_of", "channels_cut_of", "held_of", "across_of", "once_across_of"):
         getattr(norm_cut, name).cache_clear()
 
@@ -144,13 +144,15 @@ CUT = [  # a case; slabs, chunks and tiles of a chunk, or whether all channels o
 
 @pytest.mark.parametrize(("case", "expected"), CUT, ids=str)
 def test_every_way_to_cut(backend, small_tiles, case, expected):
+    from film_kernels.backends.triton import norm_cut
+
     problem = problem_of(case, tensors_of(case))
-    cut = small_tiles.cut_of(problem)
+    cut = norm_cut.cut_of(problem, small_tiles)
     if isinstance(expected, tuple):
         tiles = cut.sizes["size"] // cut.tile["ROWS"]
         assert (cut.sizes["slabs"], cut.sizes["chunks"], tiles) == expected
     else:
-        assert small_tiles.across_of(problem).tile["SINGLE"] == expected
+        assert norm_cut.across_of(problem, small_tiles).tile["SINGLE"] == expected
     assert_as_good_as_plain(case, backend, draws=3)
 
 

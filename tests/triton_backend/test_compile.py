@@ -85,6 +85,7 @@ def test_kernels_of_normalisations():
         "--target",
         "sm_90",
         "gfx942",
+        "--default",
     )
     check_norm(report(*options, module="norm_report"), NORM_KERNELS)
 

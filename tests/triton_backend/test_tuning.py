@@ -15,8 +15,11 @@ from unittest import mock
 import pytest
 import torch
 
-from film_kernels.backends.triton import autotune, store, tuning
+from film_kernels.backends.triton import autotune, norm_tuning, store, tuning
 from film_kernels.backends.triton.backend import TritonConvFilm
+from film_kernels.backends.triton.norm_backend import TritonNormFilm
+from film_kernels.problems import norm_film
+from tests.helpers import norm_cases
 from tests.helpers.cases import Case, problem_of, tensors_of
 
 CASE = Case("tuned", (1, 3, 4, 5), (8, 3, 2, 2))
@@ -99,6 +102,48 @@ def test_autotune_times_once_remembers_and_reads_again(file, keep, kernels):
     assert seen == [slowest]
     for one, other in zip(tuned[1], run_backward(problem, tensors, backend)[1], strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_autotune_times_norms_against_the_plain_formula(file):
+    case = norm_cases.Case((2, 6, 5, 5), "group", 2, "silu", dtype=torch.float32)
+    tensors = norm_cases.tensors_of(case)
+    problem, kernels = norm_cases.problem_of(case, tensors), TritonNormFilm()
+    with autotune.autotune():
+        tuned = run_backward(problem, tensors, kernels)
+    (record,) = json.loads(file.read_text())["records"].values()
+    assert set(record) == {*norm_tuning.KERNELS, "whole"} and set(record["whole"]) == {"forward", "backward"}
+    written = file.read_bytes()
+    content = json.loads(written)
+    for kernel in norm_tuning.KERNELS:
+        found = norm_tuning.entries(problem, kernel)
+        assert len(found) > 1 and found[0].name == "usual"
+        content["records"][autotune._name(problem, "ieee")][kernel]["entry"] = list(found[-1])
+    file.write_text(json.dumps(content))
+    autotune.forget()
+    seen = []
+    for kernel in norm_tuning.KERNELS:
+        autotune.run(problem, kernel, seen.append)
+    assert seen == [norm_tuning.entries(problem, kernel)[-1] for kernel in norm_tuning.KERNELS]
+    for one, other in zip(tuned[1], run_backward(problem, tensors, kernels)[1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_norms_serve_where_they_were_measured_to_be_faster(monkeypatch):
+    rows = (8, 64)
+    shapes = ((8, 64, 16, 16), rows[1:], rows[1:], rows, rows)
+    kinds = [(torch.Size(shape), torch.float32, torch.device("cuda"), torch.strided) for shape in shapes]
+    problem = norm_film.problem_of(kinds, False, ("group", 32, 1e-5, "silu", 0.01, "pre", 1.0, 1))
+    for record, slow in (
+        ({}, True),
+        ({"forward": {"ours": 1.0, "vendor": 2.0}}, False),
+        ({"forward": {"ours": 1.0, "vendor": 2.0}, "backward": {"ours": 4.0, "vendor": 2.0}}, True),
+    ):
+        monkeypatch.setattr(autotune, "_record", lambda problem, how, record=record: {"whole": record})
+        assert TritonNormFilm().is_slow(problem) == slow
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with autotune.autotune():
+        assert not TritonNormFilm().is_slow(problem)
+    assert TritonNormFilm().is_slow(problem._replace(device=torch.device("cpu")))
 
 
 def test_the_faster_one_serves(file):

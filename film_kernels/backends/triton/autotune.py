@@ -12,22 +12,24 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ...problems.conv_film import ConvFilm
-from . import store
-from .launch import precision
-from .tuning import KERNELS, Entry, entries
+from ...problems.norm_film import NormFilm
+from . import norm_tuning, store, tuning
+from .launch import precision, recorded
 
 T = TypeVar("T")
+Tuned = ConvFilm | NormFilm
+Entry = Any  # tuning.Entry of a ConvFilm, norm_tuning.NormEntry of a NormFilm
 _REPEATS = 11  # of which the median counts
 _WARM_UP = 3
 
-# (ConvFilm, precision) -> {"forward": {"entry": [...], "ms": ...}, ..., "vendor": {"forward": ms, ...}}
-_records: dict[tuple[ConvFilm, str], dict] = {}
-_chosen: dict[tuple[ConvFilm, str, str], tuple[Entry, ...]] = {}  # entries in the order in which they are tried
+# (problem, precision) -> {"forward": {"entry": [...], "ms": ...}, ..., "vendor": {"forward": ms, ...}}
+_records: dict[tuple[Tuned, str], dict] = {}
+_chosen: dict[tuple[Tuned, str, str], tuple[Entry, ...]] = {}  # entries in the order in which they are tried
 
 
 class _State(threading.local):
@@ -40,7 +42,8 @@ _state = _State()
 
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
-    """Within the block the first call of every problem times the candidates, the library's convolution among them.
+    """Within the block the first call of every problem times the candidates, PyTorch's own convolution or, for
+    `norm_film`, the plain formula among them.
 
     The fastest serves this problem from then on, in this process and in later ones: measurements are kept on disk per
     GPU, package version and problem, in `store.path()`. Timing waits for the GPU; a call that is being captured in a
@@ -67,7 +70,7 @@ def pinned(entry_of: Mapping[str, Entry]) -> Iterator[None]:
         _state.pinned = before
 
 
-def run(problem: ConvFilm, kernel: str, start: Callable[[Entry], T]) -> T:
+def run(problem: Tuned, kernel: str, start: Callable[[Entry], T]) -> T:
     """`start` with the entry for `kernel`; an entry that the GPU has no room for gives way to the next."""
     if kernel in _state.pinned:
         return start(_state.pinned[kernel])
@@ -86,15 +89,21 @@ def run(problem: ConvFilm, kernel: str, start: Callable[[Entry], T]) -> T:
     return start(candidates[-1])
 
 
-def is_timing(problem: ConvFilm) -> bool:
+def _entries(problem: Tuned, kernel: str) -> tuple[Entry, ...]:
+    if isinstance(problem, NormFilm):
+        return norm_tuning.entries(problem, kernel)
+    return tuning.entries(problem, kernel)
+
+
+def is_timing(problem: Tuned) -> bool:
     """Whether calls of `problem` are to be timed now."""
     if not _state.timing:
         return False
     return problem.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def compare(problem: ConvFilm, part: str, ours: Callable[[], object], vendor: Callable[[], object]) -> None:
-    """Time `part` ("forward" or "backward") of a whole call, ours against the library's, once."""
+def compare(problem: Tuned, part: str, ours: Callable[[], object], vendor: Callable[[], object]) -> None:
+    """Time `part` ("forward" or "backward") of a whole call, ours against `vendor`, PyTorch's own, once."""
     how = precision(problem)
     record = _record(problem, how)
     if part not in record.get("whole", {}):
@@ -102,14 +111,14 @@ def compare(problem: ConvFilm, part: str, ours: Callable[[], object], vendor: Ca
         _remember(problem, how, {**record, "whole": {**record.get("whole", {}), part: times}})
 
 
-def is_measured_to_be_faster(problem: ConvFilm) -> bool:
-    """Whether `problem` was timed against the library's convolution, forward at least, and these kernels won."""
+def is_measured_to_be_faster(problem: Tuned) -> bool:
+    """Whether `problem` was timed against PyTorch's own, forward at least, and these kernels won."""
     whole = _record(problem, precision(problem)).get("whole", {})
     return "forward" in whole and sum(t["ours"] for t in whole.values()) <= sum(t["vendor"] for t in whole.values())
 
 
-def is_untimed(problem: ConvFilm) -> bool:
-    """Whether `problem` was never timed against the library's convolution."""
+def is_untimed(problem: Tuned) -> bool:
+    """Whether `problem` was never timed against PyTorch's own."""
     return "forward" not in _record(problem, precision(problem)).get("whole", {})
 
 
@@ -127,9 +136,9 @@ def _no_room() -> type[Exception]:
     return OutOfResources
 
 
-def _time_entries(problem: ConvFilm, how: str, kernel: str, start: Callable[[Entry], object]) -> None:
+def _time_entries(problem: Tuned, how: str, kernel: str, start: Callable[[Entry], object]) -> None:
     timed: list[tuple[float, Entry]] = []
-    for entry in entries(problem, kernel):
+    for entry in _entries(problem, kernel):
         with contextlib.suppress(_no_room()):
             timed.append((_milliseconds(problem, functools.partial(start, entry)), entry))
     if timed:
@@ -137,7 +146,7 @@ def _time_entries(problem: ConvFilm, how: str, kernel: str, start: Callable[[Ent
         _remember(problem, how, {**_record(problem, how), kernel: {"entry": list(best), "ms": ms}})
 
 
-def _milliseconds(problem: ConvFilm, call: Callable[[], object]) -> float:
+def _milliseconds(problem: Tuned, call: Callable[[], object]) -> float:
     """The median time of `call`, on the GPU's own clock."""
     for _ in range(_WARM_UP):
         call()
@@ -159,14 +168,16 @@ def _milliseconds(problem: ConvFilm, call: Callable[[], object]) -> float:
     return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
 
 
-def _ordered(problem: ConvFilm, how: str, kernel: str) -> tuple[Entry, ...]:
+def _ordered(problem: Tuned, how: str, kernel: str) -> tuple[Entry, ...]:
     """The candidates, with the one that was measured to be fastest, if it is still one of them, in front."""
-    candidates = entries(problem, kernel)
+    candidates = _entries(problem, kernel)
     best = _record(problem, how).get(kernel, {}).get("entry")
     return tuple(sorted(candidates, key=lambda entry: list(entry) != best))
 
 
-def _record(problem: ConvFilm, how: str) -> dict:
+def _record(problem: Tuned, how: str) -> dict:
+    if recorded() is not None:  # for a card that is not at hand, and of which nothing was measured
+        return {}
     key = (problem, how)
     record = _records.get(key)
     if record is None:
@@ -176,7 +187,11 @@ def _record(problem: ConvFilm, how: str) -> dict:
 
 def _as_written(record: dict) -> dict:
     """What of a record from disk is as `run` and `compare` write it: someone may have edited it."""
-    kept = {kernel: record[kernel] for kernel in KERNELS if isinstance(record.get(kernel), dict)}
+    kept = {
+        kernel: record[kernel]
+        for kernel in (*tuning.KERNELS, *norm_tuning.KERNELS)
+        if isinstance(record.get(kernel), dict)
+    }
     if isinstance(whole := record.get("whole"), dict):
         kept["whole"] = {
             part: times for part, times in whole.items()
@@ -190,7 +205,7 @@ def _on_disk(file) -> dict[str, dict]:
     return store.load(file) or {}
 
 
-def _remember(problem: ConvFilm, how: str, record: dict) -> None:
+def _remember(problem: Tuned, how: str, record: dict) -> None:
     from .. import forget_choices
 
     _records[problem, how] = record
@@ -200,7 +215,7 @@ def _remember(problem: ConvFilm, how: str, record: dict) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _name(problem: ConvFilm, how: str) -> str:
+def _name(problem: Tuned, how: str) -> str:
     """GPU, package version, problem and precision, as text."""
     import triton
 

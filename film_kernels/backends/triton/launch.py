@@ -117,8 +117,10 @@ def dense(*shape: int) -> Layout:
     return Layout((math.prod(shape),), (1,))
 
 
-def precision(problem: ConvFilm) -> str:
+def precision(problem: ConvFilm | NormFilm) -> str:
     """How products are taken: PyTorch's own setting for float32 convolutions, where the GPU has tf32."""
+    if isinstance(problem, NormFilm):  # which has none
+        return "ieee"
     if problem.device.type == "cpu" and problem.dtype == torch.bfloat16:
         return "widened"
     if problem.dtype != torch.float32 or gpu(problem.device) != "nvidia":

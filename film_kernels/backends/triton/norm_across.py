@@ -15,6 +15,7 @@ from ...problems.norm_film import NormFilm, Tensors
 from . import launch as host
 from .norm_cut import across_of, arguments_of, empty_like_input, named_factors, strides_of_factors
 from .norm_tiles import around_the_mean, differentiate, load_factors, load_statistics, modulate, reciprocal_deviation
+from .norm_tuning import NormEntry
 from .plan import Plan
 from .tiles import index, sample_and_position
 
@@ -179,28 +180,32 @@ def of_columns(
     return xhat, inner, offset, mask
 
 
-def forward_of_positions(problem: NormFilm, tensors: Tensors, statistics: Tensor | None) -> Tensor:
+def forward_of_positions(problem: NormFilm, tensors: Tensors, statistics: Tensor | None, entry: NormEntry) -> Tensor:
     """y, from an input that is dense in the problem's memory format."""
     x, *factors = tensors
     y = empty_like_input(problem)
-    _launch(problem, forward_across_kernel, {"x": x, "y": y, "statistics": statistics}, factors)
+    _launch(problem, entry, forward_across_kernel, {"x": x, "y": y, "statistics": statistics}, factors)
     return y
 
 
-def grad_input_of_positions(problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors) -> Tensor:
+def grad_input_of_positions(
+    problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, entry: NormEntry
+) -> Tensor:
     x, *factors = tensors
     dx = empty_like_input(problem)
     given = {"g": grad, "x": x, "grad_input": dx, "statistics": statistics}
-    _launch(problem, grad_input_across_kernel, given, factors)
+    _launch(problem, entry, grad_input_across_kernel, given, factors)
     return dx
 
 
-def _launch(problem: NormFilm, kernel, given: dict[str, Tensor | None], factors: Sequence[Tensor | None]) -> None:
-    _plan(problem, kernel, host.layouts(*factors)).start({**given, **named_factors(factors)})
+def _launch(
+    problem: NormFilm, entry: NormEntry, kernel, given: dict[str, Tensor | None], factors: Sequence[Tensor | None]
+) -> None:
+    _plan(problem, entry, kernel, host.layouts(*factors)).start({**given, **named_factors(factors)})
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: NormFilm, kernel, factors: host.Layouts) -> Plan:
-    cut = across_of(problem)
+def _plan(problem: NormFilm, entry: NormEntry, kernel, factors: host.Layouts) -> Plan:
+    cut = across_of(problem, entry)
     numbers = {**strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem)}
     return Plan(kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)

@@ -28,6 +28,7 @@ from .norm_finish import finish
 from .norm_kinds import add_kinds, empty_sums, groups_of_columns, statistics_of_columns, store_kinds
 from .norm_once import backward_once
 from .norm_tiles import differentiate, load_factors, load_statistics, tile_of
+from .norm_tuning import NormEntry
 from .plan import Plan
 from .tiles import index
 
@@ -124,30 +125,32 @@ def grad_input_kernel(
 
 
 def backward(
-    problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, wanted: Sequence[bool]
+    problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, wanted: Sequence[bool], entry: NormEntry
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the five tensors, None where `wanted` says so."""
     input, *factors = tensors
     x, grad = dense(problem, input), dense(problem, grad)
     tensors = (x, *factors)  # type: ignore[assignment]
     gradients: list[Tensor | None] = [None, *finish_shapes(problem, wanted, grad)]
-    cut = once_of(problem, any(wanted[1:])) if wanted[0] else None
+    cut = once_of(problem, entry, any(wanted[1:])) if wanted[0] else None
     if cut is not None:
-        gradients[0], sums = backward_once(problem, cut, grad, statistics, tensors, wanted)
+        gradients[0], sums = backward_once(problem, entry, cut, grad, statistics, tensors, wanted)
         if sums is not None:
-            finish(problem, sums, tensors, gradients[1:], None)
+            finish(problem, entry, sums, tensors, gradients[1:], None)
         return tuple(gradients)
     alone = problem.group_size == 1
     with_terms = wanted[0] and not (of_positions(problem) or alone or problem.norm == NO_NORM)
     terms = torch.empty_like(statistics) if with_terms else None
     if terms is not None or any(wanted[1:]):
-        sums = _sums(problem, grad, statistics, tensors, wanted)
-        finish(problem, sums, tensors, gradients[1:], terms)
+        sums = _sums(problem, entry, grad, statistics, tensors, wanted)
+        finish(problem, entry, sums, tensors, gradients[1:], terms)
     if wanted[0]:
         if of_positions(problem):
-            gradients[0] = grad_input_of_positions(problem, grad, statistics, tensors)
+            gradients[0] = grad_input_of_positions(problem, grad, statistics, tensors, entry)
         else:
-            gradients[0] = _grad_input(problem, grad, statistics, tensors, terms, alone and problem.norm != NO_NORM)
+            gradients[0] = _grad_input(
+                problem, entry, grad, statistics, tensors, terms, alone and problem.norm != NO_NORM
+            )
     return tuple(gradients)
 
 
@@ -159,18 +162,20 @@ def finish_shapes(problem: NormFilm, wanted: Sequence[bool], grad: Tensor) -> li
     ]
 
 
-def _sums(problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, wanted: Sequence[bool]) -> Tensor:
+def _sums(
+    problem: NormFilm, entry: NormEntry, grad: Tensor, statistics: Tensor, tensors: Tensors, wanted: Sequence[bool]
+) -> Tensor:
     x, *factors = tensors
-    cut = channels_cut_of(problem)
+    cut = channels_cut_of(problem, entry)
     sums = empty_sums(problem, wanted, cut.sizes["chunks"])
     given = {"g": grad, "x": x, "sums": sums, "statistics": statistics, **named_factors(factors)}
-    _sums_plan(problem, host.layouts(*factors), len(sums)).start(given)
+    _sums_plan(problem, entry, host.layouts(*factors), len(sums)).start(given)
     return sums
 
 
 @functools.lru_cache(maxsize=4096)
-def _sums_plan(problem: NormFilm, factors: host.Layouts, kinds: int) -> Plan:
-    cut = channels_cut_of(problem)
+def _sums_plan(problem: NormFilm, entry: NormEntry, factors: host.Layouts, kinds: int) -> Plan:
+    cut = channels_cut_of(problem, entry)
     numbers = {
         **strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem),
         "KINDS": kinds, "ACROSS": of_positions(problem),
@@ -179,17 +184,23 @@ def _sums_plan(problem: NormFilm, factors: host.Layouts, kinds: int) -> Plan:
 
 
 def _grad_input(
-    problem: NormFilm, grad: Tensor, statistics: Tensor, tensors: Tensors, terms: Tensor | None, alone: bool
+    problem: NormFilm,
+    entry: NormEntry,
+    grad: Tensor,
+    statistics: Tensor,
+    tensors: Tensors,
+    terms: Tensor | None,
+    alone: bool,
 ) -> Tensor:
     x, *factors = tensors
     dx = empty_like_input(problem)
     given = {"g": grad, "x": x, "grad_input": dx, "terms": terms, "statistics": statistics, **named_factors(factors)}
-    _grad_input_plan(problem, host.layouts(*factors), alone).start(given)
+    _grad_input_plan(problem, entry, host.layouts(*factors), alone).start(given)
     return dx
 
 
 @functools.lru_cache(maxsize=4096)
-def _grad_input_plan(problem: NormFilm, factors: host.Layouts, alone: bool) -> Plan:
-    cut = channels_cut_of(problem)
+def _grad_input_plan(problem: NormFilm, entry: NormEntry, factors: host.Layouts, alone: bool) -> Plan:
+    cut = channels_cut_of(problem, entry)
     numbers = {**strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem), "ALONE": alone}
     return Plan(grad_input_kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)

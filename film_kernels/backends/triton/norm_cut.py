@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ...problems.norm_film import OF_POSITIONS, NormFilm
 from . import launch as host
+from .norm_tuning import NormEntry
 
-_TILE = 4096  # elements at once, of eight warps
 _TILES = 16  # of a chunk at most: the mean of its first is still near that of all
 _PROGRAMS = 4  # for each multiprocessor, from which on chunks get longer
 _WIDEST = 128  # columns where they are fastest
-_HELD = 4 * _TILE  # where groups are held; backward, which holds the gradient beside x, half of it
 _VECTOR = 8  # elements that are loaded together where every row of memory begins at a multiple of them
 _SIDE_BY_SIDE = 64  # bytes of a line of a tile, at least: memory gives no fewer at once
 
@@ -44,17 +43,17 @@ class AcrossCut(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def cut_of(problem: NormFilm) -> Cut:
+def cut_of(problem: NormFilm, entry: NormEntry) -> Cut:
     """Of groups of channels as statistics have them; of single channels for all other norms, whose sums over positions
     are cut so."""
     channels, positions = problem.channels, problem.positions
     groups = groups_of(problem)
     each = channels // groups
-    columns = _columns(problem)
+    columns = _columns(problem, entry.tile)
     members = min(host.next_power_of_2(each), columns)
     at_once = min(columns // members, host.next_power_of_2(groups)) if members >= each else 1
     columns = at_once * members
-    rows = min(_TILE // columns, host.next_power_of_2(positions))
+    rows = min(entry.tile // columns, host.next_power_of_2(positions))
     slabs, blocks = host.cdiv(each, members), host.cdiv(groups, at_once)
     tiles, lines = host.cdiv(positions, rows), problem.batch * blocks * slabs
     wanted = _PROGRAMS * host.multiprocessors(problem.device)
@@ -69,7 +68,7 @@ def cut_of(problem: NormFilm) -> Cut:
         },
         tile=_tile_of(problem, at_once, members, rows),
         programs=lines * chunks,
-        num_warps=warps_of(rows * columns),
+        num_warps=warps_of(rows * columns, 256 if _is_odd(problem) else 512),
         units=units,
         merged=min(host.next_power_of_2(count), max(1, 1024 // at_once)),
         sum=sum_of(problem),
@@ -77,10 +76,10 @@ def cut_of(problem: NormFilm) -> Cut:
 
 
 @functools.lru_cache(maxsize=4096)
-def channels_cut_of(problem: NormFilm) -> AcrossCut:
+def channels_cut_of(problem: NormFilm, entry: NormEntry) -> AcrossCut:
     """Programs have chunks of positions of some channels of one sample, which lie side by side whatever the groups."""
-    groups, positions, columns = groups_of(problem), problem.positions, _columns(problem)
-    rows = min(_TILE // columns, host.next_power_of_2(positions))
+    groups, positions, columns = groups_of(problem), problem.positions, _columns(problem, entry.tile)
+    rows = min(entry.tile // columns, host.next_power_of_2(positions))
     blocks, tiles = host.cdiv(problem.channels, columns), host.cdiv(positions, rows)
     lines = problem.batch * blocks
     size = rows * max(1, min(_TILES, tiles, tiles * lines // (_PROGRAMS * host.multiprocessors(problem.device))))
@@ -92,12 +91,12 @@ def channels_cut_of(problem: NormFilm) -> AcrossCut:
         },
         tile={"COLUMNS": columns, "ROWS": rows, "ACC": acc_of(problem), "WIDE": is_wide(problem)},
         programs=lines * chunks,
-        num_warps=warps_of(rows * columns),
+        num_warps=warps_of(rows * columns, 256 if _is_odd(problem) else 512),
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
-def held_of(problem: NormFilm, backward: bool) -> Cut | None:
+def held_of(problem: NormFilm, entry: NormEntry, backward: bool) -> Cut | None:
     """Of groups of channels, where a tile has all of each of its groups; None where they are too large for one."""
     if problem.norm != "group":
         return None
@@ -106,14 +105,14 @@ def held_of(problem: NormFilm, backward: bool) -> Cut | None:
     members, rows = host.next_power_of_2(each), host.next_power_of_2(positions)
     # no more groups at once than leave work for all multiprocessors, but whole lines of memory
     few = problem.batch * groups // (_PROGRAMS * host.multiprocessors(problem.device))
-    at_once = min(_TILE // (members * rows), 1 << max(few, 1).bit_length() - 1)
+    at_once = min(entry.tile // (members * rows), 1 << max(few, 1).bit_length() - 1)
     if _is_last(problem):
         at_once = max(at_once, _SIDE_BY_SIDE // problem.dtype.itemsize // members)
     at_once = max(1, min(at_once, host.next_power_of_2(groups)))
     elements = at_once * members * rows
-    most = _HELD // 2 if backward else _HELD
+    most = entry.held // 2 if backward else entry.held
     if _is_odd(problem):
-        most = min(most, _TILE)
+        most = min(most, entry.tile)
     if elements > most:
         return None
     blocks = host.cdiv(groups, at_once)
@@ -131,23 +130,23 @@ def held_of(problem: NormFilm, backward: bool) -> Cut | None:
     )  # fmt: skip
 
 
-def once_of(problem: NormFilm, with_sums: bool) -> Cut | AcrossCut | None:
+def once_of(problem: NormFilm, entry: NormEntry, with_sums: bool) -> Cut | AcrossCut | None:
     """Of the backward that reads its input once; None where it has to read it again, or there is nothing to sum."""
     if problem.group_size == 1:
         return None
     if of_positions(problem):
-        return once_across_of(problem) if with_sums else None
-    return held_of(problem, backward=True)
+        return once_across_of(problem, entry) if with_sums else None
+    return held_of(problem, entry, backward=True)
 
 
 @functools.lru_cache(maxsize=4096)
-def once_across_of(problem: NormFilm) -> AcrossCut | None:
+def once_across_of(problem: NormFilm, entry: NormEntry) -> AcrossCut | None:
     """Programs have all channels of chunks of positions of one sample."""
     channels, positions = problem.channels, problem.positions
     columns = host.next_power_of_2(channels)
-    if columns > _TILE:
+    if columns > entry.tile:
         return None
-    rows = min(_rows(problem, columns, _TILE // 2), host.next_power_of_2(positions))
+    rows = min(_rows(problem, columns, entry.tile // 2), host.next_power_of_2(positions))
     tiles = host.cdiv(positions, rows)
     size = rows * max(1, min(_TILES, tiles * problem.batch // (_PROGRAMS * host.multiprocessors(problem.device))))
     chunks = host.cdiv(positions, size)
@@ -159,6 +158,18 @@ def once_across_of(problem: NormFilm) -> AcrossCut | None:
         programs=problem.batch * chunks,
         num_warps=warps_of(rows * columns, 256, 16),
     )  # fmt: skip
+
+
+def cuts_of(problem: NormFilm, entry: NormEntry, backward: bool) -> tuple[Cut | AcrossCut | None, ...]:
+    """All that forward or backward may cut by."""
+    if not backward:
+        if of_positions(problem):
+            return (across_of(problem, entry),)
+        return (held_of(problem, entry, backward=False) or cut_of(problem, entry),)
+    cut = once_of(problem, entry, with_sums=True)
+    if of_positions(problem):
+        return cut, channels_cut_of(problem, entry), across_of(problem, entry)
+    return (cut,) if cut else (channels_cut_of(problem, entry), cut_of(problem, entry))
 
 
 def groups_of(problem: NormFilm) -> int:
@@ -173,10 +184,10 @@ def _tile_of(problem: NormFilm, at_once: int, members: int, rows: int) -> dict[s
 
 
 @functools.lru_cache(maxsize=4096)
-def across_of(problem: NormFilm) -> AcrossCut:
+def across_of(problem: NormFilm, entry: NormEntry) -> AcrossCut:
     channels, positions = problem.channels, problem.positions
-    columns = min(host.next_power_of_2(channels), _TILE)
-    rows = min(_rows(problem, columns, _TILE), host.next_power_of_2(problem.batch * positions))
+    columns = min(host.next_power_of_2(channels), entry.tile)
+    rows = min(_rows(problem, columns, entry.tile), host.next_power_of_2(problem.batch * positions))
     one_sample, blocks = host.position_blocks(problem.batch, positions, rows)
     return AcrossCut(
         sizes={"N": problem.batch, "P": positions, "C": channels, **strides_of(problem)},
@@ -189,11 +200,11 @@ def across_of(problem: NormFilm) -> AcrossCut:
     )  # fmt: skip
 
 
-def _columns(problem: NormFilm) -> int:
+def _columns(problem: NormFilm, tile: int) -> int:
     """How many columns a tile may have: as many as lie side by side, or those that rows leave empty."""
     if _is_last(problem):
         return min(_WIDEST, host.next_power_of_2(problem.channels))
-    return max(1, min(_TILE, _TILE // host.next_power_of_2(problem.positions), host.next_power_of_2(problem.channels)))
+    return max(1, min(tile, tile // host.next_power_of_2(problem.positions), host.next_power_of_2(problem.channels)))
 
 
 def _rows(problem: NormFilm, columns: int, tile: int) -> int:

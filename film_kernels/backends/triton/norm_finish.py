@@ -17,6 +17,7 @@ from . import launch as host
 from .finish import add_rows, narrow
 from .norm_cut import cut_of, strides_of_factors, sum_of
 from .norm_tiles import by_group, columns_of
+from .norm_tuning import NormEntry
 from .plan import Plan
 from .tiles import index
 
@@ -110,20 +111,27 @@ def finish_kernel(
 
 
 def finish(
-    problem: NormFilm, sums: Tensor, tensors: Tensors, gradients: Sequence[Tensor | None], terms: Tensor | None
+    problem: NormFilm,
+    entry: NormEntry,
+    sums: Tensor,
+    tensors: Tensors,
+    gradients: Sequence[Tensor | None],
+    terms: Tensor | None,
 ) -> None:
     """Write `gradients` (dw, db, dgamma, dbeta), of which some are None, and `terms`, from the sums of chunks."""
     weight, _, gamma, _ = tensors[1:]
     wanted = tuple(gradient is not None for gradient in (*gradients, terms))
     named = dict(zip(("grad_weight", "grad_bias", "grad_gamma", "grad_beta"), gradients, strict=True))
     given = {"sums": sums, "terms": terms, **named, "weight": weight, "gamma": gamma}
-    _plan(problem, sums.shape, host.layouts(weight, gamma), wanted).start(given)
+    _plan(problem, entry, sums.shape, host.layouts(weight, gamma), wanted).start(given)
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: NormFilm, shape: tuple[int, ...], layouts: host.Layouts, wanted: tuple[bool, ...]) -> Plan:
+def _plan(
+    problem: NormFilm, entry: NormEntry, shape: tuple[int, ...], layouts: host.Layouts, wanted: tuple[bool, ...]
+) -> Plan:
     weight, gamma = layouts
-    cut, factors = cut_of(problem), strides_of_factors((weight, None, gamma, None))
+    cut, factors = cut_of(problem, entry), strides_of_factors((weight, None, gamma, None))
     kinds, batch, chunks, channels = shape
     blocks = host.cdiv(channels, _COLUMNS)
     film = batch * blocks if wanted[2] or wanted[3] else 0

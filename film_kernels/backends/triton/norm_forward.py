@@ -25,6 +25,7 @@ from .norm_tiles import (
     reciprocal_deviation,
     tile_of,
 )
+from .norm_tuning import NormEntry
 from .plan import Plan
 from .tiles import index
 
@@ -124,30 +125,30 @@ def apply_kernel(
         tl.store(y + offset, result.to(y.dtype.element_ty), mask=mask)
 
 
-def forward_of_groups(problem: NormFilm, tensors: Tensors, statistics: Tensor | None) -> Tensor:
+def forward_of_groups(problem: NormFilm, tensors: Tensors, statistics: Tensor | None, entry: NormEntry) -> Tensor:
     """y, from an input that is dense in the problem's memory format."""
     x, *factors = tensors
-    cut = cut_of(problem)
+    cut = cut_of(problem, entry)
     y = empty_like_input(problem)
     moments = None
     if problem.norm != NO_NORM:
         shape = (3, problem.batch * cut.units, cut.sizes["groups"])
         moments = torch.empty(shape, dtype=problem.accumulates_in, device=problem.device)
-        _measure_plan(problem).start({"x": x, "moments": moments})
+        _measure_plan(problem, entry).start({"x": x, "moments": moments})
     given = {"x": x, "y": y, "moments": moments, "statistics": statistics, **named_factors(factors)}
-    _apply_plan(problem, host.layouts(*factors)).start(given)
+    _apply_plan(problem, entry, host.layouts(*factors)).start(given)
     return y
 
 
 @functools.lru_cache(maxsize=4096)
-def _measure_plan(problem: NormFilm) -> Plan:
-    cut = cut_of(problem)
+def _measure_plan(problem: NormFilm, entry: NormEntry) -> Plan:
+    cut = cut_of(problem, entry)
     return Plan(measure_kernel, cut.programs, {**cut.sizes, **cut.tile}, problem.device, cut.num_warps, 2)
 
 
 @functools.lru_cache(maxsize=4096)
-def _apply_plan(problem: NormFilm, factors: host.Layouts) -> Plan:
-    cut = cut_of(problem)
+def _apply_plan(problem: NormFilm, entry: NormEntry, factors: host.Layouts) -> Plan:
+    cut = cut_of(problem, entry)
     numbers = {
         **strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem),
         "MERGED": cut.merged, "SUM": cut.sum,

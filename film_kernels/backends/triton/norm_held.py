@@ -19,6 +19,7 @@ from .norm_tiles import (
     reciprocal_deviation,
     tile_of,
 )
+from .norm_tuning import NormEntry
 from .plan import Plan
 from .tiles import index
 
@@ -64,18 +65,18 @@ def forward_held_kernel(
     tl.store(y + offset, result.to(y.dtype.element_ty), mask=mask)
 
 
-def forward_held(problem: NormFilm, tensors: Tensors, statistics: Tensor | None) -> Tensor:
+def forward_held(problem: NormFilm, tensors: Tensors, statistics: Tensor | None, entry: NormEntry) -> Tensor:
     """y, from an input that is dense in the problem's memory format."""
     x, *factors = tensors
     y = empty_like_input(problem)
     given = {"x": x, "y": y, "statistics": statistics, **named_factors(factors)}
-    _plan(problem, host.layouts(*factors)).start(given)
+    _plan(problem, entry, host.layouts(*factors)).start(given)
     return y
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: NormFilm, factors: host.Layouts) -> Plan:
-    cut = held_of(problem, backward=False)
+def _plan(problem: NormFilm, entry: NormEntry, factors: host.Layouts) -> Plan:
+    cut = held_of(problem, entry, backward=False)
     assert cut is not None
     sizes = {name: size for name, size in cut.sizes.items() if name not in ("slabs", "chunks", "size")}
     numbers = {**strides_of_factors(factors), **sizes, **cut.tile, **arguments_of(problem)}

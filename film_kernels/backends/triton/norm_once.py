@@ -24,6 +24,7 @@ from .norm_cut import (
 )
 from .norm_kinds import add_kinds, empty_sums, statistics_of_columns, store_kinds
 from .norm_tiles import by_column, by_group, columns_of, differentiate, load_factors, load_statistics, tile_of
+from .norm_tuning import NormEntry
 from .plan import Plan
 from .tiles import index
 
@@ -118,21 +119,27 @@ def backward_across_kernel(
 
 
 def backward_once(
-    problem: NormFilm, cut: Cut | AcrossCut, grad: Tensor, statistics: Tensor, tensors: Tensors, wanted: Sequence[bool]
+    problem: NormFilm,
+    entry: NormEntry,
+    cut: Cut | AcrossCut,
+    grad: Tensor,
+    statistics: Tensor,
+    tensors: Tensors,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor | None]:
-    """(the input's gradient, the sums of chunks if another gradient is wanted), by tiles of `cut`."""
+    """(the input's gradient, the sums of chunks if another gradient is wanted), by tiles of `cut`, the entry's."""
     x, *factors = tensors
     dx = empty_like_input(problem)
     sums = empty_sums(problem, wanted, cut.sizes["chunks"]) if any(wanted[1:]) else None
     given = {"g": grad, "x": x, "grad_input": dx, "sums": sums, "statistics": statistics, **named_factors(factors)}
-    _plan(problem, 0 if sums is None else len(sums), host.layouts(*factors)).start(given)
+    _plan(problem, entry, 0 if sums is None else len(sums), host.layouts(*factors)).start(given)
     return dx, sums
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: NormFilm, kinds: int, factors: host.Layouts) -> Plan:
+def _plan(problem: NormFilm, entry: NormEntry, kinds: int, factors: host.Layouts) -> Plan:
     """For so many kinds of sums, or none."""
-    cut = once_of(problem, kinds > 0)
+    cut = once_of(problem, entry, kinds > 0)
     assert cut is not None
     kernel = backward_held_kernel if isinstance(cut, Cut) else backward_across_kernel
     places = {**cut.sizes, **cut.tile}

@@ -1,7 +1,8 @@
 """`python -m film_kernels.backends.triton.norm_report`: norm_film's kernels, compiled for GPUs that are not at hand.
 
 Kernels are recorded as they would be started, forward and with all gradients, and compiled as at the first call (see
-report.py). `--case`, `--target` and `--dtype` choose by name, `--json` prints rows as JSON.
+report.py). `--case`, `--target` and `--dtype` choose by name, `--default` the rule's own entries alone, and `--json`
+prints rows as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...problems import norm_film
-from . import launch
+from . import autotune, launch, norm_tuning
 from .norm_backend import TritonNormFilm
 from .report import KINDS, SHARED_LIMIT, TARGETS, compile_for, source_of
 
@@ -52,6 +53,7 @@ class Row(NamedTuple):
     kernel: str
     case: str
     dtype: str
+    entry: str
     num_warps: int
     target: str
     registers: int
@@ -69,10 +71,10 @@ def problem_of(case: str, dtype: torch.dtype) -> norm_film.NormFilm:
     return norm_film.problem_of(kinds, channels_last, options)  # type: ignore[arg-type]
 
 
-def record(problem: norm_film.NormFilm, gpu: str) -> list[launch.Launch]:
+def record(problem: norm_film.NormFilm, gpu: str, entry: norm_tuning.NormEntry) -> list[launch.Launch]:
     """The launches of forward and backward, with tensors that hold no data."""
-    kernels = TritonNormFilm()
-    with FakeTensorMode(), launch.recording(gpu) as launches:
+    kernels, pinned = TritonNormFilm(), autotune.pinned(dict.fromkeys(norm_tuning.KERNELS, entry))
+    with FakeTensorMode(), launch.recording(gpu) as launches, pinned:
         shapes = problem.tensor_shapes
         tensors = tuple(torch.empty(shape, dtype=problem.dtype, device=problem.device) for shape in shapes[1:])
         input, grad = (
@@ -84,17 +86,21 @@ def record(problem: norm_film.NormFilm, gpu: str) -> list[launch.Launch]:
         return list(launches)
 
 
-def rows(cases, targets, dtypes) -> Iterator[Row]:
-    """Compile what is asked for, one Row a kernel and target."""
+def rows(cases, targets, dtypes, default_only: bool) -> Iterator[Row]:
+    """Compile what is asked for, one Row a kernel, entry and target."""
     seen = set()
     for case, dtype, target in itertools.product(cases, dtypes, targets):
-        for start in record(problem_of(case, DTYPES[dtype]), KINDS[target]):
+        problem = problem_of(case, DTYPES[dtype])
+        with launch.recording(KINDS[target]):
+            entries = dict.fromkeys(e for kernel in norm_tuning.KERNELS for e in norm_tuning.entries(problem, kernel))
+        chosen = list(entries)[: 1 if default_only else None]
+        for entry, start in [(e, start) for e in chosen for start in record(problem, KINDS[target], e)]:
             key = (source_of(start).hash(), start.num_warps, start.num_stages, target)
             if key not in seen:
                 seen.add(key)
                 found = compile_for(start, target)
                 resources = (found[name] for name in ("registers", "shared", "spills"))
-                yield Row(start.kernel.__name__, case, dtype, start.num_warps, target, *resources)  # type: ignore[arg-type]
+                yield Row(start.kernel.__name__, case, dtype, entry.name, start.num_warps, target, *resources)  # type: ignore[arg-type]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,15 +109,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", nargs="+", choices=CASES, default=tuple(CASES))
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=tuple(TARGETS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=("bfloat16", "float32"))
+    parser.add_argument("--default", action="store_true")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set, with which nothing can be compiled")
     bad = 0
-    layout = "{:25} {:15} {:9} {:>5} {:8} {:>9} {:>7} {:>6}"
+    layout = "{:25} {:15} {:9} {:7} {:>5} {:8} {:>9} {:>7} {:>6}"
     if not chosen.json:
         print(layout.format(*(name.replace("num_", "") for name in Row._fields)))
-    for row in rows(chosen.case, chosen.target, chosen.dtype):
+    for row in rows(chosen.case, chosen.target, chosen.dtype, chosen.default):
         print(json.dumps(row._asdict()) if chosen.json else layout.format(*row), flush=True)
         bad += row.spills > 0 or row.shared > SHARED_LIMIT[row.target]
     if bad:

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -123,6 +124,11 @@ def hopper_flags(nvcc: str) -> list[str] | None:
 
 class BuildExtension(cpp_extension.BuildExtension):
     """Compiles the CPU kernels once for each instruction set, and the CUDA kernels with nvcc."""
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        # Where setuptools keeps what it compiled, but for editable installs, which would compile all of it each time.
+        self.build_temp = f"build/temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name.endswith("_cpu"):

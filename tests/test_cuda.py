@@ -49,11 +49,11 @@ GEOMETRIES = (
     Case("more_taps_than_a_word_has_bits", (1, 8, 9, 8), (8, 8, 7, 7), padding=3),
     Case("more_taps_of_three_packets", (1, 24, 7, 8), (8, 24, 6, 6), padding=(2, 3)),
 )
-LARGE_TILES = (  # enough positions for them: forward's tiles are chosen for the emulator's 4 multiprocessors
+LARGE_TILES = (  # enough positions for them: tiles are chosen for the emulator's 4 multiprocessors
     Case("large_tile", (2, 24, 34, 33), (136, 24, 3, 2)),
     Case("middle_tile", (2, 24, 34, 33), (40, 24, 2, 3)),
-    Case("large_tile_of_the_input", (1, 8, 160, 162), (8, 8, 1, 1)),
-    Case("wide_input", (1, 136, 118, 112), (8, 136, 1, 1)),
+    Case("large_tile_of_the_input", (2, 136, 34, 33), (24, 136, 2, 1), gamma_offset=1.0),
+    Case("large_tile_of_many_samples", (40, 136, 8, 7), (24, 136, 1, 2), activation="leaky_relu"),
 )
 FORMULAS = (("relu", "pre"), ("leaky_relu", "post"), ("leaky_relu", "pre"), ("none", "post"), ("none", "pre"))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -5,18 +5,11 @@
 //
 // Of the kernel taps, an input position meets those with kh * dilation = h + padding (mod stride). Positions with one
 // remainder meet the same taps, and a block has positions of one remainder only, so that no product is with nothing.
+#include "grad_input_carrier.cuh"
 #include "kernels.h"
-#include "modulate.cuh"
-#include "tile.cuh"
 
 namespace film::cuda::matrix {
 namespace {
-
-// Along one axis: the positions with remainder a are a, a + stride, ...; their taps are first, first + step, ...; from
-// one of the taps to the next the output position goes down by `back`, from `out` for the first position of them.
-struct Class {
-  int first, step, taps, back, out;
-};
 
 Class class_of(const Axis& axis, int64_t remainder) {
   int64_t gcd = axis.stride;
@@ -35,120 +28,71 @@ Class class_of(const Axis& axis, int64_t remainder) {
   return {0, 1, 0, 0, 0};
 }
 
-template <class T>
-struct Params {
-  Sizes s;
-  const T *g, *w;
-  T* dx;
-  const uint8_t* bits;
-  Factor<T> gamma;  // neighbouring channels are neighbours in memory, at multiples of 16 bytes
-  float gamma_offset;
-  Branch branch;
-  Class class_h, class_w;
-  int a, b;                  // the remainders
-  int rows_h, rows_w;        // positions of these remainders in one sample
-  int tap_packets, packets;  // of one tap, and of a whole sum
-  int64_t positions;         // of these remainders in all samples
-};
+// On a multiprocessor, by shared memory or by what registers suffice for.
+template <class Shape>
+constexpr int kBlocks = Shape::kColumns == 128 ? 2
+                        : Shape::kRows == 128  ? 2
+                                               : 3;
 
-struct Place {
-  int64_t position;  // in g and the bits, of the first tap (outside of them at the borders)
-  int oh, ow;        // the same as coordinates
-  int n;
-};
-
-template <class T, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Params<T> p) {
-  constexpr int V = kPacket<T>;
-  constexpr int kLoads = Shape::kRows / Shape::kLoadRows;  // packets of A that a thread carries
+template <class T, class Shape, bool KEEPS>
+__global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape>) grad_input_kernel(const InputGradient<T> p) {
   const Sizes& s = p.s;
   unsigned char* stages = ptx::shared_memory<unsigned char>();
-  Place* places = reinterpret_cast<Place*>(stages + Shape::kStages * Shape::kStageBytes);
+  Row* rows = reinterpret_cast<Row*>(stages + Shape::kStages * Shape::kStageBytes);
 
-  // Indices.
+  // Indices. The block's origin is where its last sample begins: 32 bits are enough from there on.
   const int c_blocks = static_cast<int>(ceil_div(s.c, Shape::kColumns));
   const int64_t first = blockIdx.x / c_blocks * static_cast<int64_t>(Shape::kRows);
   const int c0 = static_cast<int>(blockIdx.x) % c_blocks * Shape::kColumns;
-  const int per_sample = p.rows_h * p.rows_w;
-  for (int row = threadIdx.x; row < Shape::kRows; row += Shape::kThreads) {
-    const int64_t n = (first + row) / per_sample;
-    const int q = static_cast<int>((first + row) - n * per_sample);
-    const bool valid = first + row < p.positions;
+  const int per_sample = p.rows_h * p.rows_w, out_positions = s.oh * s.ow;
+  const int64_t last_n = (min(first + Shape::kRows, p.positions) - 1) / per_sample;
+  for (int index = threadIdx.x; index < Shape::kRows; index += Shape::kThreads) {
+    const bool valid = first + index < p.positions;
+    const int64_t n = valid ? (first + index) / per_sample : last_n;
+    const int q = static_cast<int>(first + index - n * per_sample);
     const int oh = valid ? q / p.rows_w + p.class_h.out : -(1 << 30), ow = q % p.rows_w + p.class_w.out;
-    places[row] = {(n * s.oh + oh) * s.ow + ow, oh, ow, static_cast<int>(n)};
+    const int64_t position = (n - last_n) * out_positions + static_cast<int64_t>(oh) * s.ow + ow;
+    rows[index] = {static_cast<int>(position), oh, ow, static_cast<int>(n), taps_inside(p.window, oh, ow, 0, 0)};
   }
   __syncthreads();
 
-  const int packet = threadIdx.x % kRowPackets, load_row = threadIdx.x / kRowPackets;
-  const int64_t bit_row = (s.k + 7) / 8;
-  // What this thread carries of a stage of A from memory to shared memory: packets of g, their bits and gamma's
-  // packets.
-  uint4 g[kLoads], gamma[kLoads];
-  uint8_t bits[kLoads];
-  unsigned inside = 0;  // a bit for each
-
-  const auto load_stage = [&](int step) {
-    unsigned char* stage = stages + step % 2 * Shape::kStageBytes;
-    const int j = step * kRowPackets + packet;
-    const int tap = j / p.tap_packets, k = (j - tap * p.tap_packets) * V;
-    const int tap_h = p.class_w.taps == 0 ? 0 : tap / p.class_w.taps, tap_w = tap - tap_h * p.class_w.taps;
-    const int down = tap_h * p.class_h.back, left = tap_w * p.class_w.back;
-    inside = 0;
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const Place at = places[load_row + i * Shape::kLoadRows];
-      const bool here = j < p.packets && static_cast<unsigned>(at.oh - down) < static_cast<unsigned>(s.oh) &&
-                        static_cast<unsigned>(at.ow - left) < static_cast<unsigned>(s.ow);
-      const int64_t position = here ? at.position - static_cast<int64_t>(down) * s.ow - left : 0;
-      inside |= (here ? 1u : 0u) << i;
-      g[i] = read_packet(p.g + position * s.k + k, here);
-      gamma[i] = read_packet(p.gamma.data + at.n * p.gamma.n + k, here && p.gamma.data != nullptr);
-      bits[i] = here && p.bits != nullptr ? __ldg(p.bits + position * bit_row + k / 8) : 0xff;
-    }
-    const int kh = p.class_h.first + tap_h * p.class_h.step, kw = p.class_w.first + tap_w * p.class_w.step;
-    const int64_t shift = (static_cast<int64_t>(kh) * s.kw + kw) * s.k + k;
-    stage += Shape::kRows * kRowBytes;
-#pragma unroll
-    for (int row = load_row; row < Shape::kColumns; row += Shape::kLoadRows) {
-      const bool valid = j < p.packets && c0 + row < s.c;
-      const int64_t offset = valid ? static_cast<int64_t>(c0 + row) * s.kh * s.kw * s.k + shift : 0;
-      ptx::cp_async_16(stage + packet_at(row, packet), p.w + offset, valid);
-    }
-    ptx::cp_async_commit();
-  };
-
-  // dz = (gamma + gamma_offset) * u, into shared memory. Where there is no output position it is 0, whatever gamma is.
-  const auto store_stage = [&](int step) {
-    unsigned char* stage = stages + step % 2 * Shape::kStageBytes;
-    const int k = (step * kRowPackets + packet) % p.tap_packets * V;
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      float values[V], scales[V];
-      unpack<T>(g[i], values);
-      unpack<T>(gamma[i], scales);
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const float scale = (p.gamma.data == nullptr ? 1.f : scales[v]) + p.gamma_offset;
-        const float dz = scale * p.branch(values[v], bits[i] >> ((k + v) & 7) & 1);
-        values[v] = inside >> i & 1 ? dz : 0.f;
-      }
-      ptx::store_shared_16(stage + packet_at(load_row + i * Shape::kLoadRows, packet), pack<T>(values));
-    }
-  };
-
-  // dx[p, c] = sum over (tap, k) of dz[p - tap, k] W[k, tap, c]
+  // dx[p, c] = sum over (tap, k) of dz[p - tap, k] W[k, tap, c], packets of (tap, k) numbered through
   typename Shape::Sums sums = {};
   const int steps = static_cast<int>(ceil_div(p.packets, kRowPackets));
   if (steps > 0) {
-    load_stage(0);
-    store_stage(0);
-  }
-  for (int step = 0; step < steps; ++step) {
-    ptx::cp_async_wait<0>();
-    __syncthreads();  // this stage has landed for all, and the other one has been read by all
-    if (step + 1 < steps) load_stage(step + 1);
-    Shape::template multiply_stage<T>(stages + step % 2 * Shape::kStageBytes, sums);
-    if (step + 1 < steps) store_stage(step + 1);
+    Carrier<T, Shape, KEEPS> carrier(p, rows, last_n * out_positions, c0);
+    typename Shape::Reads reads;
+    reads.a = held(reads.a), reads.b = held(reads.b);
+    unsigned char *read = stages, *filled = stages + Shape::kStageBytes;
+    const auto wait = [] {
+      ptx::cp_async_wait<0>();
+      __syncthreads();  // this stage has landed for all, and the other one has been read by all
+    };
+    carrier.load_factors(read);
+    carrier.template load<0>();
+    carrier.template store<0>(read);
+    carrier.template load<1>();
+    carrier.template store<1>(read);
+    carrier.advance();
+    int step = 0;
+    for (int window = p.window_steps; step < steps - 1; window += p.window_steps) {
+      for (const int until = min(steps, window) - 1; step < until; ++step) {
+        wait();
+        carrier.load_factors(filled);
+        carrier.template load<0>();
+        Shape::template multiply_stage<T, 0, kRowPackets / 4>(read, reads, sums);
+        carrier.template store<0>(filled);
+        carrier.template load<1>();
+        carrier.advance();
+        Shape::template multiply_stage<T, kRowPackets / 4>(read, reads, sums);
+        carrier.template store<1>(filled);
+        unsigned char* const next = filled;
+        filled = read, read = next;
+      }
+      if (step < steps - 1) carrier.next_window();
+    }
+    wait();
+    Shape::template multiply_stage<T>(read, reads, sums);
   }
 
   float* spread = reinterpret_cast<float*>(stages);
@@ -157,39 +101,69 @@ __global__ void __launch_bounds__(Shape::kThreads) grad_input_kernel(const Param
   const int eight = threadIdx.x % kEights, c = c0 + eight * 8;
   const int count = min(8, s.c - c);
   if (count <= 0) return;
-  for (int row = threadIdx.x / kEights; row < Shape::kRows; row += Shape::kThreads / kEights) {
-    if (first + row >= p.positions) break;
-    const Place at = places[row];
-    const int h = (at.oh - p.class_h.out) * s.sh + p.a, w = (at.ow - p.class_w.out) * s.sw + p.b;
+  for (int index = threadIdx.x / kEights; index < Shape::kRows; index += Shape::kThreads / kEights) {
+    if (first + index >= p.positions) break;
+    const Row own = rows[index];
+    const int h = (own.oh - p.class_h.out) * s.sh + p.a, w = (own.ow - p.class_w.out) * s.sw + p.b;
     float values[8];
-    read_eight(spread + row * Shape::kPitch + eight * 8, values);
-    write_eight(p.dx + ((static_cast<int64_t>(at.n) * s.h + h) * s.w + w) * s.c + c, values, count);
+    read_eight(spread + index * Shape::kPitch + eight * 8, values);
+    write_eight(p.dx + ((static_cast<int64_t>(own.n) * s.h + h) * s.w + w) * s.c + c, values, count);
   }
 }
 
-// Whether tiles of 128 x 128 give a large GPU work everywhere.
-bool fills_wide_tiles(int64_t positions, int channels) {
-  constexpr int64_t kBlocks = 200;
-  return channels > 64 && ceil_div(positions, 128) * ceil_div(channels, 128) >= kBlocks;
+// What the positions with remainders (a, b) are.
+template <class T>
+void set_remainders(InputGradient<T>& params, const Problem& p, int64_t a, int64_t b) {
+  const Sizes& s = params.s;
+  params.a = static_cast<int>(a), params.b = static_cast<int>(b);
+  const Class h = params.class_h = class_of(p.h, a), w = params.class_w = class_of(p.w, b);
+  params.rows_h = static_cast<int>(ceil_div(p.h.in - a, p.h.stride));
+  params.rows_w = static_cast<int>(ceil_div(p.w.in - b, p.w.stride));
+  params.positions = p.batch * params.rows_h * params.rows_w;
+  params.packets = h.taps * w.taps * params.tap_packets;
+  if (params.packets == 0) return;
+  params.window = s;
+  params.window.h = s.oh, params.window.w = s.ow;
+  params.window.kh = h.taps, params.window.kw = w.taps;
+  params.window.dh = -h.back, params.window.dw = -w.back;
+  params.step_packets = kRowPackets % params.tap_packets, params.step_taps = kRowPackets / params.tap_packets;
+  params.step_columns = params.step_taps % w.taps, params.step_rows = params.step_taps / w.taps;
+  const Tap column = {-w.back, w.step}, row = {-h.back * s.ow, h.step * s.kw};
+  params.next_tap = column;
+  params.next_row = {row.position - w.taps * column.position, row.weight - w.taps * column.weight};
+  params.step = {params.step_rows * row.position + params.step_columns * column.position,
+                 params.step_rows * row.weight + params.step_columns * column.weight};
+  // A window of 32 taps that begins with a part of one lasts for 31 whole ones.
+  params.window_steps =
+      static_cast<int>(h.taps * int64_t{w.taps} <= 32 ? ceil_div(params.packets, kRowPackets)
+                                                      : int64_t{31} * params.tap_packets / kRowPackets);
 }
 
 template <class T, class Shape>
-cudaError_t start(const Params<T>& params, cudaStream_t stream) {
+cudaError_t start(const InputGradient<T>& params, cudaStream_t stream) {
   const int64_t blocks = ceil_div(params.positions, Shape::kRows) * ceil_div(params.s.c, Shape::kColumns);
-  const size_t shared = Shape::kStages * Shape::kStageBytes + Shape::kRows * sizeof(Place);
-  return launch(grad_input_kernel<T, Shape>, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), shared, stream,
-                params);
+  // Positions between the samples of one block, which 32 bits have to hold.
+  const int64_t apart = Shape::kRows / (params.rows_h * int64_t{params.rows_w}) * params.s.oh * params.s.ow;
+  if (blocks > INT32_MAX || apart > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const size_t shared = Shape::kStages * Shape::kStageBytes + Shape::kRows * sizeof(Row);
+  const bool keeps = params.branch.keeps_or_drops() && scales_by<T>(params.gamma_offset);
+  return launch(keeps ? grad_input_kernel<T, Shape, true> : grad_input_kernel<T, Shape, false>,
+                dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), shared, stream, params);
 }
+
+// Forward's shapes of tiles, but for the large one of float32, whose rounding to tf32 leaves no registers to carry
+// rows. Two stages are enough, since what is formed for the next one waits there; a third of the large one has room for
+// sums.
+template <class T, class Shape>
+using Own = std::conditional_t<sizeof(T) == 2 && Shape::kColumns == 128, Tile<128, 128, 2, 2, 3>,
+                               Tile<Shape::kRows, 64, 2, 2, 2>>;
 
 }  // namespace
 
 cudaError_t grad_input(const Problem& p, const GradInputArgs& args, cudaStream_t stream) {
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    // Two stages are enough, since what is formed for the next one waits in registers; the sums need room for three.
-    using Wide = Tile<128, 128, 2, 4, 3>;
-    using Narrow = Tile<64, 64, 2, 2, 2>;
-    Params<T> params;
+    InputGradient<T> params;
     params.s = sizes_of(p);
     params.g = static_cast<const T*>(args.grad.data);
     params.w = static_cast<const T*>(args.weight.data);
@@ -201,14 +175,10 @@ cudaError_t grad_input(const Problem& p, const GradInputArgs& args, cudaStream_t
     params.tap_packets = params.s.k / kPacket<T>;
     for (int64_t a = 0; a < std::min(p.h.stride, p.h.in); ++a) {
       for (int64_t b = 0; b < std::min(p.w.stride, p.w.in); ++b) {
-        params.a = static_cast<int>(a), params.b = static_cast<int>(b);
-        params.class_h = class_of(p.h, a), params.class_w = class_of(p.w, b);
-        params.rows_h = static_cast<int>(ceil_div(p.h.in - a, p.h.stride));
-        params.rows_w = static_cast<int>(ceil_div(p.w.in - b, p.w.stride));
-        params.packets = params.class_h.taps * params.class_w.taps * params.tap_packets;
-        params.positions = p.batch * params.rows_h * params.rows_w;
-        const bool wide = fills_wide_tiles(params.positions, params.s.c);
-        const cudaError_t error = wide ? start<T, Wide>(params, stream) : start<T, Narrow>(params, stream);
+        set_remainders(params, p, a, b);
+        const cudaError_t error = with_shape(1, params.positions, p.in_channels, [&](auto shape) {
+          return start<T, Own<T, decltype(shape)>>(params, stream);
+        });
         if (error != cudaSuccess) return error;
       }
     }

@@ -4,9 +4,7 @@
 // A block walks the units of a split with a tile of U in registers, the product of u and patch over positions on tensor
 // cores; after every unit the tile is dotted with the tile of W and added, times gamma, to a tile of dW, in registers
 // too. Beside the blocks of the products there is one for each 64 channels that sums u and g.
-#include "grad_weight_tile.cuh"
-#include "kernels.h"
-#include "modulate.cuh"
+#include "grad_weight_carrier.cuh"
 
 namespace film::cuda::matrix {
 namespace {
@@ -14,24 +12,9 @@ namespace {
 constexpr int64_t kBlocks = 512;                        // aimed at, so that a large GPU has work
 constexpr int64_t kPartialElements = int64_t{1} << 24;  // of all partial dW together, at most (unless one is larger)
 
-template <class T>
-struct Params {
-  Sizes s;
-  const T *g, *x, *w;
-  const uint8_t* bits;
-  Factor<T> gamma;
-  float gamma_offset;
-  Branch branch;
-  Partials partials;
-  Cut cut;
-  int tap_packets, packets;  // of one kernel tap, and of all products
-  int r_blocks, r_programs, k_blocks;
-  int unit_positions;
-};
-
 // Sums of u and g of 64 channels over the units of a split; a thread takes one packet of every few positions.
 template <class T>
-__device__ void sum_gradients(const Params<T>& p, int k0, int64_t first_unit, int64_t last_unit) {
+__device__ void sum_gradients(const WeightGradient<T>& p, int k0, int64_t first_unit, int64_t last_unit) {
   constexpr int V = kPacket<T>, kRows = kThreads / kPackets<T>;
   const Sizes& s = p.s;
   float* shared = ptx::shared_memory<float>();  // [2][kRows][kSide]
@@ -77,12 +60,12 @@ __device__ void sum_gradients(const Params<T>& p, int k0, int64_t first_unit, in
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T> p) {
-  constexpr int V = kPacket<T>;
-  constexpr int kLoads = kSlicePositions<T> * kPackets<T> / kThreads;  // packets of a tile that a thread moves: 4
-  constexpr int kLoadRows = kThreads / kPackets<T>;
+template <class T, int TILES, bool KEEPS>
+__global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const WeightGradient<T> p) {
+  constexpr int V = kPacket<T>, kProducts = TILES * kSide;     // of a block
+  constexpr int kPairs = 2 * TILES;                            // of operands B that a warp multiplies with
   constexpr int kSteps = kSlicePositions<T> * sizeof(T) / 32;  // 16 or 8 positions each
+  constexpr int kStageBytes = (1 + TILES) * kTileBytes<T>;     // a tile of u, and of patches
   const Sizes& s = p.s;
 
   // Indices: blocks that share a tile of u are neighbours.
@@ -93,89 +76,56 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
   const int64_t last_unit = min(first_unit + p.cut.split_units, units);
   if (r_block == p.r_blocks) return sum_gradients(p, k0, first_unit, last_unit);
 
-  unsigned char* stages = ptx::shared_memory<unsigned char>();         // two of: a tile of u, a tile of patches
-  float* dots = reinterpret_cast<float*>(stages + 4 * kTileBytes<T>);  // [2][kSide]
+  unsigned char* stages = ptx::shared_memory<unsigned char>();       // two of them
+  float* dots = reinterpret_cast<float*>(stages + 2 * kStageBytes);  // [2][kSide]
+  int2* begins = reinterpret_cast<int2*>(dots + 2 * kSide);          // [kSlicePositions]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warp_k = warp / 2 * 32, warp_r = warp % 2 * 32;
-  const int out_positions = s.oh * s.ow;
-  const int64_t bit_row = (s.k + 7) / 8;
+  const int warp_k = warp / 2 * 32, warp_r = warp % 2 * 32 * TILES;
+  if (threadIdx.x < kSlicePositions<T>)
+    begins[threadIdx.x] = Carrier<T, TILES, KEEPS>::place_of(s, static_cast<int>(threadIdx.x));
+  const int operands_u = held(operands_of<T>(warp_k, false));
+  const int operands_x = held((1 + warp_r / kSide) * kTileBytes<T> + operands_of<T>(warp_r % kSide, true));
 
-  // This thread moves the same packet of every row: one product packet, at one kernel tap.
-  const int packet = threadIdx.x % kPackets<T>, load_row = threadIdx.x / kPackets<T>;
-  const int j = r_block * kPackets<T> + packet, k = k0 + packet * V;
-  const int tap = j / p.tap_packets, c = (j - tap * p.tap_packets) * V;
-  const int dh = tap / s.kw * s.dh - s.ph, dw = tap % s.kw * s.dw - s.pw;
-  uint4 g[kLoads];
-  uint8_t bits[kLoads];
-
-  const int unit_slices = static_cast<int>(ceil_div(p.unit_positions, kSlicePositions<T>));
-  const auto load_stage = [&](int64_t unit, int slice, int stage) {
-    const int64_t n = unit / p.cut.sample_units;
-    const int begin = static_cast<int>(unit % p.cut.sample_units) * p.unit_positions;
-    const int end = min(begin + p.unit_positions, out_positions);
-    unsigned char* patches = stages + (2 * stage + 1) * kTileBytes<T>;
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int row = load_row + i * kLoadRows;
-      const int q = begin + slice * kSlicePositions<T> + row;
-      const int64_t position = n * out_positions + q;
-      const bool valid = q < end && k < s.k;
-      g[i] = read_packet(p.g + (valid ? position * s.k + k : 0), valid);
-      bits[i] = valid && p.bits != nullptr ? __ldg(p.bits + position * bit_row + k / 8) : 0xff;
-      const int h = q / s.ow * s.sh + dh, w = q % s.ow * s.sw + dw;
-      const bool inside = q < end && j < p.packets && static_cast<unsigned>(h) < static_cast<unsigned>(s.h) &&
-                          static_cast<unsigned>(w) < static_cast<unsigned>(s.w);
-      const int64_t offset = inside ? ((n * s.h + h) * s.w + w) * s.c + c : 0;
-      ptx::cp_async_16(patches + operand_at<T>(row, packet), p.x + offset, inside);
-    }
-    ptx::cp_async_commit();
-  };
-  const auto store_stage = [&](int stage) {
-    unsigned char* tile = stages + 2 * stage * kTileBytes<T>;
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      float values[V];
-      unpack<T>(g[i], values);
-#pragma unroll
-      for (int v = 0; v < V; ++v) values[v] = p.branch(values[v], bits[i] >> ((k + v) & 7) & 1);
-      ptx::store_shared_16(tile + operand_at<T>(load_row + i * kLoadRows, packet), pack<T>(values));
-    }
-  };
-
-  float U[2][4][4] = {}, dW[2][4][4] = {};
-  int stage = 0;
-  load_stage(first_unit, 0, 0);
-  store_stage(0);
+  Carrier<T, TILES, KEEPS> carrier(p, begins, first_unit, k0, r_block);
+  float U[2][2 * kPairs][4] = {}, dW[2][2 * kPairs][4] = {};
+  unsigned char *read = stages, *filled = stages + kStageBytes;
+  carrier.load(read + kTileBytes<T>);
+  carrier.store(read);
+  const int unit_stages = p.unit_positions / kSlicePositions<T>;
+  int64_t n = first_unit / p.cut.sample_units;
+  int unit_of_sample = static_cast<int>(first_unit - n * p.cut.sample_units);
   for (int64_t unit = first_unit; unit < last_unit; ++unit) {
-    for (int slice = 0; slice < unit_slices; ++slice, stage ^= 1) {
+    for (int stage = 0; stage < unit_stages; ++stage) {
       ptx::cp_async_wait<0>();
       __syncthreads();  // this stage has landed for all, and the other one has been read by all
-      const bool same = slice + 1 < unit_slices, more = same || unit + 1 < last_unit;
-      if (more) load_stage(same ? unit : unit + 1, same ? slice + 1 : 0, stage ^ 1);
-      const unsigned char *u_tile = stages + 2 * stage * kTileBytes<T>, *patches = u_tile + kTileBytes<T>;
+      const bool more = stage + 1 < unit_stages || unit + 1 < last_unit;
+      if (more) {
+        carrier.advance();
+        carrier.load(filled + kTileBytes<T>);
+      }
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        uint32_t a[2][4], b[2][4];
+        uint32_t a[2][4], b[kPairs][4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) read_operand<T>(a[i], read, operands_u, step, i, false);
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) read_operand<T>(b[i], read, operands_x, step, i, true);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          read_operand<T>(a[i], u_tile, step, warp_k + i * 16, false);
-          read_operand<T>(b[i], patches, step, warp_r + i * 16, true);
-        }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-#pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            const uint32_t pair[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
-            multiply(T(), U[i][n], a[i], pair);
+          for (int m = 0; m < 2 * kPairs; ++m) {
+            const uint32_t pair[2] = {b[m / 2][m % 2 * 2], b[m / 2][m % 2 * 2 + 1]};
+            multiply(T(), U[i][m], a[i], pair);
           }
         }
       }
-      if (more) store_stage(stage ^ 1);
+      if (more) carrier.store(filled);
+      unsigned char* const next = filled;
+      filled = read, read = next;
     }
 
     // The unit is done: both uses of its U. Of a 16 x 8 product this thread has rows lane / 4 and 8 further, columns
     // lane % 4 * 2 and the next.
-    const int64_t n = unit / p.cut.sample_units;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -185,8 +135,8 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
         const float scale = k_valid ? p.gamma.at(n, k0 + row) + p.gamma_offset : 0.f;
         float dot = 0.f;
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
-          const int r = r_block * kSide + warp_r + m * 8 + lane % 4 * 2;
+        for (int m = 0; m < 2 * kPairs; ++m) {
+          const int r = r_block * kProducts + warp_r + m * 8 + lane % 4 * 2;
           const bool valid = k_valid && r < p.packets * V;
           if (p.partials.dot != nullptr && valid) {
             const T* w = p.w + static_cast<int64_t>(k0 + row) * p.packets * V + r;
@@ -206,6 +156,7 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
       const int64_t at = (unit * p.r_blocks + r_block) * s.k + k0 + threadIdx.x;
       p.partials.dot[at] = dots[threadIdx.x] + dots[kSide + threadIdx.x];
     }
+    if (++unit_of_sample == p.cut.sample_units) unit_of_sample = 0, ++n;
   }
 
   if (p.partials.weight == nullptr) return;
@@ -215,8 +166,8 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
     for (int half = 0; half < 2; ++half) {
       const int row = k0 + warp_k + i * 16 + half * 8 + lane / 4;
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        const int r = r_block * kSide + warp_r + m * 8 + lane % 4 * 2;
+      for (int m = 0; m < 2 * kPairs; ++m) {
+        const int r = r_block * kProducts + warp_r + m * 8 + lane % 4 * 2;
         if (row >= s.k || r >= p.packets * V) continue;
         float* at = p.partials.weight + (split * s.k + row) * p.packets * V + r;
         *reinterpret_cast<float2*>(at) = make_float2(dW[i][m][half * 2], dW[i][m][half * 2 + 1]);
@@ -225,7 +176,14 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const Params<T
   }
 }
 
-int64_t r_blocks_of(const Problem& p) { return ceil_div(p.h.kernel * p.w.kernel * p.in_channels, kSide); }
+// Two tiles of products to one of channels read less of shared memory for a product, by a quarter; but the last of them
+// may be empty, and float32's sums and what it rounds to tf32 leave no registers.
+int64_t tiles_of(const Problem& p) {
+  const int64_t tiles = ceil_div(p.h.kernel * p.w.kernel * p.in_channels, kSide);
+  return p.dtype != DType::f32 && 3 * ceil_div(tiles, 2) < 2 * tiles ? 2 : 1;
+}
+
+int64_t r_blocks_of(const Problem& p) { return ceil_div(p.h.kernel * p.w.kernel * p.in_channels, kSide * tiles_of(p)); }
 int64_t k_blocks_of(const Problem& p) { return ceil_div(p.out_channels, kSide); }
 int64_t unit_positions_of(const Problem& p, int64_t sample_units) {
   constexpr int64_t kAtOnce = 64;  // a unit is a whole number of stages of any type
@@ -252,7 +210,7 @@ cudaError_t grad_weight(const Problem& p, const GradWeightArgs& args, const Cut&
                         cudaStream_t stream) {
   return with_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    Params<T> params;
+    WeightGradient<T> params;
     params.s = sizes_of(p);
     params.g = static_cast<const T*>(args.grad.data);
     params.x = static_cast<const T*>(args.input.data);
@@ -268,6 +226,10 @@ cudaError_t grad_weight(const Problem& p, const GradWeightArgs& args, const Cut&
     params.r_blocks = static_cast<int>(r_blocks_of(p));
     params.k_blocks = static_cast<int>(k_blocks_of(p));
     params.unit_positions = static_cast<int>(unit_positions_of(p, cut.sample_units));
+    params.sample_stages = static_cast<int>(cut.sample_units * (params.unit_positions / kSlicePositions<T>));
+    params.stage_columns = kSlicePositions<T> % params.s.ow * params.s.sw;
+    params.stage_rows = kSlicePositions<T> / params.s.ow * params.s.sh;
+    params.row_ends = params.s.ow * params.s.sw;
     // Blocks without a task are not started: those of products, or those of the sums.
     const bool products = partials.weight != nullptr || partials.dot != nullptr;
     const bool sums = partials.sum_u != nullptr || partials.sum_g != nullptr;
@@ -275,8 +237,20 @@ cudaError_t grad_weight(const Problem& p, const GradWeightArgs& args, const Cut&
     params.r_programs = params.r_blocks + (sums ? 1 : 0);
     if (params.r_programs == 0) return cudaSuccess;
     const int64_t blocks = cut.splits * params.k_blocks * params.r_programs;
-    const size_t shared = 4 * kTileBytes<T> + 2 * kSide * sizeof(float);
-    return launch(grad_weight_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, params);
+    const auto start = [&](auto tiles, auto keeps) {
+      constexpr int kTiles = decltype(tiles)::value;
+      const size_t shared =
+          2 * (1 + kTiles) * kTileBytes<T> + 2 * kSide * sizeof(float) + kSlicePositions<T> * sizeof(int2);
+      return launch(grad_weight_kernel<T, kTiles, decltype(keeps)::value>, dim3(static_cast<unsigned>(blocks)),
+                    dim3(kThreads), shared, stream, params);
+    };
+    const auto with_tiles = [&](auto keeps) {
+      if constexpr (sizeof(T) == 2) {
+        if (tiles_of(p) == 2) return start(std::integral_constant<int, 2>(), keeps);
+      }
+      return start(std::integral_constant<int, 1>(), keeps);
+    };
+    return params.branch.keeps_or_drops() ? with_tiles(std::true_type()) : with_tiles(std::false_type());
   });
 }
 

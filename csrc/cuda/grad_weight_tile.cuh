@@ -6,7 +6,7 @@
 
 namespace film::cuda::matrix {
 
-constexpr int kThreads = 128, kSide = 64;  // a block has four warps and a tile of 64 channels x 64 products
+constexpr int kThreads = 128, kSide = 64;  // a block has four warps, and a tile 64 channels or 64 products
 
 template <class T>
 constexpr int kSlicePositions = 128 / sizeof(T);  // summed in one stage: 64, or 32 of float32
@@ -28,23 +28,33 @@ __device__ __forceinline__ int operand_at(int row, int packet) {
   }
 }
 
-// The operand of rows `first` to `first` + 15 (A) or + 15 as two operands (B) of the tile's columns, summed over the
-// positions of one step: 16, or 8 of float32.
+// Where a thread begins to read operands of a tile, from a multiple of 32 columns on: those that are A (rows of it are
+// the tile's columns) or those that are B. Matrices come in the order of the operand: A's second is 8 columns further,
+// B's 8 positions.
 template <class T>
-__device__ __forceinline__ void read_operand(uint32_t (&r)[4], const unsigned char* tile, int step, int first,
-                                             bool columns) {
+__device__ __forceinline__ int operands_of(int first, bool b) {
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(T) == 2) {
-    // Matrices in the order of the operand: A's second is 8 rows further, B's 8 positions further.
-    const int matrix = lane / 8, along = columns ? matrix / 2 : matrix % 2, deep = columns ? matrix % 2 : matrix / 2;
-    ptx::ldmatrix_x4_trans(r, tile + operand_at<T>(step * 16 + deep * 8 + lane % 8, first / 8 + along));
+    const int matrix = lane / 8, along = b ? matrix / 2 : matrix % 2, deep = b ? matrix % 2 : matrix / 2;
+    return operand_at<T>(deep * 8 + lane % 8, first / 8 + along);
+  } else {
+    return operand_at<T>(lane % 4, first / 4 + lane / 16) + lane / 4 % 4 * 4;
+  }
+}
+
+// Of 16 columns, `index` * 16 further, the operand (A) or both operands of 8 columns (B), summed over the positions of
+// one step: 16, or 8 of float32.
+template <class T>
+__device__ __forceinline__ void read_operand(uint32_t (&r)[4], const unsigned char* tile, int operands, int step,
+                                             int index, bool b) {
+  if constexpr (sizeof(T) == 2) {
+    ptx::ldmatrix_x4_trans(r, tile + (operands ^ index * 32) + step * 16 * kRowBytes);
   } else {
 #pragma unroll
     for (int matrix = 0; matrix < 4; ++matrix) {
-      const int along = columns ? matrix / 2 : matrix % 2, deep = columns ? matrix % 2 : matrix / 2;
-      const int row = step * 8 + deep * 4 + lane % 4, column = first + along * 8 + lane / 4;
-      const float value = *reinterpret_cast<const float*>(tile + operand_at<T>(row, column / 4) + column % 4 * 4);
-      r[matrix] = ptx::to_tf32(value);
+      const int along = b ? matrix / 2 : matrix % 2, deep = b ? matrix % 2 : matrix / 2;
+      const int at = (operands ^ (index * 64 + along * 32)) + (step * 8 + deep * 4) * kRowBytes;
+      r[matrix] = ptx::to_tf32(*reinterpret_cast<const float*>(tile + at));
     }
   }
 }

@@ -120,6 +120,34 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Two 16-bit elements: a b + c of each, rounded once.
+__device__ __forceinline__ uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
+// The address of one of `count` pitches of bytes further: in one instruction, where C++ would widen both factors.
+template <class T>
+__device__ __forceinline__ const T* further(const T* base, int count, int pitch) {
+  uint64_t r;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(r) : "r"(count), "r"(pitch), "l"(reinterpret_cast<uint64_t>(base)));
+  return reinterpret_cast<const T*>(r);
+}
+
+// A byte for each digit of the selector, the lowest first: byte digit % 4 of `value`, or of 8 and more only its sign.
+__device__ __forceinline__ uint32_t permute(uint32_t value, uint32_t selector) {
+  uint32_t r;
+  asm("prmt.b32 %0, %1, %1, %2;" : "=r"(r) : "r"(value), "r"(selector));
+  return r;
+}
+
 // To 22 bits.
 __device__ __forceinline__ float exp2(float value) {
   float r;

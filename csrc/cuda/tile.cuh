@@ -64,15 +64,12 @@ struct Tile {
     }
   };
 
-  // sums += A B^T over one stage: ROWS rows of A, then COLUMNS rows of B.
-  template <class T>
-  static __device__ __forceinline__ void multiply_stage(const unsigned char* stage, Sums& sums) {
-    multiply_stage<T>(stage, Reads(), sums);
-  }
-  template <class T>
+  // sums += A B^T over one stage, or over its 32 bytes of a row from FIRST on to LAST: ROWS rows of A, then COLUMNS
+  // rows of B.
+  template <class T, int FIRST = 0, int LAST = kRowPackets / 2>
   static __device__ __forceinline__ void multiply_stage(const unsigned char* stage, const Reads& reads, Sums& sums) {
 #pragma unroll
-    for (int step = 0; step < kRowPackets / 2; ++step) {
+    for (int step = FIRST; step < LAST; ++step) {
       uint32_t a[kM][4], b[kN / 2][4];
 #pragma unroll
       for (int i = 0; i < kM; ++i) {

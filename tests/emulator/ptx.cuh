@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
 #include "cuda_runtime.h"
 
 namespace film::emulator {
@@ -101,6 +103,43 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::here()) {
   emulator::Multiply multiply{d, a, b};
   emulator::collective("mma_tf32", site, emulator::mma_tf32, &multiply);
+}
+
+// a b + c, rounded to the nearest float of those whose last digit is set where digits were lost: rounded to fewer
+// digits after that, it is as rounded once.
+inline float fma_to_odd(float a, float b, float c) {
+  const double exact = static_cast<double>(a) * b + c;
+  float r = static_cast<float>(exact);
+  if (std::isnan(exact) || std::isinf(exact) || r == exact) return r;
+  if (std::abs(r) > std::abs(exact)) r = std::nextafter(r, 0.f);
+  return __uint_as_float(__float_as_uint(r) | 1);
+}
+
+template <class Element>
+uint32_t fma_of_two(uint32_t a, uint32_t b, uint32_t c) {
+  Element elements[3][2], results[2];
+  for (int i = 0; i < 3; ++i) std::memcpy(elements[i], i == 0 ? &a : i == 1 ? &b : &c, 4);
+  for (int i = 0; i < 2; ++i) results[i] = Element(fma_to_odd(elements[0][i], elements[1][i], elements[2][i]));
+  uint32_t r;
+  std::memcpy(&r, results, 4);
+  return r;
+}
+
+inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) { return fma_of_two<__half>(a, b, c); }
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) { return fma_of_two<__nv_bfloat16>(a, b, c); }
+
+template <class T>
+const T* further(const T* base, int count, int pitch) {
+  return reinterpret_cast<const T*>(reinterpret_cast<uintptr_t>(base) + static_cast<int64_t>(count) * pitch);
+}
+
+inline uint32_t permute(uint32_t value, uint32_t selector) {
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = selector >> 4 * i & 15, byte = value >> digit % 4 * 8 & 0xff;
+    r |= (digit < 8 ? byte : byte >> 7 ? 0xffu : 0u) << 8 * i;
+  }
+  return r;
 }
 
 inline float exp2(float value) { return std::exp2(value); }

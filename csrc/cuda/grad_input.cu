@@ -30,9 +30,7 @@ Class class_of(const Axis& axis, int64_t remainder) {
 
 // On a multiprocessor, by shared memory or by what registers suffice for.
 template <class Shape>
-constexpr int kBlocks = Shape::kColumns == 128 ? 2
-                        : Shape::kRows == 128  ? 2
-                                               : 3;
+constexpr int kBlocks = Shape::kColumns == 128 || Shape::kRows == 128 ? 2 : 3;
 
 template <class T, class Shape, bool KEEPS>
 __global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape>) grad_input_kernel(const InputGradient<T> p) {
@@ -143,7 +141,8 @@ template <class T, class Shape>
 cudaError_t start(const InputGradient<T>& params, cudaStream_t stream) {
   const int64_t blocks = ceil_div(params.positions, Shape::kRows) * ceil_div(params.s.c, Shape::kColumns);
   // Positions between the samples of one block, which 32 bits have to hold.
-  const int64_t apart = Shape::kRows / (params.rows_h * int64_t{params.rows_w}) * params.s.oh * params.s.ow;
+  const int64_t samples = std::min<int64_t>(Shape::kRows / (params.rows_h * int64_t{params.rows_w}), params.s.n - 1);
+  const int64_t apart = samples * params.s.oh * params.s.ow;
   if (blocks > INT32_MAX || apart > INT32_MAX) return cudaErrorInvalidConfiguration;
   const size_t shared = Shape::kStages * Shape::kStageBytes + Shape::kRows * sizeof(Row);
   const bool keeps = params.branch.keeps_or_drops() && scales_by<T>(params.gamma_offset);

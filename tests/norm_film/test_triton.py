@@ -127,15 +127,15 @@ def small_tiles(monkeypatch):
     entry = norm_tuning.NormEntry("test", 32, 128)
     with autotune.pinned(dict.fromkeys(norm_tuning.KERNELS, entry)):
         yield entry
-    for name in ("cut_of", "channels_cut_of", "held_of", "across_of", "once_across_of"):
+    for name in ("groups_cut_of", "channels_cut_of", "held_of", "across_of", "once_across_of"):
         getattr(norm_cut, name).cache_clear()
 
 
-CUT = [  # a case; slabs, chunks and tiles of a chunk, or whether all channels of a position are one tile
-    (Case((2, 6, 9, 10), "group", 2, "gelu", dtype=torch.float32), (3, 1, 3)),
-    (Case((1, 10, 13, 5), "group", 1, "mish", "post", layout=LAST, dtype=torch.float32), (2, 5, 4)),
-    (Case((1, 6, 9, 8), "group", 2, layout=LAST, dtype=torch.bfloat16), (1, 9, 2)),
-    (Case((3, 2, 150), "batch", dtype=torch.float32), (1, 2, 3)),
+CUT = [  # a case; slots of a block, blocks of a group, chunks and tiles of one; or whether a position is one tile
+    (Case((2, 6, 9, 10), "group", 2, "gelu", dtype=torch.float32), (1, 3, 1, 3)),
+    (Case((1, 10, 13, 5), "group", 1, "mish", "post", layout=LAST, dtype=torch.float32), (2, 3, 5, 4)),
+    (Case((1, 18, 5, 6), "group", 6, layout=LAST, dtype=torch.bfloat16), (4, 2, 3, 3)),
+    (Case((3, 2, 150), "batch", dtype=torch.float32), (1, 1, 2, 3)),
     (Case((1, 41, 2, 3), "channel", dtype=torch.float32), False),
     (Case((2, 37), "rms", film_position="post", dtype=torch.float32), False),
     (Case((5, 9, 6), "channel", channel_dim=-1, dtype=torch.float32), True),
@@ -147,10 +147,10 @@ def test_every_way_to_cut(backend, small_tiles, case, expected):
     from film_kernels.backends.triton import norm_cut
 
     problem = problem_of(case, tensors_of(case))
-    cut = norm_cut.cut_of(problem, small_tiles)
+    cut = norm_cut.channels_cut_of(problem, small_tiles)
     if isinstance(expected, tuple):
         tiles = cut.sizes["size"] // cut.tile["ROWS"]
-        assert (cut.sizes["slabs"], cut.sizes["chunks"], tiles) == expected
+        assert (*norm_cut.slots_in(problem, small_tiles)[2:], cut.sizes["chunks"], tiles) == expected
     else:
         assert norm_cut.across_of(problem, small_tiles).tile["SINGLE"] == expected
     assert_as_good_as_plain(case, backend, draws=3)

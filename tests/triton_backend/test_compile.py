@@ -59,6 +59,8 @@ def test_large_tiles_use_the_newest_matrix_units():
     check(rows)
     found = {(row["target"], row["instruction"]) for row in rows if row["kernel"] in CONVOLUTIONS}
     assert found == {("sm_90", "wgmma.mma_async"), ("sm_100", "tcgen05.mma")}
+    shares = {row["kernel"]: row["share"] for row in rows if row["target"] == "sm_90"}
+    assert shares["grad_input_kernel"] > 0.75 and shares["grad_weight_kernel"] > 0.4, shares  # with relu, in halves
 
 
 def test_exact_float32_stays_exact_on_blackwell():

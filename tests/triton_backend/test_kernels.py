@@ -124,7 +124,9 @@ def test_strides_of_every_kind():
     wide = torch.zeros(2, 18)
     wide[:, ::2] = tensors[3]
     views = [sliced, turned, tensors[2].repeat_interleave(2)[::2], wide[:, ::2], tensors[4].t().contiguous().t()]
-    batch_last = grad.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    wider = torch.full((9, 5, 9, 2), float("nan"))  # its rows do not follow on one another
+    wider[:, :, 1:7] = grad.permute(1, 2, 3, 0)
+    batch_last = wider[:, :, 1:7].permute(3, 0, 1, 2)
     for found, value in zip(run_triton(case, views, batch_last), expected, strict=True):
         torch.testing.assert_close(found, value)
 
@@ -226,6 +228,15 @@ def test_which_tensors_need_64_bits():
     assert needs(meta(8), meta(2**16, 2**15))
     assert needs(torch.empty(3, device="meta").as_strided((2, 2), (2**31, 1)))
     assert not needs(meta(1).expand(2**40, 1)) and not needs(meta(0, 2**40))
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 7, 222, 4096, 65537, 2**31 - 1])
+def test_a_multiplication_divides(divisor):
+    factor, shift = launch.reciprocal(divisor)
+    assert factor < 2**32
+    for q in (0, 1, divisor - 1, divisor, 5 * divisor - 1, 5 * divisor, 2**30 + 1, 2**31 - 2, 2**31 - 1):
+        if q < 2**31:
+            assert (2 * q * factor >> 32) >> shift == q // divisor
 
 
 def test_reasons():

@@ -12,7 +12,17 @@ from ...problems.conv_film import ConvFilm
 from . import launch as host
 from .convolve import has_bits, inside_taps, tap_inside
 from .plan import Plan
-from .tiles import index, load_per_channel, multiply, sample_and_position, spread_bits, store_tile, sum_type
+from .tiles import (
+    index,
+    load_per_channel,
+    multiply,
+    sample_and_position,
+    scaled,
+    spread_bits,
+    store_tile,
+    sum_type,
+    where_set,
+)
 from .tuning import Entry
 
 
@@ -51,7 +61,7 @@ def grad_input_kernel(
     lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
     EVEN_K: tl.constexpr, G_LAST: tl.constexpr, X_LAST: tl.constexpr, ONE_SAMPLE: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -120,23 +130,21 @@ def grad_input_kernel(
         if not EVEN_K:
             mask = mask & tl.expand_dims(k_valid, 1 - ROW)
         g_from = g + (row * (DOWN * g_sh) + column * (ASIDE * g_sw) + first * g_sc)
-        g_tile = tl.load(g_from + g_start, mask=mask, other=0.0).to(acc.dtype)
+        g_tile = tl.load(g_from + g_start, mask=mask, other=0.0)
         if gamma is not None:
-            scale = (
-                load_per_channel(gamma, n, n_valid, first + lane, k_valid, gamma_sn, gamma_sk, ROW, ONE_SAMPLE)
-                + gamma_offset
-            )
+            scale = load_per_channel(gamma, n, n_valid, first + lane, k_valid, gamma_sn, gamma_sk, ROW, ONE_SAMPLE)
+            if gamma_offset != 0.0:
+                scale += gamma_offset
         else:
             scale = tl.full((1, 1), 1.0, acc.dtype) + gamma_offset
         # 0 outside the output, where gamma may not be finite: no bit is set there
-        if ACTIVATION == "none":
-            dz = tl.where(mask, g_tile * scale, 0.0)
+        if ACTIVATION == "relu":
+            dz = where_set(scaled(g_tile, scale, PAIRED and gamma_offset == 0.0), packed, PAIRED, G_LAST)
+        elif ACTIVATION == "none":
+            dz = tl.where(mask, g_tile.to(acc.dtype) * scale, 0.0)
         else:
             upper = spread_bits(packed, g_tile.shape, G_LAST)
-            if ACTIVATION == "relu":
-                dz = tl.where(upper, g_tile * scale, 0.0)
-            else:
-                dz = tl.where(mask, g_tile * tl.where(upper, scale, scale * lower_slope), 0.0)
+            dz = tl.where(mask, g_tile.to(acc.dtype) * tl.where(upper, scale, scale * lower_slope), 0.0)
         dz = dz.to(g.dtype.element_ty)
         if not G_LAST:
             dz = tl.trans(dz)
@@ -175,7 +183,8 @@ def grad_input(
     if grad.numel() == 0:
         return grad_x.zero_()
     weight = host.packed_weight(weight, flat=False)
-    plan = _plan(problem, entry, host.precision(problem), host.layouts(grad, weight, gamma))
+    how = host.precision(problem), host.is_paired(problem)
+    plan = _plan(problem, entry, *how, host.layouts(grad, weight, gamma))
     bits = None if problem.activation == "none" else kept
     tensors = {"g": grad, "bits": bits, "w": weight, "gamma": gamma, "grad_x": grad_x}
     plan.start(tensors)
@@ -183,7 +192,7 @@ def grad_input(
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> Plan:
+def _plan(problem: ConvFilm, entry: Entry, how: str, paired: bool, layouts: host.Layouts) -> Plan:
     grad, weight, gamma = layouts
     sizes, last = host.sizes_of(problem), problem.channels_last
     positions = host.cdiv(sizes.H, sizes.SH) * host.cdiv(sizes.W, sizes.SW)  # of one remainder
@@ -195,7 +204,7 @@ def _plan(problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts) -> P
         **host.dense_strides("bits", sizes.bit_bytes, sizes.out_positions, last),
         **host.options(problem), **host.geometry(sizes),
         "STEP_H": sizes.SH // math.gcd(sizes.SH, sizes.DH), "STEP_W": sizes.SW // math.gcd(sizes.SW, sizes.DW),
-        "PRECISION": how,
+        "PRECISION": how, "PAIRED": paired,
         "EVEN_K": sizes.K % entry.products == 0, "G_LAST": grad.channels_fastest, "X_LAST": last,
         "ONE_SAMPLE": one_sample,
         "WIDE": host.needs_64_bits(*layouts, host.dense(*problem.out_shape), host.dense(*problem.input_shape)),

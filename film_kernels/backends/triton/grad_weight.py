@@ -22,55 +22,27 @@ from ..base import Gradients
 from . import launch as host
 from .finish import finish
 from .plan import Plan
-from .tiles import index, load_gradient, load_patch, multiply, sum_type
+from .tiles import index, load_patch, multiply, sum_type, through_activation
 from .tuning import Entry
+from .walk import load_block, load_block_of_bits, next_block, row_and_column
 
 _PROGRAMS = 512  # aimed at, so that a large GPU has work; a constant, so that every GPU adds in the same order
 _PARTIAL = 2**24  # elements of all partial dW together, at most (unless one alone is larger)
 
 
-@triton.jit
-def first_position(split_units, split, chunks, chunk_blocks, OW, BLOCK_P: tl.constexpr):
-    """(unit, n, chunk, block, q, oh, ow): where a split begins; the last three are of each position of a block."""
-    unit = split * split_units
-    n = unit // chunks
-    chunk = unit - n * chunks
-    q = chunk * chunk_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
-    oh = q // OW
-    return unit, n, chunk, 0, q, oh, q - oh * OW
-
-
-@triton.jit
-def next_position(unit, n, chunk, block, q, oh, ow, chunks, chunk_blocks, OW, BLOCK_P: tl.constexpr):
-    """The next block of the unit, of its last block the next unit's first; carried, for to divide costs more."""
-    unit_done = block + 1 == chunk_blocks
-    sample_done = unit_done & (chunk + 1 == chunks)
-    block = tl.where(unit_done, 0, block + 1)
-    unit += unit_done.to(tl.int32)
-    chunk = tl.where(sample_done, 0, chunk + unit_done.to(tl.int32))
-    n += sample_done.to(tl.int32)
-    lane = tl.arange(0, BLOCK_P)
-    ow += BLOCK_P % OW
-    wrapped = ow >= OW
-    ow = tl.where(wrapped, ow - OW, ow)
-    oh += BLOCK_P // OW + wrapped.to(tl.int32)
-    q = tl.where(sample_done, lane, q + BLOCK_P)
-    oh = tl.where(sample_done, lane // OW, oh)
-    ow = tl.where(sample_done, lane % OW, ow)
-    return unit, n, chunk, block, q, oh, ow
-
-
-@triton.jit(do_not_specialize=["chunks", "chunk_blocks", "units", "split_units", "product_blocks", "programs_r"])
+@triton.jit(do_not_specialize=["chunks", "chunk_blocks", "units", "split_units", "product_blocks", "programs_r",
+                               "row_factor", "row_shift"])  # fmt: skip
 def grad_weight_kernel(
     g, bits, x, w, gamma, partial_w, partial_dot, sums_u, sums_g,
     C, H, W, K, OH, OW, PH, PW,
     g_sn, g_sc, g_sh, g_sw, x_sn, x_sc, x_sh, x_sw, w_sn, w_sc, w_sh, w_sw, gamma_sn, gamma_sk,
     bits_sn, bits_sk, bits_sp,
-    chunks, chunk_blocks, units, split_units, product_blocks, programs_r,
+    chunks, chunk_blocks, units, split_units, product_blocks, programs_r, row_factor, row_shift,
     lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    FLAT: tl.constexpr, SUMS_INSIDE: tl.constexpr, G_LAST: tl.constexpr, X_LAST: tl.constexpr, WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
+    FLAT: tl.constexpr, SUMS_INSIDE: tl.constexpr, ONES: tl.constexpr, EVEN_K: tl.constexpr, G_FLAT: tl.constexpr,
+    G_LAST: tl.constexpr, X_LAST: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     # Programs that share a tile of u are neighbours; of these, one past the products sums u and g.
@@ -79,10 +51,12 @@ def grad_weight_kernel(
     k_blocks = tl.cdiv(K, BLOCK_K)
     k0 = (pid // programs_r % k_blocks) * BLOCK_K
     split = pid // programs_r // k_blocks
-    unit, sample, chunk, block, position, row, column = first_position(
-        split_units, split, chunks, chunk_blocks, OW, BLOCK_P
-    )
+    unit = split * split_units
+    sample = unit // chunks
+    first = (unit - sample * chunks) * chunk_blocks * BLOCK_P
+    block = 0
     steps = tl.minimum(split_units, units - unit) * chunk_blocks
+    positions = OH * OW
     k = index(k0 + tl.arange(0, BLOCK_K), WIDE)
     k_valid = k < K
     P_AXIS: tl.constexpr = 0 if G_LAST else 1  # of a tile of u as it is loaded
@@ -90,6 +64,11 @@ def grad_weight_kernel(
     zeros = tl.zeros((BLOCK_P, BLOCK_K) if G_LAST else (BLOCK_K, BLOCK_P), ACC)
     sum_u = zeros
     sum_g = zeros
+    # bits are read a block ahead
+    packed = load_block_of_bits(
+        bits, index(sample, WIDE), first, k0, K, unit < units, positions, bits_sn, bits_sk, bits_sp,
+        ACTIVATION, EVEN_K, G_LAST, WIDE, BLOCK_P, BLOCK_K,
+    )  # fmt: skip
 
     if r_block < product_blocks:
         if FLAT:
@@ -99,7 +78,7 @@ def grad_weight_kernel(
             r_valid = r < KH * KW * C
         else:
             c_blocks = tl.cdiv(C, BLOCK_R)
-            tap = r_block // c_blocks
+            tap = r_block // c_blocks if KH * KW > 1 else 0  # of one tap: in constants, which take no registers
             c = (r_block - tap * c_blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
             r = tap * C + c
             r_valid = c < C
@@ -111,24 +90,31 @@ def grad_weight_kernel(
         grad_w = tl.zeros((BLOCK_K, BLOCK_R), ACC)
         for _ in range(0, steps):
             n = index(sample, WIDE)
-            q = index(position, WIDE)
-            oh = index(row, WIDE)
-            ow = index(column, WIDE)
-            p_valid = q < OH * OW
-            g_tile, u_tile = load_gradient(
-                g, bits, n * g_sn + oh * g_sh + ow * g_sw, n * bits_sn + q * bits_sp, p_valid, k0, K, g_sc, bits_sk,
-                lower_slope, ACTIVATION, G_LAST, WIDE, BLOCK_K,
+            g_tile = load_block(
+                g, n, first, k, k_valid, positions, OW, row_factor, row_shift, g_sn, g_sc, g_sh, g_sw,
+                G_FLAT, EVEN_K, G_LAST, WIDE, BLOCK_P,
             )  # fmt: skip
+            u_tile = through_activation(g_tile, packed, lower_slope, ACTIVATION, PAIRED, G_LAST)
+            q = first + tl.arange(0, BLOCK_P)
+            oh, ow = row_and_column(q, OW, row_factor, row_shift, WIDE)
             patch = load_patch(
-                x, n * x_sn + tl.zeros_like(q), oh * SH - PH, ow * SW - PW, p_valid, kh, kw, c, r_valid, H, W,
-                x_sc, x_sh, x_sw, DH, DW, FLAT, X_LAST,
+                x + n * x_sn, oh * SH, ow * SW, q < positions, kh * DH - PH, kw * DW - PW, c, r_valid, H, W,
+                x_sc, x_sh, x_sw, FLAT, ONES, X_LAST,
+            )  # fmt: skip
+            unit_after, sample_after, block_after, first_after = next_block(
+                unit, sample, block, first, chunks, chunk_blocks, BLOCK_P
+            )
+            packed = load_block_of_bits(
+                bits, index(sample_after, WIDE), first_after, k0, K, unit_after < units, positions,
+                bits_sn, bits_sk, bits_sp, ACTIVATION, EVEN_K, G_LAST, WIDE, BLOCK_P, BLOCK_K,
             )  # fmt: skip
             u = u_tile.to(x.dtype.element_ty)
             if G_LAST:
                 u = tl.trans(u)
             U = multiply(u, patch, U, PRECISION)
             if SUMS_INSIDE:
-                sum_u += u_tile
+                if not ONES:
+                    sum_u += u_tile
                 if sums_g is not None:
                     sum_g += g_tile
             if block == chunk_blocks - 1:  # the unit is done: both uses of its U
@@ -142,30 +128,28 @@ def grad_weight_kernel(
                     if gamma is not None:
                         scale = tl.load(gamma + n * gamma_sn + k * gamma_sk, mask=k_valid, other=0.0).to(ACC)
                     grad_w += (scale + gamma_offset)[:, None] * U
-                U = tl.zeros((BLOCK_K, BLOCK_R), ACC)
                 if SUMS_INSIDE:
-                    tl.store(sums_u + index(unit, WIDE) * K + k, tl.sum(sum_u, axis=P_AXIS), mask=k_valid)
+                    if ONES:
+                        of_u = tl.sum(tl.where((r == KH * KW * C)[None, :], U, 0.0), axis=1)
+                    else:
+                        of_u = tl.sum(sum_u, axis=P_AXIS)
+                    tl.store(sums_u + index(unit, WIDE) * K + k, of_u, mask=k_valid)
                     sum_u = zeros
                     if sums_g is not None:
                         tl.store(sums_g + index(unit, WIDE) * K + k, tl.sum(sum_g, axis=P_AXIS), mask=k_valid)
                         sum_g = zeros
-            unit, sample, chunk, block, position, row, column = next_position(
-                unit, sample, chunk, block, position, row, column, chunks, chunk_blocks, OW, BLOCK_P
-            )
+                U = tl.zeros((BLOCK_K, BLOCK_R), ACC)
+            unit, sample, block, first = unit_after, sample_after, block_after, first_after
         if partial_w is not None:
             offset = ((index(split, WIDE) * K + k) * (KH * KW * C))[:, None] + r[None, :]
             tl.store(partial_w + offset, grad_w, mask=tile_valid)
     elif not SUMS_INSIDE:
         for _ in range(0, steps):
-            n = index(sample, WIDE)
-            q = index(position, WIDE)
-            oh = index(row, WIDE)
-            ow = index(column, WIDE)
-            g_tile, u_tile = load_gradient(
-                g, bits, n * g_sn + oh * g_sh + ow * g_sw, n * bits_sn + q * bits_sp, q < OH * OW, k0, K, g_sc, bits_sk,
-                lower_slope, ACTIVATION, G_LAST, WIDE, BLOCK_K,
+            g_tile = load_block(
+                g, index(sample, WIDE), first, k, k_valid, positions, OW, row_factor, row_shift, g_sn, g_sc, g_sh, g_sw,
+                G_FLAT, EVEN_K, G_LAST, WIDE, BLOCK_P,
             )  # fmt: skip
-            sum_u += u_tile
+            sum_u += through_activation(g_tile, packed, lower_slope, ACTIVATION, PAIRED, G_LAST)
             sum_g += g_tile
             if block == chunk_blocks - 1:
                 tl.store(sums_u + index(unit, WIDE) * K + k, tl.sum(sum_u, axis=P_AXIS), mask=k_valid)
@@ -173,9 +157,11 @@ def grad_weight_kernel(
                 if sums_g is not None:
                     tl.store(sums_g + index(unit, WIDE) * K + k, tl.sum(sum_g, axis=P_AXIS), mask=k_valid)
                     sum_g = zeros
-            unit, sample, chunk, block, position, row, column = next_position(
-                unit, sample, chunk, block, position, row, column, chunks, chunk_blocks, OW, BLOCK_P
-            )
+            unit, sample, block, first = next_block(unit, sample, block, first, chunks, chunk_blocks, BLOCK_P)
+            packed = load_block_of_bits(
+                bits, index(sample, WIDE), first, k0, K, unit < units, positions, bits_sn, bits_sk, bits_sp,
+                ACTIVATION, EVEN_K, G_LAST, WIDE, BLOCK_P, BLOCK_K,
+            )  # fmt: skip
 
 
 class Cut(NamedTuple):
@@ -220,7 +206,8 @@ def grad_weight(
 
     weight = host.packed_weight(weight, entry.flat or not want_gamma)
     layouts = host.layouts(grad, input, weight, gamma)
-    plan, shapes = _plan(problem, entry, host.precision(problem), layouts, wanted, bias is not None)
+    how = host.precision(problem), host.is_paired(problem)
+    plan, shapes = _plan(problem, entry, *how, layouts, wanted, bias is not None)
     partials = tuple(
         None if shape is None else torch.empty(shape, dtype=host.sum_dtype(problem), device=problem.device)
         for shape in shapes
@@ -236,7 +223,13 @@ def grad_weight(
 
 @functools.lru_cache(maxsize=4096)
 def _plan(
-    problem: ConvFilm, entry: Entry, how: str, layouts: host.Layouts, wanted: tuple[bool, ...], has_bias: bool
+    problem: ConvFilm,
+    entry: Entry,
+    how: str,
+    paired: bool,
+    layouts: host.Layouts,
+    wanted: tuple[bool, ...],
+    has_bias: bool,
 ) -> tuple[Plan, tuple[tuple[int, ...] | None, ...]]:
     """And the shapes of partial_w, partial_dot, sums_u and sums_g."""
     grad, input, weight, gamma = layouts
@@ -249,6 +242,8 @@ def _plan(
     g_for_gamma = want_gamma and post and problem.activation == "relu"  # see NAN_FROM_G in finish.py
     want_sums = want_bias or want_beta or g_for_gamma or (want_gamma and has_bias)
     sums_inside = want_sums and product_blocks == 1
+    # a tensor core cuts float32 to tf32
+    ones = sums_inside and entry.flat and sizes.products % entry.products != 0 and how != "tf32"
     programs_r = product_blocks + (want_sums and not sums_inside)
     k_blocks = host.cdiv(sizes.K, entry.channels)
     cut = cut_of(sizes, entry, programs_r * k_blocks)
@@ -259,15 +254,18 @@ def _plan(
         sums if want_sums else None,
         sums if g_for_gamma or (want_beta and post) else None,
     )
+    strides = host.strides_of(g=grad, x=input, w=weight, gamma=gamma)
     large = [host.dense(*shape) for shape in partials if shape is not None] + [host.dense(*problem.out_shape)]
     numbers = {
         **{name: getattr(sizes, name) for name in ("C", "H", "W", "K", "OH", "OW", "PH", "PW")},
-        **host.strides_of(g=grad, x=input, w=weight, gamma=gamma),
+        **strides,
         **host.dense_strides("bits", sizes.bit_bytes, sizes.out_positions, problem.channels_last),
         "chunks": cut.chunks, "chunk_blocks": cut.chunk_blocks, "units": sizes.N * cut.chunks,
         "split_units": cut.split_units, "product_blocks": product_blocks, "programs_r": programs_r,
-        **host.options(problem), **host.geometry(sizes), "PRECISION": how,
-        "FLAT": entry.flat, "SUMS_INSIDE": sums_inside,
+        **dict(zip(("row_factor", "row_shift"), host.reciprocal(sizes.OW), strict=True)),
+        **host.options(problem), **host.geometry(sizes), "PRECISION": how, "PAIRED": paired,
+        "FLAT": entry.flat, "SUMS_INSIDE": sums_inside, "ONES": ones, "EVEN_K": sizes.K % entry.channels == 0,
+        "G_FLAT": strides["g_sh"] == strides["g_sw"] * sizes.OW,
         "G_LAST": grad.channels_fastest, "X_LAST": input.channels_fastest,
         "WIDE": host.needs_64_bits(*layouts, *large),
         "BLOCK_P": entry.positions, "BLOCK_K": entry.channels, "BLOCK_R": entry.products,

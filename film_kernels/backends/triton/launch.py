@@ -129,6 +129,17 @@ def precision(problem: ConvFilm | NormFilm) -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" and not few else "ieee"
 
 
+def is_paired(problem: ConvFilm) -> bool:
+    """Whether two elements lie in one register of an NVIDIA GPU, and are worked on at once."""
+    return problem.dtype.itemsize == 2 and gpu(problem.device) == "nvidia"
+
+
+def reciprocal(divisor: int) -> tuple[int, int]:
+    """(factor, shift) with q // divisor = (2 * q * factor >> 32) >> shift for 0 <= q < 2^31; factor < 2^32."""
+    shift = (divisor - 1).bit_length()
+    return cdiv(2 ** (31 + shift), divisor), shift
+
+
 def sum_dtype(problem: ConvFilm) -> torch.dtype:
     """What sums are taken and left in."""
     return torch.float64 if problem.dtype == torch.float64 else torch.float32

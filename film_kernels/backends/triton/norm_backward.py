@@ -36,16 +36,16 @@ from .tiles import index
 @triton.jit(do_not_specialize=["N", "chunks"])
 def sums_kernel(
     g, x, sums, statistics, weight, bias, gamma, beta,
-    N, P, groups, each, blocks, chunks, size, x_sn, x_sc, x_sp,
+    N, P, C, groups, each, blocks, chunks, size, x_sn, x_sc, x_sp,
     w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
     eps: tl.constexpr, lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, POST: tl.constexpr, KINDS: tl.constexpr, ACROSS: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, block, _slab, chunk = tile_of(tl.program_id(0), blocks, 1, chunks, WIDE)
+    n, block, chunk = tile_of(tl.program_id(0), blocks, chunks, WIDE)
     c = index(block * COLUMNS + tl.arange(0, COLUMNS), WIDE)
-    valid = c < groups * each
+    valid = c < C
     first = chunk * size
     end = tl.minimum(P, first + size)
     column = n * x_sn + c * x_sc
@@ -78,22 +78,22 @@ def sums_kernel(
         )
 
     # epilogue
-    store_kinds(sums, plain, along, third, fourth, n, chunk, chunks, N, groups * each, c, valid, KINDS, WIDE)
+    store_kinds(sums, plain, along, third, fourth, n, chunk, chunks, N, C, c, valid, KINDS, WIDE)
 
 
 @triton.jit(do_not_specialize=["N", "chunks"])
 def grad_input_kernel(
     g, x, grad_input, terms, statistics, weight, bias, gamma, beta,
-    N, P, groups, each, blocks, chunks, size, x_sn, x_sc, x_sp,
+    N, P, C, groups, each, blocks, chunks, size, x_sn, x_sc, x_sp,
     w_sk, b_sk, gamma_sn, gamma_sk, beta_sn, beta_sk,
     eps: tl.constexpr, lower_slope: tl.constexpr, gamma_offset: tl.constexpr,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, POST: tl.constexpr, ALONE: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, block, _slab, chunk = tile_of(tl.program_id(0), blocks, 1, chunks, WIDE)
+    n, block, chunk = tile_of(tl.program_id(0), blocks, chunks, WIDE)
     c = index(block * COLUMNS + tl.arange(0, COLUMNS), WIDE)
-    valid = c < groups * each
+    valid = c < C
     first = chunk * size
     end = tl.minimum(P, first + size)
     column = n * x_sn + c * x_sc

@@ -22,15 +22,12 @@ _SIDE_BY_SIDE = 64  # bytes of a line of a tile, at least: memory gives no fewer
 
 
 class Cut(NamedTuple):
-    """Programs have chunks of positions, of columns of one sample, as norm_tiles.py has them."""
+    """Programs have whole groups of one sample, as norm_tiles.py has them."""
 
     sizes: dict[str, int]
     tile: dict[str, object]
     programs: int
     num_warps: int
-    units: int  # chunks and slabs of a group of one sample
-    merged: int  # partial statistics at once
-    sum: object  # the type in which what chunks found is added
 
 
 class AcrossCut(NamedTuple):
@@ -43,35 +40,21 @@ class AcrossCut(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def cut_of(problem: NormFilm, entry: NormEntry) -> Cut:
-    """Of groups of channels as statistics have them; of single channels for all other norms, whose sums over positions
-    are cut so."""
-    channels, positions = problem.channels, problem.positions
-    groups = groups_of(problem)
-    each = channels // groups
-    columns = _columns(problem, entry.tile)
+def groups_cut_of(problem: NormFilm, entry: NormEntry) -> Cut:
+    """Programs have some groups of one sample, or slabs of one, whatever the positions."""
+    groups, columns = groups_of(problem), _columns(problem, entry.tile)
+    each = problem.channels // groups
     members = min(host.next_power_of_2(each), columns)
     at_once = min(columns // members, host.next_power_of_2(groups)) if members >= each else 1
-    columns = at_once * members
-    rows = min(entry.tile // columns, host.next_power_of_2(positions))
-    slabs, blocks = host.cdiv(each, members), host.cdiv(groups, at_once)
-    tiles, lines = host.cdiv(positions, rows), problem.batch * blocks * slabs
-    wanted = _PROGRAMS * host.multiprocessors(problem.device)
-    size = rows * max(1, min(_TILES, tiles, tiles * lines // wanted))
-    chunks = host.cdiv(positions, size)
-    units = slabs * chunks
-    count = units * (problem.batch if problem.norm == "batch" else 1)
+    blocks = host.cdiv(groups, at_once)
     return Cut(
         sizes={
-            "N": problem.batch, "P": positions, "groups": groups, "each": each, "group_blocks": blocks,
-            "slabs": slabs, "chunks": chunks, "size": size, **strides_of(problem),
+            "N": problem.batch, "groups": groups, "each": each, "group_blocks": blocks,
+            "slabs": host.cdiv(each, members),
         },
-        tile=_tile_of(problem, at_once, members, rows),
-        programs=lines * chunks,
-        num_warps=warps_of(rows * columns, 256 if _is_odd(problem) else 512),
-        units=units,
-        merged=min(host.next_power_of_2(count), max(1, 1024 // at_once)),
-        sum=sum_of(problem),
+        tile={"WHOLE": each == members, "GROUPS": at_once, "MEMBERS": members, "WIDE": is_wide(problem)},
+        programs=blocks * (1 if problem.norm == "batch" else problem.batch),
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -86,8 +69,8 @@ def channels_cut_of(problem: NormFilm, entry: NormEntry) -> AcrossCut:
     chunks = host.cdiv(positions, size)
     return AcrossCut(
         sizes={
-            "N": problem.batch, "P": positions, "groups": groups, "each": problem.channels // groups,
-            "blocks": blocks, "chunks": chunks, "size": size, **strides_of(problem),
+            "N": problem.batch, "P": positions, "C": problem.channels, "groups": groups,
+            "each": problem.channels // groups, "blocks": blocks, "chunks": chunks, "size": size, **strides_of(problem),
         },
         tile={"COLUMNS": columns, "ROWS": rows, "ACC": acc_of(problem), "WIDE": is_wide(problem)},
         programs=lines * chunks,
@@ -121,12 +104,12 @@ def held_of(problem: NormFilm, entry: NormEntry, backward: bool) -> Cut | None:
             "N": problem.batch, "P": positions, "groups": groups, "each": each, "group_blocks": blocks,
             "slabs": 1, "chunks": 1, "size": rows, **strides_of(problem),
         },
-        tile=_tile_of(problem, at_once, members, rows),
+        tile={
+            "WHOLE": each == members, "GROUPS": at_once, "MEMBERS": members, "ROWS": rows, "ACC": acc_of(problem),
+            "WIDE": is_wide(problem),
+        },
         programs=problem.batch * blocks,
         num_warps=warps_of(elements, 256, 16),
-        units=1,
-        merged=1,
-        sum=sum_of(problem),
     )  # fmt: skip
 
 
@@ -165,22 +148,33 @@ def cuts_of(problem: NormFilm, entry: NormEntry, backward: bool) -> tuple[Cut | 
     if not backward:
         if of_positions(problem):
             return (across_of(problem, entry),)
-        return (held_of(problem, entry, backward=False) or cut_of(problem, entry),)
+        return (held_of(problem, entry, backward=False) or channels_cut_of(problem, entry),)
     cut = once_of(problem, entry, with_sums=True)
     if of_positions(problem):
         return cut, channels_cut_of(problem, entry), across_of(problem, entry)
-    return (cut,) if cut else (channels_cut_of(problem, entry), cut_of(problem, entry))
+    return (cut,) if cut else (channels_cut_of(problem, entry), groups_cut_of(problem, entry))
 
 
 def groups_of(problem: NormFilm) -> int:
     return problem.num_groups or 1 if problem.norm == "group" else problem.channels
 
 
-def _tile_of(problem: NormFilm, at_once: int, members: int, rows: int) -> dict[str, object]:
-    return {
-        "WHOLE": problem.channels // groups_of(problem) == members, "GROUPS": at_once, "MEMBERS": members,
-        "ROWS": rows, "ACC": acc_of(problem), "WIDE": is_wide(problem),
-    }  # fmt: skip
+class Slots(NamedTuple):
+    """How the groups of channels lie in blocks of columns side by side (norm_slots.py)."""
+
+    each: int  # channels of a group
+    members: int  # of these in a block, a power of two that is enough
+    slots: int  # groups of a block, at most
+    span: int  # blocks of a group, at most
+
+
+def slots_in(problem: NormFilm, entry: NormEntry) -> Slots:
+    """Of the blocks of `channels_cut_of`."""
+    each, columns = problem.channels // groups_of(problem), _columns(problem, entry.tile)
+    members = host.next_power_of_2(min(each, columns))
+    slots = 1 if each % columns == 0 else columns // each if columns % each == 0 else (each + columns - 2) // each + 1
+    span = 1 if columns % each == 0 else each // columns if each % columns == 0 else (each + columns - 2) // columns + 1
+    return Slots(each, members, host.next_power_of_2(slots), span)
 
 
 @functools.lru_cache(maxsize=4096)

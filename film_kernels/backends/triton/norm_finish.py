@@ -15,7 +15,7 @@ from torch import Tensor
 from ...problems.norm_film import NormFilm, Tensors
 from . import launch as host
 from .finish import add_rows, narrow
-from .norm_cut import cut_of, strides_of_factors, sum_of
+from .norm_cut import groups_cut_of, strides_of_factors, sum_of
 from .norm_tiles import by_group, columns_of
 from .norm_tuning import NormEntry
 from .plan import Plan
@@ -131,19 +131,18 @@ def _plan(
     problem: NormFilm, entry: NormEntry, shape: tuple[int, ...], layouts: host.Layouts, wanted: tuple[bool, ...]
 ) -> Plan:
     weight, gamma = layouts
-    cut, factors = cut_of(problem, entry), strides_of_factors((weight, None, gamma, None))
+    cut, factors = groups_cut_of(problem, entry), strides_of_factors((weight, None, gamma, None))
     kinds, batch, chunks, channels = shape
     blocks = host.cdiv(channels, _COLUMNS)
     film = batch * blocks if wanted[2] or wanted[3] else 0
     channel = blocks if wanted[0] or wanted[1] else 0
     of_batch = problem.norm == "batch"
-    groups = 0 if not wanted[4] else cut.sizes["group_blocks"] * (1 if of_batch else batch)
+    groups = cut.programs if wanted[4] else 0
     columns = cut.tile["GROUPS"] * cut.tile["MEMBERS"]  # type: ignore[operator]
     rows = host.next_power_of_2(batch * chunks)
     numbers = {
         **{name: factors[name] for name in ("w_sk", "gamma_sn", "gamma_sk")},
-        **{name: cut.sizes[name] for name in ("N", "groups", "each", "group_blocks", "slabs")}, "chunks": chunks,
-        **{name: cut.tile[name] for name in ("WHOLE", "GROUPS", "MEMBERS", "WIDE")},
+        **cut.sizes, **cut.tile, "chunks": chunks,
         "film_programs": film, "channel_programs": channel, "group_size": float(problem.group_size),
         "gamma_offset": float(problem.gamma_offset), "KINDS": kinds, "BATCH": of_batch, "SUM": sum_of(problem),
         "ROWS": min(rows, _TILE // _COLUMNS), "COLUMNS": _COLUMNS, "GROUP_ROWS": min(rows, max(1, _TILE // columns)),

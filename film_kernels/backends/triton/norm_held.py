@@ -34,8 +34,8 @@ def forward_held_kernel(
     ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, block, slab, _ = tile_of(tl.program_id(0), group_blocks, 1, 1, WIDE)
-    c, valid = columns_of(block, slab, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
+    n, block, _chunk = tile_of(tl.program_id(0), group_blocks, 1, WIDE)
+    c, valid = columns_of(block, 0, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
     p = index(tl.arange(0, ROWS), WIDE)
     mask = (p < P)[:, None] & valid[None, :]
     offset = (n * x_sn + c * x_sc)[None, :] + (p * x_sp)[:, None]

@@ -39,8 +39,8 @@ def backward_held_kernel(
     ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, block, slab, _chunk = tile_of(tl.program_id(0), group_blocks, 1, 1, WIDE)
-    c, valid = columns_of(block, slab, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
+    n, block, _chunk = tile_of(tl.program_id(0), group_blocks, 1, WIDE)
+    c, valid = columns_of(block, 0, groups, each, WHOLE, GROUPS, MEMBERS, WIDE)
     p = index(tl.arange(0, ROWS), WIDE)
     mask = (p < P)[:, None] & valid[None, :]
     offset = (n * x_sn + c * x_sc)[None, :] + (p * x_sp)[:, None]
@@ -80,7 +80,7 @@ def backward_across_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # indices
-    n, _block, _slab, chunk = tile_of(tl.program_id(0), 1, 1, chunks, WIDE)
+    n, _block, chunk = tile_of(tl.program_id(0), 1, chunks, WIDE)
     c = index(tl.arange(0, COLUMNS), WIDE)
     first = chunk * size
     end = tl.minimum(P, first + size)

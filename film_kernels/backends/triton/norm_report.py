@@ -29,6 +29,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 CASES = {
     "diffusion": ((16, 320, 64, 64), "group", 32, "silu", "pre", False, 1),
     "diffusion_last": ((16, 320, 64, 64), "group", 32, "silu", "pre", True, 1),
+    "odd_groups_last": ((4, 192, 64, 64), "group", 32, "silu", "pre", True, 1),
     "small_maps": ((64, 512, 7, 7), "group", 32, "gelu", "pre", False, 1),
     "one_group_last": ((8, 512, 32, 32), "group", 1, "silu", "pre", True, 1),
     "row_mish": ((64, 256, 400), "group", 8, "mish", "post", False, 1),

@@ -1,8 +1,9 @@
 """What the kernels of norm_film share: tiles of positions and columns, their factors, what they become, and the merging
 of partial statistics.
 
-A tile has rows, positions of one sample, and columns, channels. The columns are of whole groups, each padded to
-MEMBERS channels, or, where a group has more, of one of its slabs. What has groups of one channel has GROUPS columns.
+A tile has rows, positions of one sample, and columns, channels. They lie side by side, whatever the groups
+(norm_slots.py); or they are of whole groups, each padded to MEMBERS channels, or, where a group has more, of one of its
+slabs. What has groups of one channel has GROUPS columns.
 """
 
 import triton
@@ -14,13 +15,10 @@ from .tiles import index
 
 
 @triton.jit
-def tile_of(program, group_blocks, slabs, chunks, WIDE: tl.constexpr):
-    """(sample, block of groups, slab, chunk of positions) of a program."""
+def tile_of(program, blocks, chunks, WIDE: tl.constexpr):
+    """(sample, block of columns, chunk of positions) of a program."""
     rest = program // chunks
-    chunk = program - rest * chunks
-    slab = rest % slabs
-    rest = rest // slabs
-    return index(rest // group_blocks, WIDE), rest % group_blocks, slab, chunk
+    return index(rest // blocks, WIDE), rest % blocks, program - rest * chunks
 
 
 @triton.jit
@@ -124,49 +122,3 @@ def around_the_mean(squares, rest, off):
     """The sum of squares around the mean, of that around a number which the mean is `off` from, rest / count."""
     squares -= tl.where(squares == float("inf"), 0.0, rest * off)  # which can be infinite too
     return tl.where(squares < 0.0, 0.0, squares)  # NaN stays
-
-
-@triton.jit
-def merged_moments(
-    moments, first, count, all, group, valid, groups, each, P, size, chunks,
-    MEMBERS: tl.constexpr, SUM: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """(mean, variance) of groups, of what the tiles first <= i < first + count found, of `all` tiles.
-
-    What each found is a number near its mean, what the mean has beyond it, and the squares around it.
-    """
-    row = tl.arange(0, ROWS)
-    elements = tl.zeros((ROWS, 1), SUM)
-    total = tl.zeros((ROWS, group.shape[0]), SUM)
-    for i in range(0, count, ROWS):
-        at, mask, here = moments_at(first, i + row, count, group, valid, groups, each, P, size, chunks, MEMBERS, SUM)
-        mean = tl.load(moments + at, mask=mask, other=0.0).to(SUM)
-        mean += tl.load(moments + all * groups + at, mask=mask, other=0.0).to(SUM)
-        elements += here
-        total += here * mean
-    length = tl.sum(elements, axis=0)
-    middle = tl.sum(total, axis=0) / length
-    total = tl.zeros((ROWS, group.shape[0]), SUM)
-    for i in range(0, count, ROWS):
-        at, mask, here = moments_at(first, i + row, count, group, valid, groups, each, P, size, chunks, MEMBERS, SUM)
-        mean = tl.load(moments + at, mask=mask, other=0.0).to(SUM)
-        mean += tl.load(moments + all * groups + at, mask=mask, other=0.0).to(SUM)
-        away = tl.where(mask, mean - middle[None, :], 0.0)
-        squares = tl.load(moments + 2 * all * groups + at, mask=mask, other=0.0).to(SUM)
-        total += squares + here * away * away
-    return middle, tl.sum(total, axis=0) / length
-
-
-@triton.jit
-def moments_at(
-    first, row, count, group, valid, groups, each, P, size, chunks, MEMBERS: tl.constexpr, SUM: tl.constexpr
-):  # fmt: skip
-    """(offsets, mask, how many elements) of what the tiles first + row found."""
-    slabs = tl.cdiv(each, MEMBERS)
-    unit = row % (slabs * chunks)
-    chunk = unit % chunks
-    positions = tl.minimum(size, P - chunk * size)
-    members = tl.minimum(MEMBERS, each - unit // chunks * MEMBERS)
-    here = tl.where(row < count, positions.to(SUM) * members.to(SUM), 0.0)
-    at = ((first + row) * groups)[:, None] + group[None, :]
-    return at, (row < count)[:, None] & valid[None, :], here[:, None]

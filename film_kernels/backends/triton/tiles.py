@@ -62,29 +62,39 @@ def multiply(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_patch(
-    x, sample_offset, h0, w0, valid, kh, kw, c, c_valid, H, W, x_sc, x_sh, x_sw,
-    DH: tl.constexpr, DW: tl.constexpr, FLAT: tl.constexpr, LAST: tl.constexpr,
+    x, h0, w0, valid, tap_h, tap_w, c, c_valid, H, W, x_sc, x_sh, x_sw,
+    FLAT: tl.constexpr, ONES: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """patch(x)[p, r] as a (positions, products) tile, 0 outside the input.
+    """patch(x)[p, r] of a sample as a (positions, products) tile, 0 outside the input.
 
-    (h0, w0) is where the patch of a position begins. The tap (kh, kw) is one of the whole tile, or with FLAT one for
-    each product.
+    (h0, w0) is of a position, (tap_h, tap_w) of a tap: that of the whole tile, or with FLAT one for each product. Their
+    sum is where the input is read. With ONES the products that are not valid are of ones.
     """
     ROW: tl.constexpr = 1 if LAST else 0
+    of_products = tl.expand_dims(tap_h * x_sh + tap_w * x_sw + c * x_sc, 1 - ROW)
+    offset = tl.expand_dims(h0 * x_sh + w0 * x_sw, ROW) + of_products
     if FLAT:
-        h = tl.expand_dims(h0, ROW) + tl.expand_dims(kh * DH, 1 - ROW)
-        w = tl.expand_dims(w0, ROW) + tl.expand_dims(kw * DW, 1 - ROW)
-        offset = tl.expand_dims(sample_offset, ROW) + tl.expand_dims(c * x_sc, 1 - ROW) + h * x_sh + w * x_sw
-        inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & tl.expand_dims(valid, ROW)
+        h = tl.expand_dims(h0, ROW) + tl.expand_dims(tap_h, 1 - ROW)
+        w = tl.expand_dims(w0, ROW) + tl.expand_dims(tap_w, 1 - ROW)
+        inside = is_below(h, H) & is_below(w, W) & tl.expand_dims(valid, ROW)
     else:
-        h = h0 + kh * DH
-        w = w0 + kw * DW
-        offset = tl.expand_dims(sample_offset + h * x_sh + w * x_sw, ROW) + tl.expand_dims(c * x_sc, 1 - ROW)
-        inside = tl.expand_dims(valid & (h >= 0) & (h < H) & (w >= 0) & (w < W), ROW)
-    tile = tl.load(x + offset, mask=inside & tl.expand_dims(c_valid, 1 - ROW), other=0.0)
+        inside = tl.expand_dims(valid & is_below(h0 + tap_h, H) & is_below(w0 + tap_w, W), ROW)
+    inside = inside & tl.expand_dims(c_valid, 1 - ROW)
+    if ONES:
+        outside = tl.expand_dims(tl.where(c_valid, 0.0, 1.0).to(x.dtype.element_ty), 1 - ROW)
+        tile = tl.load(x + offset, mask=inside, other=tl.broadcast_to(outside, offset.shape))
+    else:
+        tile = tl.load(x + offset, mask=inside, other=0.0)
     if not LAST:
         tile = tl.trans(tile)
     return tile
+
+
+@triton.jit
+def is_below(i, size):
+    """0 <= i < size, at once."""
+    unsigned: tl.constexpr = tl.uint64 if i.dtype == tl.int64 else tl.uint32
+    return i.to(unsigned) < tl.full((), size, unsigned)
 
 
 @triton.jit
@@ -102,29 +112,54 @@ def spread_bits(packed, shape: tl.constexpr, LAST: tl.constexpr):
 
 
 @triton.jit
-def load_gradient(
-    g, bits, g_offset, bits_offset, valid, k0, K, g_sk, bits_sk,
-    lower_slope: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """(g, u) as sums are taken, in the order of memory: the incoming gradient, u = g * slope(bits); 0 where not valid.
+def where_set(tile, packed, PAIRED: tl.constexpr, LAST: tl.constexpr):
+    """`tile`, in the order of memory, and 0 where the bit of a channel is not set; `packed` has a byte for eight.
 
-    A byte of `bits` holds the bits of eight channels; it is loaded once and spread over them.
+    PAIRED says that two elements of 16 bits, side by side in a register, are masked at once, by NVIDIA's instruction
+    that makes a byte of another's sign.
     """
-    ROW: tl.constexpr = 1 if LAST else 0
-    k = index(k0 + tl.arange(0, BLOCK_K), WIDE)
-    offset = tl.expand_dims(g_offset, ROW) + tl.expand_dims(k * g_sk, 1 - ROW)
-    mask = tl.expand_dims(valid, ROW) & tl.expand_dims(k < K, 1 - ROW)
-    g_tile = tl.load(g + offset, mask=mask, other=0.0).to(sum_type(g.dtype.element_ty))
-    if ACTIVATION == "none":
-        u_tile = g_tile
+    if PAIRED:
+        shift = 7 - tl.arange(0, 8)
+        lanes = tl.expand_dims(packed.to(tl.int32), 2 if LAST else 1)
+        signs = tl.reshape(lanes << (shift[None, None, :] if LAST else shift[None, :, None]), tile.shape)
+        result = tl.inline_asm_elementwise(
+            "{ .reg .b32 mask; prmt.b32 mask, $2, $3, 0xcc88; and.b32 $0, $1, mask; }", "=r, r, r, r", [tile, signs],
+            dtype=tile.dtype, is_pure=True, pack=2,
+        )  # fmt: skip
     else:
-        byte = index(k0 // 8 + tl.arange(0, BLOCK_K // 8), WIDE)
-        offset = tl.expand_dims(bits_offset, ROW) + tl.expand_dims(byte * bits_sk, 1 - ROW)
-        mask = tl.expand_dims(valid, ROW) & tl.expand_dims(byte * 8 < K, 1 - ROW)
-        packed = tl.load(bits + offset, mask=mask, other=0)
-        upper = spread_bits(packed, g_tile.shape, LAST)
-        u_tile = tl.where(upper, g_tile, lower_branch(g_tile, lower_slope, ACTIVATION))
-    return g_tile, u_tile
+        result = tl.where(spread_bits(packed, tile.shape, LAST), tile, 0.0)
+    return result
+
+
+@triton.jit
+def scaled(tile, scale, IN_PAIRS: tl.constexpr):
+    """tile * scale, rounded to the type of `tile`; IN_PAIRS says that scale is of 16 bits too, on NVIDIA's GPUs: two
+    products at once, of which each is exact before it is rounded, as it is by way of float32."""
+    if IN_PAIRS:
+        scale = scale.to(tile.dtype)
+        if tile.dtype == tl.bfloat16:
+            product: tl.constexpr = "{ .reg .b32 zero; mov.b32 zero, 0x80008000; fma.rn.bf16x2 $0, $1, $2, zero; }"
+        else:
+            product: tl.constexpr = "mul.rn.f16x2 $0, $1, $2;"
+        result = tl.inline_asm_elementwise(product, "=r, r, r", [tile, scale], dtype=tile.dtype, is_pure=True, pack=2)
+    else:
+        result = (tile.to(scale.dtype) * scale).to(tile.dtype)
+    return result
+
+
+@triton.jit
+def through_activation(
+    g, packed, lower_slope: tl.constexpr, ACTIVATION: tl.constexpr, PAIRED: tl.constexpr, LAST: tl.constexpr
+):  # fmt: skip
+    """u = g * slope(bits) of a tile in the order of memory; in g's type where that is exact, or as sums are taken."""
+    if ACTIVATION == "none":
+        u = g
+    elif ACTIVATION == "relu":
+        u = where_set(g, packed, PAIRED, LAST)
+    else:
+        g = g.to(sum_type(g.dtype))
+        u = tl.where(spread_bits(packed, g.shape, LAST), g, g * lower_slope)
+    return u
 
 
 @triton.jit

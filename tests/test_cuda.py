@@ -39,7 +39,7 @@ GEOMETRIES = (
     Case("pointwise", (3, 32, 5, 7), (40, 32, 1, 1)),
     Case("many_channels", (1, 136, 5, 6), (72, 136, 3, 3), padding=1),
     Case("strided", (2, 24, 8, 7), (16, 24, 3, 3), stride=2, padding=1),
-    Case("strided_pointwise", (2, 24, 5, 6), (24, 24, 1, 1), stride=2),
+    Case("strided_pointwise", (2, 24, 5, 6), (24, 24, 1, 1), stride=2, activation="leaky_relu"),
     Case("stride_3_kernel_2", (1, 24, 8, 9), (16, 24, 2, 2), stride=(3, 1)),
     Case("dilated", (2, 24, 7, 8), (16, 24, 3, 3), padding=2, dilation=2),
     Case("dilated_strided", (1, 24, 9, 10), (24, 24, 3, 2), stride=(2, 3), padding=(2, 1), dilation=(2, 3)),
@@ -129,6 +129,29 @@ def test_infinite_gamma_stays_with_its_own_positions(seed):
     grad = torch.zeros(2, 72, 9, 7, dtype=torch.float16)
     grad[0] = 1
     assert run(PLAIN, tensors, grad, "cuda", torch.float16)[1][0].isfinite().all()
+
+
+@pytest.mark.parametrize(("position", "offset"), [("post", 0.0), ("pre", 1.0), ("post", 0.5)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_gradient_is_dropped_where_relu_is_off_whatever_it_is(seed, dtype, position, offset):
+    """In dz and u. dgamma is NaN then in "post", as plain PyTorch's is: it sums g * relu(z)."""
+    case = replace(PLAIN, film_position=position, gamma_offset=offset)
+    tensors = tensors_of(case, dtype, channels_last=True)
+    tensors[2][5] = tensors[4][:, 5] = -1000.0  # of a channel that is off everywhere
+    tensors[3][:, 5] = 1.5
+    grad = incoming_gradient(case, tensors)
+    grad[:, 5] = 0
+    spoiled = grad.clone()
+    spoiled[0, 5, 2:4], spoiled[1, 5, 8, 6] = float("nan"), float("inf")
+    for name, found, expected in zip(
+        ("output", "input", "weight", "bias", "gamma", "beta"),
+        *(run(case, tensors, g, "cuda", dtype) for g in (spoiled, grad)),
+        strict=True,
+    ):
+        if position == "pre" or name not in ("gamma", "beta"):
+            assert torch.equal(found, expected), name
+        else:
+            assert found[:, 5].isnan().any() and torch.equal(found[:, :5], expected[:, :5]), name
 
 
 def test_nan_passes_through(seed):

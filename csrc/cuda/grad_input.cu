@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kBlocks<Shape>) grad_input_ke
     const int q = static_cast<int>(first + index - n * per_sample);
     const int oh = valid ? q / p.rows_w + p.class_h.out : -(1 << 30), ow = q % p.rows_w + p.class_w.out;
     const int64_t position = (n - last_n) * out_positions + static_cast<int64_t>(oh) * s.ow + ow;
-    rows[index] = {static_cast<int>(position), oh, ow, static_cast<int>(n), taps_inside(p.window, oh, ow, 0, 0)};
+    rows[index] = {static_cast<unsigned>(position), oh, ow, static_cast<int>(n), taps_inside(p.window, oh, ow, 0, 0)};
   }
   __syncthreads();
 
@@ -141,7 +141,8 @@ template <class T, class Shape>
 cudaError_t start(const InputGradient<T>& params, cudaStream_t stream) {
   const int64_t blocks = ceil_div(params.positions, Shape::kRows) * ceil_div(params.s.c, Shape::kColumns);
   // Positions between the samples of one block, which 32 bits have to hold.
-  const int64_t samples = std::min<int64_t>(Shape::kRows / (params.rows_h * int64_t{params.rows_w}), params.s.n - 1);
+  const int64_t per_sample = params.rows_h * int64_t{params.rows_w};
+  const int64_t samples = std::min<int64_t>(ceil_div(Shape::kRows - 1, per_sample), params.s.n - 1);
   const int64_t apart = samples * params.s.oh * params.s.ow;
   if (blocks > INT32_MAX || apart > INT32_MAX) return cudaErrorInvalidConfiguration;
   const size_t shared = Shape::kStages * Shape::kStageBytes + Shape::kRows * sizeof(Row);

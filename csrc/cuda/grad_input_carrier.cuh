@@ -42,8 +42,8 @@ struct InputGradient {
 
 // A row of the tile.
 struct Row {
-  int position;  // of g and the bits at the first tap, from the block's origin on (modulo 2^32 where it is outside)
-  int oh, ow;    // the same as coordinates
+  unsigned position;  // of g and the bits at the first tap, from the block's origin on, modulo 2^32
+  int oh, ow;         // the same as coordinates
   int n;
   unsigned taps;  // which of the first window are inside
 };
@@ -129,7 +129,8 @@ struct Carrier {
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
       const unsigned inside = taps[HALF * kHalf + i];
-      const int position = rows[(HALF * kHalf + i) * Shape::kLoadRows].position + at.position;
+      const unsigned first = rows[(HALF * kHalf + i) * Shape::kLoadRows].position;
+      const int position = static_cast<int>(first + static_cast<unsigned>(at.position));
       const int pixel = p.s.k * static_cast<int>(sizeof(T)), bit_row = (p.s.k + 7) / 8;
       if ((inside & bit) != 0)
         packets[i] = __ldg(reinterpret_cast<const uint4*>(ptx::further(packet_at, position, pixel)));
@@ -176,10 +177,14 @@ struct Carrier {
   __device__ __forceinline__ void store(unsigned char* stage, const Scale& scale_of) const {
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
-      const int row_of_its = HALF * kHalf + i;
-      const uint4 dz = product(packets[i], upper[i] >> (k & 7 & -V), scale_of(row_of_its));
-      ptx::store_shared_16(stage + to + row_of_its * Shape::kLoadRows * kRowBytes,
-                           (taps[row_of_its] & bit) != 0 ? dz : make_uint4(0, 0, 0, 0));
+      const int of_all = HALF * kHalf + i;
+      const uint4 dz = product(packets[i], upper[i] >> (k & 7 & -V), scale_of(of_all));
+      // Two stores, of which a thread does one, take less than to choose between four registers and zeros.
+      unsigned char* const place = stage + to + of_all * Shape::kLoadRows * kRowBytes;
+      if ((taps[of_all] & bit) != 0)
+        ptx::store_shared_16(place, dz);
+      else
+        ptx::store_shared_16(place, make_uint4(0, 0, 0, 0));
     }
   }
 

@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kThreads, 2) grad_weight_kernel(const WeightGr
           const int r = r_block * kProducts + warp_r + m * 8 + lane % 4 * 2;
           const bool valid = k_valid && r < p.packets * V;
           if (p.partials.dot != nullptr && valid) {
-            const T* w = p.w + static_cast<int64_t>(k0 + row) * p.packets * V + r;
-            dot += to_float(w[0]) * U[i][m][half * 2] + to_float(w[1]) * U[i][m][half * 2 + 1];
+            const float2 w = read_pair(p.w + static_cast<int64_t>(k0 + row) * p.packets * V + r);
+            dot += w.x * U[i][m][half * 2] + w.y * U[i][m][half * 2 + 1];
           }
           dW[i][m][half * 2] += scale * U[i][m][half * 2];
           dW[i][m][half * 2 + 1] += scale * U[i][m][half * 2 + 1];

@@ -102,7 +102,8 @@ struct Carrier {
         const bool inside = position < out_positions && static_cast<unsigned>(row) < static_cast<unsigned>(s.h) &&
                             static_cast<unsigned>(column) < static_cast<unsigned>(s.w);
         ptx::cp_async_16(patches + t * kTileBytes<T> + to + i * kApart * kRowBytes,
-                         ptx::further(x[t], row * s.w + column, pixel), inside);
+                         ptx::further(x[t], static_cast<int>(static_cast<unsigned>(row) * s.w + column), pixel),
+                         inside);
       }
     }
     ptx::cp_async_commit();

@@ -28,6 +28,16 @@ __device__ __forceinline__ int operand_at(int row, int packet) {
   }
 }
 
+// Two neighbours, from an even element on.
+template <class T>
+__device__ __forceinline__ float2 read_pair(const T* at) {
+  struct alignas(2 * sizeof(T)) Pair {
+    T first, second;
+  };
+  const Pair pair = *reinterpret_cast<const Pair*>(at);
+  return make_float2(to_float(pair.first), to_float(pair.second));
+}
+
 // Where a thread begins to read operands of a tile, from a multiple of 32 columns on: those that are A (rows of it are
 // the tile's columns) or those that are B. Matrices come in the order of the operand: A's second is 8 columns further,
 // B's 8 positions.

@@ -95,7 +95,7 @@ def test_kernels_of_normalisations():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_kernels_of_every_normalisation(dtype):
-    check_norm(report("--dtype", dtype, module="norm_report"), NORM_KERNELS)
+    check_norm(report("--default", "--dtype", dtype, module="norm_report"), NORM_KERNELS)
 
 
 @pytest.mark.slow

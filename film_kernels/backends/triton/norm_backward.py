@@ -180,7 +180,8 @@ def _sums_plan(problem: NormFilm, entry: NormEntry, factors: host.Layouts, kinds
         **strides_of_factors(factors), **cut.sizes, **cut.tile, **arguments_of(problem),
         "KINDS": kinds, "ACROSS": of_positions(problem),
     }  # fmt: skip
-    return Plan(sums_kernel, cut.programs, numbers, problem.device, cut.num_warps, 2)
+    num_warps = 2 * cut.num_warps if kinds == 4 else cut.num_warps  # so many sums leave registers for fewer elements
+    return Plan(sums_kernel, cut.programs, numbers, problem.device, num_warps, 2)
 
 
 def _grad_input(

@@ -37,7 +37,8 @@ def add_scaled(
         part = tl.load(sums + (row * C)[:, None] + c[None, :], mask=mask, other=0.0).to(SUM)
         scale = tl.full((1, 1), 1.0, SUM)
         if gamma is not None:
-            offset = (row // chunks * gamma_sn)[:, None] + (c * gamma_sk)[None, :]
+            sample = row.to(tl.int32) // chunks  # as many rows as programs had chunks: fewer than 2^31
+            offset = (sample.to(row.dtype) * gamma_sn)[:, None] + (c * gamma_sk)[None, :]
             scale = tl.load(gamma + offset, mask=mask, other=0.0).to(SUM)
         total += tl.where(mask, (scale + gamma_offset) * part, 0.0)
     return tl.sum(total, axis=0)

@@ -20,7 +20,8 @@ class NormEntry(NamedTuple):
     held: int
 
 
-# The rule's own comes first. None is larger than it: that would leave no registers.
+# The rule's own comes first. None is larger than it: that would leave no registers. Of the others a few spill some
+# bytes on some GPUs; what that costs is in their times.
 _ENTRIES = (
     NormEntry("usual", 4096, 16384),
     NormEntry("small", 1024, 4096),  # more programs at work, each of fewer warps

@@ -7,9 +7,10 @@ backward goes.
     "least"    one fused kernel                         that kernel once more, with the pass that "fast" makes at its
                                                         end, and the library's two gradients
 
-The fused gradients reach a third of the library's rate on tensor cores, so that they win only where memory is the
-bound: with few input channels. Without a gradient, forward is one fused kernel. What serves by itself was measured on
-an NVIDIA H200 (bench/NOTES.md), and stands in each backend's `as_kept` and `is_slow`.
+When they were measured, the fused gradients reached a third of the library's rate on tensor cores, so that they won
+only where memory is the bound: with few input channels. Their main loops issue less now, and wait for a measurement.
+Without a gradient, forward is one fused kernel. What serves by itself was measured on an NVIDIA H200 (bench/NOTES.md),
+and stands in each backend's `as_kept` and `is_slow`.
 """
 
 from __future__ import annotations

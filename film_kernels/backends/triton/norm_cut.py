@@ -88,14 +88,16 @@ def held_of(problem: NormFilm, entry: NormEntry, backward: bool) -> Cut | None:
     members, rows = host.next_power_of_2(each), host.next_power_of_2(positions)
     # no more groups at once than leave work for all multiprocessors, but whole lines of memory
     few = problem.batch * groups // (_PROGRAMS * host.multiprocessors(problem.device))
-    at_once = min(entry.tile // (members * rows), 1 << max(few, 1).bit_length() - 1)
+    # two addresses of 64 bits for each element take registers
+    tile = entry.tile // 2 if backward and _is_odd(problem) and is_wide(problem) else entry.tile
+    at_once = min(tile // (members * rows), 1 << max(few, 1).bit_length() - 1)
     if _is_last(problem):
         at_once = max(at_once, _SIDE_BY_SIDE // problem.dtype.itemsize // members)
     at_once = max(1, min(at_once, host.next_power_of_2(groups)))
     elements = at_once * members * rows
     most = entry.held // 2 if backward else entry.held
     if _is_odd(problem):
-        most = min(most, entry.tile)
+        most = min(most, tile)
     if elements > most:
         return None
     blocks = host.cdiv(groups, at_once)

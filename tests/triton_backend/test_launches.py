@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from film_kernels.backends import BACKENDS, library
-from film_kernels.backends.triton import autotune, launch
+from film_kernels.backends.triton import launch
 from film_kernels.problems import conv_film
 from tests.helpers.launches import library_calls
 
@@ -18,7 +18,6 @@ INPUT, WEIGHT = (8, 64, 30, 30), (72, 64, 3, 3)
     ("keep", "position", "most"), [("fast", "post", 6), ("fast", "pre", 6), ("least", "post", 5), ("least", "pre", 6)]
 )
 def test_a_training_step_starts_at_most_six_kernels(keep, position, most, monkeypatch):
-    monkeypatch.setattr(autotune, "_record", lambda problem, how: {})  # of a card that has a name
     convolutions = []
 
     def convolution(problem, input, weight, bias):

@@ -22,16 +22,8 @@ _SIDE_BY_SIDE = 64  # bytes of a line of a tile, at least: memory gives no fewer
 
 
 class Cut(NamedTuple):
-    """Programs have whole groups of one sample, as norm_tiles.py has them."""
-
-    sizes: dict[str, int]
-    tile: dict[str, object]
-    programs: int
-    num_warps: int
-
-
-class AcrossCut(NamedTuple):
-    """Programs have some positions, of all channels or of a block of them."""
+    """What a program has: whole groups of one sample, as norm_tiles.py has them, or some positions, of all channels or
+    of a block of them."""
 
     sizes: dict[str, int]
     tile: dict[str, object]
@@ -59,7 +51,7 @@ def groups_cut_of(problem: NormFilm, entry: NormEntry) -> Cut:
 
 
 @functools.lru_cache(maxsize=4096)
-def channels_cut_of(problem: NormFilm, entry: NormEntry) -> AcrossCut:
+def channels_cut_of(problem: NormFilm, entry: NormEntry) -> Cut:
     """Programs have chunks of positions of some channels of one sample, which lie side by side whatever the groups."""
     groups, positions, columns = groups_of(problem), problem.positions, _columns(problem, entry.tile)
     rows = min(entry.tile // columns, host.next_power_of_2(positions))
@@ -67,7 +59,7 @@ def channels_cut_of(problem: NormFilm, entry: NormEntry) -> AcrossCut:
     lines = problem.batch * blocks
     size = rows * max(1, min(_TILES, tiles, tiles * lines // (_PROGRAMS * host.multiprocessors(problem.device))))
     chunks = host.cdiv(positions, size)
-    return AcrossCut(
+    return Cut(
         sizes={
             "N": problem.batch, "P": positions, "C": problem.channels, "groups": groups,
             "each": problem.channels // groups, "blocks": blocks, "chunks": chunks, "size": size, **strides_of(problem),
@@ -115,7 +107,7 @@ def held_of(problem: NormFilm, entry: NormEntry, backward: bool) -> Cut | None:
     )  # fmt: skip
 
 
-def once_of(problem: NormFilm, entry: NormEntry, with_sums: bool) -> Cut | AcrossCut | None:
+def once_of(problem: NormFilm, entry: NormEntry, with_sums: bool) -> Cut | None:
     """Of the backward that reads its input once; None where it has to read it again, or there is nothing to sum."""
     if problem.group_size == 1:
         return None
@@ -125,7 +117,7 @@ def once_of(problem: NormFilm, entry: NormEntry, with_sums: bool) -> Cut | Acros
 
 
 @functools.lru_cache(maxsize=4096)
-def once_across_of(problem: NormFilm, entry: NormEntry) -> AcrossCut | None:
+def once_across_of(problem: NormFilm, entry: NormEntry) -> Cut | None:
     """Programs have all channels of chunks of positions of one sample."""
     channels, positions = problem.channels, problem.positions
     columns = host.next_power_of_2(channels)
@@ -135,7 +127,7 @@ def once_across_of(problem: NormFilm, entry: NormEntry) -> AcrossCut | None:
     tiles = host.cdiv(positions, rows)
     size = rows * max(1, min(_TILES, tiles * problem.batch // (_PROGRAMS * host.multiprocessors(problem.device))))
     chunks = host.cdiv(positions, size)
-    return AcrossCut(
+    return Cut(
         sizes={
             "N": problem.batch, "P": positions, "C": channels, "chunks": chunks, "size": size, **strides_of(problem)
         },
@@ -145,7 +137,7 @@ def once_across_of(problem: NormFilm, entry: NormEntry) -> AcrossCut | None:
     )  # fmt: skip
 
 
-def cuts_of(problem: NormFilm, entry: NormEntry, backward: bool) -> tuple[Cut | AcrossCut | None, ...]:
+def cuts_of(problem: NormFilm, entry: NormEntry, backward: bool) -> tuple[Cut | None, ...]:
     """All that forward or backward may cut by."""
     if not backward:
         if of_positions(problem):
@@ -180,12 +172,12 @@ def slots_in(problem: NormFilm, entry: NormEntry) -> Slots:
 
 
 @functools.lru_cache(maxsize=4096)
-def across_of(problem: NormFilm, entry: NormEntry) -> AcrossCut:
+def across_of(problem: NormFilm, entry: NormEntry) -> Cut:
     channels, positions = problem.channels, problem.positions
     columns = min(host.next_power_of_2(channels), entry.tile)
     rows = min(_rows(problem, columns, entry.tile), host.next_power_of_2(problem.batch * positions))
     one_sample, blocks = host.position_blocks(problem.batch, positions, rows)
-    return AcrossCut(
+    return Cut(
         sizes={"N": problem.batch, "P": positions, "C": channels, **strides_of(problem)},
         tile={
             "ROWS": rows, "COLUMNS": columns, "SINGLE": columns >= channels, "ONE_SAMPLE": one_sample,

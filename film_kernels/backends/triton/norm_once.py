@@ -14,11 +14,11 @@ from ...problems.norm_film import NormFilm, Tensors
 from . import launch as host
 from .norm_across import grad_of_positions, load_columns, mean_slope
 from .norm_cut import (
-    AcrossCut,
     Cut,
     arguments_of,
     empty_like_input,
     named_factors,
+    of_positions,
     once_of,
     strides_of_factors,
 )
@@ -121,7 +121,7 @@ def backward_across_kernel(
 def backward_once(
     problem: NormFilm,
     entry: NormEntry,
-    cut: Cut | AcrossCut,
+    cut: Cut,
     grad: Tensor,
     statistics: Tensor,
     tensors: Tensors,
@@ -141,7 +141,7 @@ def _plan(problem: NormFilm, entry: NormEntry, kinds: int, factors: host.Layouts
     """For so many kinds of sums, or none."""
     cut = once_of(problem, entry, kinds > 0)
     assert cut is not None
-    kernel = backward_held_kernel if isinstance(cut, Cut) else backward_across_kernel
+    kernel = backward_across_kernel if of_positions(problem) else backward_held_kernel
     places = {**cut.sizes, **cut.tile}
     numbers = {
         **strides_of_factors(factors), **{name: places[name] for name in kernel.arg_names if name in places},

@@ -40,10 +40,15 @@ class BackwardOfRows {
                         const Soon& soon) const {
     const RowPass<A> pass = kept ? pass_of(at, worker) : differentiate(at, worker, d).first;
     const Rows<A> dx = target<A>(at.grad_input, p_.dtype, at.columns, worker.out);
-    if (p_.norm == Norm::none)
-      scale_rows<A, ALONG>(at.rows, at.columns, {d, at.columns}, by.weight, dx);
-    else
-      grad_input_rows<A, ALONG, ALONG>(pass, {d, at.columns}, by, dx, soon);
+    grad_input_rows<A, ALONG, ALONG>(pass, {d, at.columns}, by, dx, soon);
+    narrow_rows(at.grad_input, p_.dtype, at.rows, at.columns, dx);
+  }
+
+  // The same where nothing is normalised, so that no sum is waited for. `weight` is what d is multiplied with.
+  template <class Worker>
+  void scale_to_grad_input(const BackwardRows<A>& at, const Worker& worker, const A* d, const A* weight) const {
+    const Rows<A> dx = target<A>(at.grad_input, p_.dtype, at.columns, worker.out);
+    scale_rows<A, ALONG>(at.rows, at.columns, {d, at.columns}, weight, dx);
     narrow_rows(at.grad_input, p_.dtype, at.rows, at.columns, dx);
   }
 

@@ -138,7 +138,7 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
   const int64_t count = p.statistics();
 
   const bool keeps =
-      dx_wanted && sums_wanted && of_region * parts.rows * C <= kElementsKept && takes_whole_regions(regions.count);
+      normalises && dx_wanted && of_region * parts.rows * C <= kElementsKept && takes_whole_regions(regions.count);
 
   const auto rstd_in = [&](int64_t region, int64_t group) {
     return normalises ? rstd_of(p, statistics[count + region * regions.groups + group]) : 1;
@@ -165,12 +165,16 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
   const auto place = [&](int64_t region, const Part& some, const PartWorker<A>& worker) -> A* {
     return keeps ? worker.kept + ((some.n - region * regions.samples) * p.positions + some.first) * C : worker.d;
   };
+  // Where nothing is normalised dx is written here, while d is at hand.
   const auto sum = [&](int64_t region, int64_t index, const PartWorker<A>& worker) {
-    if (!sums_wanted) return;
+    if (!sums_wanted && !dx_wanted) return;
     const int64_t at = region * of_region + index;
     const auto sum_block = [&](const Part& some) {
       A* d = place(region, some, worker);
-      auto [pass, grad] = backward.differentiate(rows_of(some), worker, d);
+      const BackwardRows<A> rows = rows_of(some);
+      auto [pass, grad] = backward.differentiate(rows, worker, d);
+      if (!normalises && dx_wanted) backward.scale_to_grad_input(rows, worker, d, factors.weight(some.n * C));
+      if (!sums_wanted) return;
       pass.by = factors.for_sums(some.n * C);
       sum_backward<A, true, true>(pass, {d, C}, factors.of_z(some.n * C),
                                   {worker.sum(0), worker.sum(1), kinds.of_z ? worker.sum(2) : nullptr});
@@ -180,6 +184,7 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
       }
     };
     const auto move = [&] {
+      if (!sums_wanted) return;
       for (int i = 0; i < kinds.count(); ++i) move_sums(C, worker.sum(i), sums.of_part(at, i));
     };
     parts.part(at).in_chains(C, sum_block, move);
@@ -201,7 +206,7 @@ void backward_of_pixels(const NormProblem& p, const NormBackwardArgs& args) {
     }
   };
   const auto apply = [&](int64_t region, int64_t index, const PartWorker<A>& worker) {
-    if (!dx_wanted) return;
+    if (!dx_wanted || !normalises) return;
     parts.part(region * of_region + index).in_blocks(C, [&](const Part& some) {
       backward.write_grad_input(rows_of(some), worker, place(region, some, worker), keeps,
                                 terms.from(some.n * C, factors),

@@ -186,14 +186,15 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
                            factors.from(groups.number(group, b.row)),
                            {soon_after(args.input), soon_after(args.grad)}};
   };
-  const bool keeps = dx_wanted && sums_wanted && groups.stay;
+  const bool keeps = normalises && dx_wanted && groups.stay;
   const bool ahead = groups.stay && groups.size() <= kElementsAhead;
   const auto place = [&](const Block& b, const BackwardWorker<A>& worker) -> A* {
     return keeps ? worker.kept + b.row * groups.columns + b.column * b.rows : worker.d;
   };
 
+  // Where nothing is normalised dx is written here, while d is at hand.
   const auto sum = [&](int64_t group, int64_t block, const BackwardWorker<A>& worker) {
-    if (!sums_wanted) return;
+    if (!sums_wanted && !dx_wanted) return;
     const Block b = groups.block(group, block);
     A* d = place(b, worker);
     BackwardRows<A> at = rows_of(group, b, groups.after(group, block, ahead));
@@ -201,6 +202,8 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
       at.soon.one = soon(at.grad_input, p.dtype);  // the second stage has the next group's input fetched
     auto [pass, grad] = backward.differentiate(at, worker, d);
     const int64_t row = groups.number(group, b.row), chunk = b.column / groups.block_columns;
+    if (!normalises && dx_wanted) backward.scale_to_grad_input(at, worker, d, factors.weight(row));
+    if (!sums_wanted) return;
     pass.by = factors.for_sums(row);
     sum_backward<A, false, false>(
         pass, {d, b.columns}, factors.of_z(row),
@@ -218,7 +221,7 @@ void backward_of_planes(const NormProblem& p, const NormBackwardArgs& args) {
     terms.set(first, groups.rows, all, groups.size(), rstd_in(group));
   };
   const auto apply = [&](int64_t group, int64_t block, const BackwardWorker<A>& worker) {
-    if (!dx_wanted) return;
+    if (!dx_wanted || !normalises) return;
     const Block b = groups.block(group, block);
     const BackwardRows<A> at = rows_of(group, b, groups.after(group, block, ahead));
     backward.write_grad_input(at, worker, place(b, worker), keeps, terms.from(groups.number(group, b.row), factors),

@@ -80,6 +80,9 @@ inline A zero_of(A weight, A bias) {
   return std::abs(zero) <= kFar ? zero : A(0);
 }
 
+// A part of a shift: where there is none, an infinite factor makes none of it either.
+inline double shifted_by(double part, double factor) { return part == 0 ? 0 : part * factor; }
+
 // What v is made with, a number for each row or column, as RowFactors names them; rstd is a part of scale.
 template <class A>
 class AffineTable {
@@ -106,7 +109,7 @@ class AffineTable {
       mean[i] = normalises_ ? static_cast<A>(by.mean[s]) : zero_of(w[c], b[c]);
       scale[i] = static_cast<A>(whole);
       // With what the mean has beyond the digits of its type.
-      shift[i] = static_cast<A>(b[c] * factor + added - whole * (by.mean[s] - mean[i]));
+      shift[i] = static_cast<A>(shifted_by(b[c], factor) + added - shifted_by(by.mean[s] - mean[i], whole));
     }
     if (!backward_) return;
     A *more = shift + count_, *z_shift = more + count_, *summed = z_shift + count_;

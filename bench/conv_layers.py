@@ -91,6 +91,12 @@ LAYERS = (
     ConvLayer("5x5 padded otherwise", (2, 16, 16, 18), (16, 16, 5, 5), 1),
     ConvLayer("7x7", (2, 16, 18, 18), (16, 16, 7, 7), 3),
     ConvLayer("7x7 of few positions", (2, 24, 14, 14), (12, 24, 7, 7), 3),
+    ConvLayer("smooth, planes", (4, 3, 20, 24), (10, 3, 3, 3), 1, activation="silu"),
+    ConvLayer("smooth, 1x1, pre", (4, 64, 14, 14), (64, 64, 1, 1), activation="gelu", film_position="pre"),
+    ConvLayer("smooth, direct", (2, 32, 17, 17), (32, 32, 3, 3), 1, 2, activation="mish"),
+    ConvLayer("smooth, 3x3, pre", (2, 32, 20, 20), (32, 32, 3, 3), 1, activation="silu", film_position="pre"),
+    ConvLayer("smooth, 3x3", (3, 36, 28, 28), (36, 36, 3, 3), 1, activation="gelu"),
+    ConvLayer("smooth, 1x5, pre", (2, 64, 100), (65, 64, 5), 2, activation="tanh", film_position="pre"),
 )
 
 

@@ -19,17 +19,25 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
                                    const std::vector<int64_t>& geometry, const std::vector<double>& numbers, bool keep,
                                    bool channels_last) {
-  const ForwardTensors t(input, weight, bias, gamma, beta, {geometry, numbers});
+  const ForwardTensors t(input, weight, bias, gamma, beta, {geometry, numbers, /*smooth=*/true});
   const Problem& p = t.problem;
   const Kernels& chosen = kernels();
-  const Tensor output = allocate(output_shape(p, t.weight), channels_last && input.dim() == 4, t.input.dtype, t.input);
+  const auto like_output = [&] {
+    return allocate(output_shape(p, t.weight), channels_last && input.dim() == 4, t.input.dtype, t.input);
+  };
+  const Tensor output = like_output();
   keep = keep && p.activation != Activation::none;
-  const Tensor bits = allocate_bits(p, keep, t.input);
-  if (p.positions() > 0)
-    run(chosen.forward, p,
-        ForwardArgs{view_of(t.input), view_of(t.weight), view_of(output), t.bias, t.gamma, t.beta,
-                    keep ? static_cast<uint8_t*>(bits.data_ptr()) : nullptr});
-  return {output, bits};
+  const bool keeps_z = keep && !has_slopes_of_bits(p.activation);
+  const Tensor kept = keeps_z ? like_output() : allocate_bits(p, keep, t.input);
+  if (p.positions() > 0) {
+    ForwardArgs args{view_of(t.input), view_of(t.weight), view_of(output), t.bias, t.gamma, t.beta, nullptr};
+    if (keeps_z)
+      args.z = kept.data_ptr();
+    else if (keep)
+      args.bits = static_cast<uint8_t*>(kept.data_ptr());
+    run(chosen.forward, p, args);
+  }
+  return {output, kept};
 }
 
 Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& gamma,

@@ -10,6 +10,11 @@ enum class DType { f32, f64, bf16, f16 };
 enum class Activation { none, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, mish };
 enum class Position { post, pre };
 
+// Whether a bit of each element tells the slope of the activation there.
+inline bool has_slopes_of_bits(Activation a) {
+  return a == Activation::none || a == Activation::relu || a == Activation::leaky_relu;
+}
+
 // One spatial dimension of the convolution.
 struct Axis {
   int64_t in, kernel, stride, dilation, pad, out;
@@ -51,6 +56,7 @@ struct ForwardArgs {
   Matrix bias, gamma, beta;
   uint8_t* bits;              // (N * positions, ceil(K / 8)), or null where no gradient will be asked for
   void* bias_copy = nullptr;  // (K), dense: where the bias goes too, on a GPU
+  void* z = nullptr;          // conv(x, W) + b, laid out as output is, where that is kept in place of bits, on a CPU
 };
 
 struct GradInputArgs {

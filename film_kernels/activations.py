@@ -21,7 +21,8 @@ class Activation:
     """One row of the table.
 
     A piecewise-linear activation is `act(v) = s * v`, where `s` is 1 on the upper branch, `!(v <= 0)`, and
-    `lower_slope` on the other; so backward needs one bit an element. A smooth one needs `v` itself.
+    `lower_slope` on the other; so backward needs one bit an element. A smooth one needs `v` itself, for which
+    `z = conv(input, weight) + bias` is kept.
     """
 
     name: str

@@ -61,8 +61,9 @@ def conv_film(
         keep: what forward may keep for backward, beside the arguments. "fast" keeps `conv(input, weight)`, an output in
             the dtype of the input, where that makes backward faster; "bits" one bit an output element; "least" nothing:
             the convolution is computed once more in backward. It is a choice on GPUs. On the CPU the fused kernels, the
-            fastest there, keep the bits whatever it says; where they do not serve (smooth activations, 3d) it holds as
-            on GPUs, and "bits" is as "least".
+            fastest there, keep the bits whatever it says. Of smooth activations, for which bits are not enough, they
+            keep the output of the convolution with "bits" as with "fast", and nothing with "least". Where they do not
+            serve (3d, depthwise) it holds as on GPUs, and "bits" is as "least".
         backend: one of `available_backends()`, to insist on it.
 
     Returns:
@@ -80,6 +81,7 @@ def conv_film(
     pin = pinned(backend)
     _, weight, _, gamma, _ = tensors
     from_bits = gamma is not None and problem.keep == "fast" and problem.device.type == "cpu"
+    from_bits = from_bits and ACTIVATIONS[problem.activation].one_bit
     if from_bits and gamma.requires_grad and not weight.requires_grad and torch.is_grad_enabled():  # type: ignore[union-attr]
         # dgamma would be all that is wanted of the weight gradient's pass: to keep FiLM's own input is faster.
         y = _film_apart(problem, pin, tensors)

@@ -67,13 +67,15 @@ def test_geometry_is_checked(library, operator):
     operators, right = library
     arguments = right()[operator]
     geometry = arguments["geometry"]
+    # The CPU's forward serves smooth activations too, of which backward has a pass of its own.
+    smooth = operators is torch.ops.film_kernels_cpu and operator == "forward"
     for places, values, words in (
         ((0, 4), (0, -1, -(2**63)), "stride"),
         ((1, 5), (0, -1, -(2**63)), "dilation"),
         ((2, 6), (-1, -(2**63)), "padding"),
         ((3, 7), (-1, 1, -(2**63)), "output size"),
         ((8,), (0, -1, 3, 2**62), "groups"),
-        ((9,), (-1, 3, 2**40), "activation"),
+        ((9,), (-1, 9 if smooth else 3, 2**40), "activation"),
         ((10,), (-1, 2, 2**40), "position"),
         ((0, 1, 2, 4, 5, 6), (2**62, 2**63 - 1), ""),
     ):

@@ -18,7 +18,9 @@ def _options(backend, activation="relu", position="post", keep="fast"):
 
 @pytest.mark.parametrize("backend", ["cpu", "vendor", *INTERPRETED], indirect=True)
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("activation", "keep"), [("relu", "fast"), ("relu", "least"), ("none", "bits")])
+@pytest.mark.parametrize(
+    ("activation", "keep"), [("relu", "fast"), ("relu", "least"), ("none", "bits"), ("gelu", "fast"), ("silu", "least")]
+)
 def test_opcheck_of_the_registered_operators(backend, channels_last, activation, keep):
     tensors = tensors_of(CASE, torch.float64, channels_last=channels_last)
     options = _options(backend, activation, keep=keep)
@@ -182,6 +184,8 @@ def test_opcheck_of_the_compiled_kernels(channels_last):
     checks = ("test_schema", "test_faketensor")
     forward = (x, w, b, gamma, beta, geometry, numbers, True, channels_last)
     torch.library.opcheck(kernels.forward.default, forward, test_utils=checks)
+    smooth = (*geometry[:-2], 4, 1)
+    torch.library.opcheck(kernels.forward.default, (*forward[:5], smooth, *forward[6:]), test_utils=checks)
     y, bits = kernels.forward(*forward)
     grad = torch.randn_like(y)
     torch.library.opcheck(

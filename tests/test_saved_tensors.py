@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.helpers.subjects import BOTH, NAMES, OTHER_NORMS, with_backends
+from tests.helpers.subjects import BOTH, NAMES, OTHER_NORMS, SMOOTH, with_backends
 
-with_backends_and_norms = with_backends((*BOTH, *OTHER_NORMS), keeping=True)
+with_backends_and_norms = with_backends((*BOTH, SMOOTH, *OTHER_NORMS), keeping=True)
 
 
 def gradients(subject, call, pack=None, unpack=None):
@@ -25,7 +25,7 @@ def gradients(subject, call, pack=None, unpack=None):
     return torch.autograd.grad(y.square().sum(), tensors)
 
 
-@with_backends()
+@with_backends((*BOTH, SMOOTH))
 @pytest.mark.parametrize("position", ["post", "pre"])
 @pytest.mark.parametrize(
     ("pack", "unpack"),

@@ -21,7 +21,7 @@ def _case(place, activation, position):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", range(5), ids=PLACES)
 @pytest.mark.parametrize("position", ["post", "pre"])
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none", "silu"])
 def test_output(backend, place, value, activation, position):
     case = _case(place, activation, position)
     tensors = tensors_of(case, torch.float32)
@@ -35,7 +35,7 @@ def test_output(backend, place, value, activation, position):
 
 @pytest.mark.parametrize("place", range(6), ids=[*PLACES, "grad"])
 @pytest.mark.parametrize("position", ["post", "pre"])
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none", "silu"])
 def test_gradients_are_nan_where_plain_pytorch_has_nan(backend, place, activation, position):
     case = _case(place, activation, position)
     tensors = tensors_of(case, torch.float32)

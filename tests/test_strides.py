@@ -45,7 +45,7 @@ def test_fakes_have_the_strides_of_the_results(one_thread, seed):
         input = (draw(1, 2), c := draw(1, 3, 4), *(draw(1, 5) for _ in kernel))
         right = calls(
             input, (draw(1, 5), c, *kernel), padding=tuple(k // 2 for k in kernel), stride=(1,) * rank,
-            dilation=(1,) * rank, activation=draw(0, 1, 2), channels_last=rank == 2 and draw(False, True),
+            dilation=(1,) * rank, activation=draw(0, 1, 2, 3), channels_last=rank == 2 and draw(False, True),
         )  # fmt: skip
         for operator, arguments in right.items():
             for name in ("input", "weight", "grad"):

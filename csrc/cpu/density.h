@@ -19,9 +19,10 @@ inline int64_t scattered(int64_t i, int64_t count, double step) {
 constexpr double kGolden = 0.6180339887, kPlastic = 0.7548776662;  // steps of such sequences
 
 struct Sample {
-  double density;             // what share of the elements is not 0
-  double coherence = 0;       // of weights: 1 where all taps of a filter are the same, about 1 / taps in noise
-  std::vector<float> energy;  // the sum of squares of each source channel of each group
+  double density;                   // what share of the elements is not 0
+  double coherence = 0;             // of weights: 1 where all taps of a filter are the same, about 1 / taps in noise
+  std::vector<float> energy;        // the sum of squares of each source channel of each group
+  std::vector<float> of_mean = {};  // of a source: how much of it is the channel's mean
 };
 
 // Looks at snippets of rows of a source (as fill_strip has it), with all channels of a group. Which ones depends on the
@@ -34,7 +35,7 @@ Sample sample_source(const Source& source, int64_t batch, int64_t rows, int64_t 
   const int64_t wanted = std::clamp(batch * rows * columns * channels * groups / kShare, kLeast, kMost);
   const int64_t snippets = std::max(wanted / size, kSnippets);
   Scratch<float> snippet(size);
-  std::vector<float> energy(groups * channels);
+  std::vector<float> energy(groups * channels), sums(groups * channels), of_mean(groups * channels);
   std::vector<int32_t> nonzero(channels);
   for (int64_t i = 0; i < snippets; ++i) {
     const int64_t row = scattered(i, batch * rows, kGolden), w = scattered(i, columns - wide + 1, kPlastic);
@@ -42,11 +43,16 @@ Sample sample_source(const Source& source, int64_t batch, int64_t rows, int64_t 
     source(static_cast<float*>(snippet), {row / rows, row % rows, w, wide}, {first, channels});
     for (int64_t at = 0; at < wide; ++at) {
       const float* x = snippet + at * channels;
-      for (int64_t c = 0; c < channels; ++c) energy[first + c] += x[c] * x[c], nonzero[c] += x[c] != 0;
+      for (int64_t c = 0; c < channels; ++c)
+        energy[first + c] += x[c] * x[c], sums[first + c] += x[c], nonzero[c] += x[c] != 0;
     }
   }
+  for (int64_t c = 0; c < groups * channels; ++c) {
+    const int64_t seen = (snippets - c / channels + groups - 1) / groups * wide;
+    of_mean[c] = seen > 0 ? sums[c] * sums[c] / seen : 0;
+  }
   const int64_t total = std::accumulate(nonzero.begin(), nonzero.end(), int64_t(0));
-  return {static_cast<double>(total) / (snippets * size), 0, std::move(energy)};
+  return {static_cast<double>(total) / (snippets * size), 0, std::move(energy), std::move(of_mean)};
 }
 
 // Looks at some of the filters of each source channel of a weight (K, C/groups, kh, kw). Source channels are the first
@@ -81,16 +87,19 @@ inline Sample sample_weight(const Problem& p, const View& weight, bool transpose
 struct Spread {
   Spread(const Sample& source, const Sample& weight)
       : density(source.density * weight.density), coherence(weight.coherence) {
-    double sum = 0, squares = 0;
+    double sum = 0, squares = 0, of_means = 0;
     for (size_t i = 0; i < source.energy.size(); ++i) {
       const double energy = static_cast<double>(source.energy[i]) * weight.energy[i];
       sum += energy, squares += energy * energy;
+      if (!source.of_mean.empty()) of_means += static_cast<double>(source.of_mean[i]) * weight.energy[i];
     }
     channels = sum * sum / squares;
+    mean = of_means / sum;
   }
   double density;    // of the products
   double channels;   // how many channels count: all where their energies are equal, 1 where one outdoes the others
   double coherence;  // of the weight
+  double mean;       // how much of the source's squares the means of its channels make
 };
 
 }  // namespace film::FILM_ISA

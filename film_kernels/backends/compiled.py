@@ -69,14 +69,31 @@ class NormGeometry(NamedTuple):
     position: int
 
 
+_CODES_OF_NORMS = {name: code for code, name in enumerate((*NORMS, NO_NORM))}
+
+
 @functools.lru_cache(maxsize=4096)
 def packed_norm_options(problem: NormFilm) -> tuple[list[int], list[float]]:
     """The integers, and the numbers: eps, the slope of the activation's lower branch, and gamma_offset."""
     geometry = NormGeometry(
-        (*NORMS, NO_NORM).index(problem.norm),
+        _CODES_OF_NORMS[problem.norm],
         problem.num_groups or 0,
         problem.channel_dim,
         CODES[problem.activation],
         FILM_POSITIONS.index(problem.film_position),
     )
     return [*geometry], [problem.eps, lower_slope(problem), problem.gamma_offset]
+
+
+@functools.lru_cache(maxsize=4096)
+def packed_pass_options(problem: ConvFilm) -> tuple[list[int], list[float]]:
+    """The same for activation and FiLM of what the convolution of `problem` gives: of a norm_film that normalises
+    nothing."""
+    geometry = NormGeometry(
+        _CODES_OF_NORMS[NO_NORM],
+        groups=0,
+        channel_dim=1,
+        activation=CODES[problem.activation],
+        position=FILM_POSITIONS.index(problem.film_position),
+    )
+    return [*geometry], [0.0, lower_slope(problem), problem.gamma_offset]

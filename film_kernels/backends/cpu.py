@@ -1,45 +1,49 @@
-"""The compiled kernels for CPUs (csrc/cpu): convolution, activation, FiLM and the bits in one pass."""
+"""The compiled kernels for CPUs (csrc/cpu): convolution, activation, FiLM and what backward needs in one pass: the
+bits, or for smooth activations z = conv(input, weight) + bias."""
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
-from .. import _library
-from ..activations import why_not_one_bit
-from ..problems import Problem
+from ..activations import ACTIVATIONS
 from ..problems.conv_film import ConvFilm
 from ..problems.norm_film import NormFilm
-from . import cpu_fakes
+from . import cpu_library, cpu_pass, library
 from .base import Backend
 from .compiled import packed_norm_options, packed_options
 from .conv_film import ConvFilmKernels, bits_like
 from .norm_film import NormFilmKernels
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+def _has_bits(problem: ConvFilm) -> bool:
+    """Whether one bit an element is enough for backward."""
+    return ACTIVATIONS[problem.activation].one_bit
 
 
-def _why_not(problem: Problem) -> str | None:
-    """What is the same for all kernels here."""
-    if problem.device.type != "cpu":
-        return f"it serves tensors on the CPU, not on {problem.device.type}"
-    if problem.dtype not in _DTYPES:
-        return f"it serves float32, float64, bfloat16 and float16, not {problem.dtype}"
-    return None
+def _makes_z_again(problem: ConvFilm) -> bool:
+    """Whether backward, which needs z, computes it once more."""
+    return not _has_bits(problem) and problem.keep == "least"
+
+
+def _convolution_of(problem: ConvFilm) -> ConvFilm:
+    """What is left of `problem` without activation and FiLM."""
+    return problem._replace(
+        has_gamma=False, has_beta=False, activation="none", film_position="post", gamma_offset=0.0, keep="fast"
+    )
 
 
 class CpuConvFilm(ConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
-        if (reason := _why_not(problem)) is not None:
+        if (reason := cpu_library.why_not(problem)) is not None:
             return reason
         if problem.spatial_rank == 3:
             return "it serves 1d and 2d convolutions, not 3d"
         if problem.weight_shape[1] == 0:
             return "it serves inputs of at least one channel"
-        return why_not_one_bit(problem.activation)
+        return None
 
     def is_slow(self, problem: ConvFilm) -> bool:
         # The rule is that of the kernels (csrc/cpu/library_is_faster.cpp).
@@ -52,13 +56,43 @@ class CpuConvFilm(ConvFilmKernels):
         return problem.batch * math.prod(problem.out_size) < fewest
 
     def kept_like(self, problem: ConvFilm) -> Tensor:
-        """As bits_like has them."""
-        return bits_like(problem)
+        """The bits as bits_like has them; of smooth activations z, or with keep="least" nothing."""
+        if _has_bits(problem):
+            return bits_like(problem)
+        return library.nothing_like(problem) if _makes_z_again(problem) else library.result_like(problem)
+
+    def reads(self, problem, wanted):
+        if _has_bits(problem):
+            return super().reads(problem, wanted)
+        return _makes_z_again(problem), problem.film_position == "pre"
 
     def forward(self, problem, tensors, for_backward):
-        return torch.ops.film_kernels_cpu.forward(
-            *tensors, *packed_options(problem), for_backward, problem.channels_last
+        keeps = for_backward and not _makes_z_again(problem)
+        y, kept = torch.ops.film_kernels_cpu.forward(*tensors, *packed_options(problem), keeps, problem.channels_last)
+        return y, (library.nothing_like(problem) if for_backward and not keeps else kept)
+
+    def backward(self, problem, grad, kept, tensors, wanted):
+        if _has_bits(problem):
+            return super().backward(problem, grad, kept, tensors, wanted)
+        input, weight, bias, gamma, beta = tensors
+        convolution = _convolution_of(problem)
+        if _makes_z_again(problem):  # by the way that forward took, which depends on the activation; y is not read
+            options = packed_options(problem)
+            _, kept = torch.ops.film_kernels_cpu.forward(
+                input, weight, bias, None, None, *options, True, problem.channels_last
+            )
+        asked = (wanted[0] or wanted[1], *wanted[2:])
+        dz, *sums = cpu_pass.backward(problem, grad, kept, gamma, beta, asked)
+        if dz is None:
+            return None, None, *sums
+        found = super().backward(
+            convolution,
+            dz,
+            bits_like(convolution),
+            (input, weight, None, None, None),
+            (*wanted[:2], False, False, False),
         )
+        return *found[:2], *sums
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         return torch.ops.film_kernels_cpu.grad_input(
@@ -72,7 +106,7 @@ class CpuConvFilm(ConvFilmKernels):
 
 class CpuNormFilm(NormFilmKernels):
     def why_not(self, problem: NormFilm) -> str | None:
-        return _why_not(problem)
+        return cpu_library.why_not(problem)
 
     def forward(self, problem, tensors, for_backward):
         return torch.ops.film_kernels_cpu.norm_forward(*tensors, *packed_norm_options(problem), problem.channels_last)
@@ -88,27 +122,10 @@ class Cpu(Backend):
     name = "cpu"
     kernels = (CpuConvFilm(), CpuNormFilm())
 
-    @functools.cached_property
-    def _not_loaded(self) -> str | None:
-        reason = _library.load("_cpu")
-        if reason is None:
-            cpu_fakes.register()
-        return reason
-
-    @functools.cached_property
-    def _wrong_setting(self) -> str | None:
-        """What the library says of FILM_KERNELS_CPU_ISA where it names instructions that are not here."""
-        if self._not_loaded is None:
-            try:
-                torch.ops.film_kernels_cpu.instruction_sets()
-            except RuntimeError as error:
-                return str(error).partition("film_kernels: ")[2]
-        return None
-
     def unavailable(self) -> str | None:
-        return self._not_loaded or self._wrong_setting
+        return cpu_library.unavailable()
 
     def check_settings(self) -> None:
         """Raises ValueError where FILM_KERNELS_CPU_ISA names what is not here."""
-        if self._wrong_setting is not None:
-            raise ValueError(self._wrong_setting)
+        if (reason := cpu_library.wrong_setting()) is not None:
+            raise ValueError(reason)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..activations import ACTIVATIONS
 from ..layouts import gradient_strides, strides_of
 from ..problems.norm_film import NO_NORM, NORMS, shape_of_statistics, sums_of
 from .compiled import Geometry, NormGeometry
@@ -61,9 +62,11 @@ def _forward(input, weight, bias, gamma, beta, geometry, numbers, keep, channels
     _check("weight", weight, input)
     shape = _out_shape(input.shape, weight, geometry)
     _check_factors(weight, shape[0], bias, gamma, beta)
+    y = _empty(input, shape, channels_last)
+    if keep and not list(ACTIVATIONS.values())[geometry.activation].one_bit:
+        return y, torch.empty_like(y)
     rows, row = _bits_shape(shape)
-    bits = input.new_empty((rows if keep and geometry.activation else 0, row), dtype=torch.uint8)
-    return _empty(input, shape, channels_last), bits
+    return y, input.new_empty((rows if keep and geometry.activation else 0, row), dtype=torch.uint8)
 
 
 def _grad_input(grad, bits, weight, gamma, input_size, channels_last, geometry, numbers):

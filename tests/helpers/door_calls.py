@@ -65,10 +65,11 @@ def calls(
         positions *= size
     format = torch.channels_last if channels_last else torch.contiguous_format
     draw = lambda *shape: torch.randn(shape).to(dtype)  # noqa: E731
-    options = {
-        "geometry": [*rows[0], *rows[1], groups, activation, position],
-        "numbers": [0.0 if activation == 1 else 1.0, 1.0],
-    }
+    numbers = [0.0 if activation == 1 else 1.0, 1.0]
+    options = {"geometry": [*rows[0], *rows[1], groups, activation, position], "numbers": numbers}
+    # The gradients' kernels read bits: a smooth activation is differentiated before them.
+    linear = {"geometry": [*rows[0], *rows[1], groups, activation if activation <= 2 else 0, position],
+              "numbers": numbers}  # fmt: skip
     x, w, grad = (draw(*shape).contiguous(memory_format=format) for shape in (input, weight, (n, k, *out)))
     bits = torch.randint(256, (positions, (k + 7) // 8), dtype=torch.uint8)
     last, family = {"channels_last": channels_last}, {} if matrix is None else {"matrix": matrix}
@@ -81,11 +82,11 @@ def calls(
         },
         "grad_input": {
             "grad": grad, "bits": bits, "weight": packed, "gamma": draw(n, k), "input_size": list(input), **last,
-            **options, **family,
+            **linear, **family,
         },
         "grad_weight": {
             "grad": grad, "bits": bits, "input": x, "weight": w, "bias": draw(k), "gamma": draw(n, k), **wanted,
-            **options, **family,
+            **linear, **family,
         },
     }  # fmt: skip
 
@@ -109,7 +110,7 @@ def _drawn(r: random.Random, matrix: bool | None) -> dict[str, dict[str, Any]]:
         dilation=tuple(r.choice([1, 1, 2]) for _ in kernel),
         padding=tuple(r.choice([0, 1, 2]) for _ in kernel),
         groups=groups,
-        activation=r.randrange(3),
+        activation=r.randrange(9 if matrix is None else 3),
         position=r.randrange(2),
         dtype=dtype,
         channels_last=bool(matrix) or (rank == 2 and r.random() < 0.5),

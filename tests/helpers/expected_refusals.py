@@ -14,7 +14,6 @@ from torch import Tensor
 
 from film_kernels.activations import ACTIVATIONS
 from film_kernels.backends import BACKENDS
-from film_kernels.problems.conv_film import KEEPS
 
 from .cases import Case, problem_of, run
 
@@ -36,7 +35,7 @@ REFUSALS = (
     Refusal("cuda", "many_products", "it serves more than 16 input channels in channels_last only", False),
     Refusal("cuda", "many_products", "it serves output channels that are a multiple of", True),
 )
-KEEP_ONE_BIT = {"cpu": KEEPS, "cuda": ("bits",), "triton": ("bits",)}  # with what `keep`, and refuse smooth activations
+KEEP_ONE_BIT = {"cuda": ("bits",), "triton": ("bits",)}  # with what `keep`, and refuse smooth activations
 
 
 def words_of_refusal(backend: str, case: Case, channels_last: bool = False) -> str | None:

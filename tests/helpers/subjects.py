@@ -72,9 +72,13 @@ class Subject(abc.ABC):
 
 class ConvSubject(Subject):
     operator = operators.CONV_FILM
-    backends = (*EXPECTED, *INTERPRETED, *EMULATED)
-    keeping = tuple(name for name in backends if name != "reference")
-    case = cases.Case("subject", (2, 3, 8, 8), (16, 3, 3, 3), padding=1)
+
+    def __init__(
+        self, activation: str = "relu", backends: Sequence[str] = (*EXPECTED, *INTERPRETED, *EMULATED)
+    ) -> None:
+        self.backends = backends
+        self.keeping = tuple(name for name in backends if name != "reference")
+        self.case = cases.Case("subject", (2, 3, 8, 8), (16, 3, 3, 3), padding=1, activation=activation)
 
     def tensors(self, dtype=torch.float32):
         return cases.tensors_of(self.case, dtype, seed=3)
@@ -83,10 +87,10 @@ class ConvSubject(Subject):
         case = replace(self.case, **options)
         return film_kernels.conv_film(*tensors, *case.geometry, **case.options, backend=backend)
 
-    def plain(self, tensors, activation="relu", film_position="post", gamma_offset=0.0):
+    def plain(self, tensors, activation=None, film_position="post", gamma_offset=0.0):
         x, w, b, gamma, beta = tensors
         z, gamma, beta = F.conv2d(x, w, b, padding=1), gamma[:, :, None, None] + gamma_offset, beta[:, :, None, None]
-        act = norm_cases.FUNCTIONS[activation]
+        act = norm_cases.FUNCTIONS[activation or self.case.activation]
         return gamma * act(z) + beta if film_position == "post" else act(gamma * z + beta)
 
     def registered_options(self, case):
@@ -97,7 +101,7 @@ class ConvSubject(Subject):
         return words_of_refusal(backend, replace(self.case, **options))
 
     def __str__(self):
-        return "conv_film"
+        return "conv_film" if self.case.activation == "relu" else f"conv_film {self.case.activation}"
 
 
 class NormSubject(Subject):
@@ -126,6 +130,7 @@ class NormSubject(Subject):
 
 CONV = ConvSubject()
 GROUP = NormSubject("group", 2)
+SMOOTH = ConvSubject("silu", ("cpu", "vendor"))  # which keeps z
 BOTH = (CONV, GROUP)  # one call of each operator
 OTHER_NORMS = tuple(map(NormSubject, ("batch", "channel", "rms", "l2")))
 

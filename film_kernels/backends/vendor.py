@@ -3,7 +3,8 @@
 With `keep="fast"` it keeps `z`, as plain PyTorch keeps the activation; otherwise nothing, and `z` is computed once more
 (from bits alone the library's weight gradient, which is summed over the samples, could not give dgamma). On a GPU with
 Triton what comes after the convolution is one pass, and what comes before its backward another (`z` is then kept
-without the bias); elsewhere they are PyTorch's own operations.
+without the bias); so they are on a CPU with the compiled library, whose convolution adds the bias for nothing.
+Elsewhere they are PyTorch's own operations.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..activations import ACTIVATIONS
 from ..problems.conv_film import ConvFilm
-from . import library
+from . import cpu_library, cpu_pass, library
 from .base import Backend, Gradients, Kernels
 from .triton.availability import why_not_here, why_nowhere
 from .vendor_norm import VendorNormFilm
@@ -47,6 +48,22 @@ def has_one_pass(problem: ConvFilm) -> bool:
     if problem.device.type == "cpu" or problem.spatial_rank == 3:
         return False
     return why_nowhere() is None and why_not_here(problem.device) is None
+
+
+def has_compiled_pass(problem: ConvFilm) -> bool:
+    """Whether the CPU library's passes (cpu_pass.py) serve around the convolution of `problem`."""
+    return cpu_library.why_not(problem) is None and cpu_library.unavailable() is None
+
+
+def _forward_is_compiled(problem: ConvFilm, spare: bool) -> bool:
+    """Whether the CPU library's pass serves and, by measurements (bench/NOTES.md), is faster than PyTorch's own
+    operations: not where these have no more to compute than it and write over z, with `spare`, or are a single one
+    themselves. In backward it always is."""
+    if not has_compiled_pass(problem) or not (_modulates(problem) or problem.activation != "none"):
+        return False
+    if problem.dtype.itemsize < 4 or not ACTIVATIONS[problem.activation].one_bit:
+        return True
+    return not spare and problem.activation != "none"
 
 
 class VendorConvFilm(Kernels):
@@ -91,7 +108,10 @@ class VendorConvFilm(Kernels):
             y = finish_forward(problem, result, bias, gamma, beta, out, copies)
         else:
             result = library.convolution(problem, input, weight, bias)
-            y = _activation_and_film(problem, result, gamma, beta, spare=not keeps)
+            if _forward_is_compiled(problem, spare=not keeps):
+                y = cpu_pass.forward(problem, result, gamma, beta)
+            else:
+                y = _activation_and_film(problem, result, gamma, beta, spare=not keeps)
         if not for_backward:
             return y, None
         return y, (result if keeps else library.nothing_like(problem))
@@ -108,9 +128,15 @@ class VendorConvFilm(Kernels):
             from .triton.vendor_pass import start_backward
 
             dz, *sums = start_backward(problem, grad, kept, bias, gamma, beta, asked)
+        elif has_compiled_pass(problem):
+            dz, *sums = cpu_pass.backward(problem, grad, kept, gamma, beta, asked)
         else:
             dz, *sums = _before_the_convolution(problem, grad, kept, gamma, beta, asked)
         return *library.gradients(problem, dz, input, weight, wanted[:2]), *sums
+
+
+def _modulates(problem: ConvFilm) -> bool:
+    return problem.has_gamma or problem.has_beta or problem.gamma_offset != 0.0
 
 
 def _activation_and_film(
@@ -118,7 +144,7 @@ def _activation_and_film(
 ) -> Tensor:
     """y by PyTorch's own operations; with `spare`, z may be written over."""
     activation, post = ACTIVATIONS[problem.activation], problem.film_position == "post"
-    modulated = gamma is not None or beta is not None or problem.gamma_offset != 0.0
+    modulated = _modulates(problem)
     v, kept = z, not spare
     if post and problem.activation != "none":
         v, spare = activation.apply(v, problem.negative_slope, inplace=spare), True

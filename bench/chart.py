@@ -15,6 +15,7 @@ _LEFT_OUT = ("plain", "reference")
 _COLOURS = {
     "automatic": "#d62728", "cpu": "#ff9896", "triton": "#ff7f0e", "cuda": "#8c564b", "vendor": "#e7cb94",
     "plain channels_last": "#17becf", "cuDNN graph": "#2ca02c", "torch.compile": "#1f77b4", "max-autotune": "#9467bd",
+    "onnxruntime": "#bcbd22", "OpenVINO": "#e377c2",
 }  # fmt: skip
 _TITLES = {"forward": "Forward (inference)", "training": "Training step"}
 _TICKS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 8, 16, 32)

@@ -22,7 +22,8 @@ def describe(device: torch.device) -> dict[str, str]:
         said["CUDA"] = str(torch.version.cuda or torch.version.hip)
         said["cuDNN"] = str(torch.backends.cudnn.version())
         said["float32 convolutions"] = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    for package in ("triton", "nvidia-cudnn-frontend"):
+    peers = ("onnxruntime", "openvino") if device.type == "cpu" else ("nvidia-cudnn-frontend",)
+    for package in ("triton", *peers):
         said[package] = _version(package)
     said |= {"torch": torch.__version__, "film_kernels": film_kernels.__version__, "Python": platform.python_version()}
     return said

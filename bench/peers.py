@@ -17,6 +17,7 @@ from film_kernels.problems.conv_film import KEEPS, ConvFilm
 from . import cudnn_graph
 from .case import Case
 from .conv_case import ConvCase
+from .exported import RUNTIMES, NotExported, exported, opened
 from .work import Call, Work
 
 
@@ -31,7 +32,8 @@ class Peer:
     name: str
     build: Callable[[Work], Call]
     ours: bool = False
-    compiled: bool = False  # by torch.compile, which takes seconds
+    compiled: bool = False  # by torch.compile or by exporting it, which takes seconds
+    alone: bool = False  # timed by itself: its threads go on looking for work when its call has ended
     channels_last: bool = False  # converts a contiguous row's tensors, as a user would convert the network
     inference_only: bool = False
     training_only: bool = False  # its forward alone is another peer's
@@ -106,6 +108,26 @@ def _cudnn(work: Work) -> Call:
     return cudnn_graph.build(work)
 
 
+def _exported(name: str) -> Callable[[Work], Call]:
+    def build(work: Work) -> Call:
+        if work.input.device.type != "cpu":
+            raise Unserved("it is measured on CPUs")
+        if work.input.dtype != torch.float32:
+            raise Unserved("it is measured in float32")
+        if work.row.channels_last:
+            raise Unserved("ONNX knows no memory formats: it is the same as in the contiguous row")
+        factors = [t for t in (work.gamma, work.beta) if t is not None]
+        layer = _Layer(work.row.case, work.weight, work.bias)
+        try:
+            with exported(layer, (work.input, work.gamma, work.beta)) as file:
+                run = opened(name, file)
+        except NotExported as reason:
+            raise Unserved(str(reason)) from None
+        return lambda input: run([input, *factors])
+
+    return build
+
+
 PLAIN = Peer("plain", _plain)
 AUTOMATIC = Peer("automatic", _ours(None), ours=True)
 PEERS = {
@@ -124,6 +146,7 @@ PEERS = {
         Peer("cuDNN graph", _cudnn, inference_only=True),
         Peer("torch.compile", _compiled(None), compiled=True),
         Peer("max-autotune", _compiled("max-autotune"), compiled=True),
+        *(Peer(name, _exported(name), compiled=True, alone=True, inference_only=True) for name in RUNTIMES),
     )
 }
 EAGER = tuple(name for name, peer in PEERS.items() if not peer.compiled)

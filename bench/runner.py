@@ -13,15 +13,13 @@ from .limits import COPY, beside, share_of_limit
 from .outcomes import Failed, Outcome, Refused, Timed, Untimed
 from .peers import AUTOMATIC, PEERS, PLAIN, Peer, Unserved, call_of, chosen_backend
 from .shapes import Row
-from .timing import ROUNDS, Rounds, call_overhead, interleaved, synchronize
+from .timing import ROUNDS, Rounds, alone, call_overhead, interleaved, synchronize
 from .work import CALLS, STEPS, Step, Work, make
 
 _DROPPED = "the time budget was spent before this row"
-# Seconds that compiling takes, by device, until the first one has been timed.
-_FIRST_GUESS = {
-    "cpu": {"torch.compile": 5.0, "max-autotune": 5.0},
-    "cuda": {"torch.compile": 5.0, "max-autotune": 30.0},
-}
+# Seconds that compiling takes, by device and peer, until the first one has been timed.
+_FIRST_GUESS = 5.0
+_LONGER = {("cuda", "max-autotune"): 30.0}
 
 
 def checked(peer: Peer, work: Work, kind: str, expected: Expected) -> Step | Untimed:
@@ -76,7 +74,9 @@ class Runner:
         self.budget = budget
         self.rounds = rounds
         self.compiles = compiles
-        self._compiling = dict(_FIRST_GUESS[device.type])
+        self._compiling = {
+            name: _LONGER.get((device.type, name), _FIRST_GUESS) for name, peer in PEERS.items() if peer.compiled
+        }
         self._compiler_is_warm = False
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # the library at its best, for whoever uses it
@@ -106,7 +106,11 @@ class Runner:
             others, timed = {}, call_overhead
         else:
             others, timed = beside(work), interleaved
-        times = timed({**steps, **others}, self.device, until - time.monotonic(), self.rounds)
+        by_themselves = {name: steps.pop(name) for name in tuple(steps) if PEERS[name].alone}
+        share = (until - time.monotonic()) / max(len(steps) + len(by_themselves), 1)
+        times = timed({**steps, **others}, self.device, share * len(steps), self.rounds)
+        for name, step in by_themselves.items():
+            times[name] = alone(step, self.device, share, self.rounds)
         besides = {name: times.pop(name) for name in others}
         for name, own in times.items():
             outcomes[name] = Timed(own, self._about(work, kind, name, own, besides))
@@ -121,7 +125,7 @@ class Runner:
             if until - begin < self._compiling[peer.name]:
                 guess = self._compiling[peer.name]
                 return Refused(f"compiling takes about {guess:.0f} s, more than was left of this row's time")
-            begin = self._warm_the_compiler()
+            begin = time.monotonic() if peer.alone else self._warm_the_compiler()
         prepared = checked(peer, work, kind, expected)
         if peer.compiled and not isinstance(prepared, Untimed):
             self._compiling[peer.name] = time.monotonic() - begin

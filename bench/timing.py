@@ -26,6 +26,7 @@ _FLUSH_BYTES = 1 << 28  # more than any L2
 # The GPU waits for about 2 ms meanwhile, in which the CPU gets ahead of it: what is timed is the GPU's work alone. What
 # a call costs the CPU is another table (`call_overhead`).
 _AHEAD_CYCLES = 4_000_000
+_UNTIL_AT_REST = 0.2  # seconds
 _CALLS_A_ROUND = 100  # of a call that costs microseconds
 
 
@@ -60,6 +61,15 @@ def call_overhead(
         return (time.perf_counter() - begin) / _CALLS_A_ROUND
 
     return _rounds(steps, measure, seconds, rounds)
+
+
+def alone(step: Callable[[], object], device: torch.device, seconds: float, rounds: Rounds) -> list[float]:
+    """Seconds of each round of one step, with nothing between the rounds: for what has threads of its own, which look
+    for work for a while when a call has ended. They are at rest before and afterwards."""
+    time.sleep(_UNTIL_AT_REST)
+    times = interleaved({"": step}, device, seconds, rounds)[""]
+    time.sleep(_UNTIL_AT_REST)
+    return times
 
 
 def _rounds(

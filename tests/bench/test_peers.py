@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from bench import check
+from bench import check, timing
 from bench.outcomes import Failed, Refused, Timed
 from bench.peers import AUTOMATIC, PEERS, PLAIN, Peer
 from bench.runner import Budget, Runner, checked
@@ -15,7 +17,11 @@ from bench.shapes import CONV_CASES, ROWS, Row
 from bench.work import make
 from tests.helpers.performance_suite import CPU, SHORT, TINY_NORM, TINY_ROW
 
-COMPILED = tuple(name for name, peer in PEERS.items() if peer.compiled)
+COMPILED = tuple(name for name, peer in PEERS.items() if peer.compiled and not peer.alone)
+EXPORTED = [
+    pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(module) is None, reason="not installed"))
+    for name, module in (("onnxruntime", "onnxruntime"), ("OpenVINO", "openvino"))
+]
 
 
 class WrongGradient(torch.autograd.Function):
@@ -93,3 +99,47 @@ def test_what_is_compiled_of_a_norm_is_right_and_there_is_nothing_to_tune():
     outcomes = Runner(CPU, Budget(600, 1), SHORT).measure(TINY_NORM, "training", ("plain", *COMPILED))
     assert isinstance(outcomes["torch.compile"], Timed), outcomes
     assert isinstance(outcomes["max-autotune"], Refused)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("row", [TINY_ROW, Row(CONV_CASES[-1], tiny=True), TINY_NORM], ids=lambda row: row.name)
+def test_what_is_exported_is_right_and_timed(known_peaks, row, name):
+    outcome = Runner(CPU, Budget(600, 1), SHORT).measure(row, "forward", ("plain", name))[name]
+    assert isinstance(outcome, Timed), outcome
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_what_is_exported_refuses_what_it_is_not_measured_in(name):
+    for row, word in ((replace(TINY_ROW, half=True), "float32"), (replace(TINY_ROW, channels_last=True), "formats")):
+        outcome = checked(PEERS[name], make(row, CPU), "forward", None)
+        assert isinstance(outcome, Refused) and word in outcome.reason
+    outcome = checked(PEERS[name], make(TINY_ROW, CPU), "training", None)
+    assert isinstance(outcome, Refused) and "backward" in outcome.reason
+
+
+def test_a_runtime_that_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    outcome = checked(PEERS["onnxruntime"], make(TINY_ROW, CPU), "forward", None)
+    assert outcome == Refused("not installed: pip install onnxruntime")
+
+
+def test_a_peer_with_threads_of_its_own_is_timed_by_itself(monkeypatch, known_peaks):
+    order = []
+
+    def noting(name):
+        def build(work):
+            def call(input):
+                order.append(name)
+                return work.row.case.plain(input, **work.parameters)
+
+            return call
+
+        return build
+
+    monkeypatch.setattr(timing, "_UNTIL_AT_REST", 0.0)
+    for name in ("by itself", "other", "another"):
+        monkeypatch.setitem(PEERS, name, Peer(name, noting(name), alone=name == "by itself"))
+    found = Runner(CPU, Budget(60, 1), SHORT).measure(TINY_ROW, "forward", ("plain", "by itself", "other", "another"))
+    timed = len(found["by itself"].times)
+    assert timed >= SHORT.least and order[-timed - 1 :] == ["by itself"] * (timed + 1)  # and a warm-up
+    assert order.count("by itself") == timed + 2 and {"other", "another"} == set(order[3 : -timed - 1])

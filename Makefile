@@ -9,7 +9,7 @@ PYTEST_ARGS ?=  # for `make test` and `make test-kernels`: -n 2 shares the tests
 CPP := '*.h' '*.cpp' '*.cu' '*.cuh'
 SOURCES := setup.py pyproject.toml requirements-dev.txt requirements-models.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
-.PHONY: demo test-kernels test test-slow bench bench-gpu check-gpu check format sanitize wheel test-torch-versions cuda-report clean
+.PHONY: demo test-kernels test test-slow bench bench-models bench-gpu check-gpu check format sanitize wheel test-torch-versions cuda-report clean
 
 demo: $(STAMP)
 	$(PYTHON) -m examples.tutorial
@@ -27,6 +27,12 @@ test-slow: $(STAMP)
 # OUT, BUDGET_S and DRY=1 are explained in bench/__main__.py.
 bench: $(STAMP)
 	$(PYTHON) -m bench cpu
+
+# Whole models of packages, in every way and beside onnxruntime and OpenVINO: an hour of two cores. MODELS_ARGS chooses a
+# part of it (bench/models.py).
+bench-models: $(STAMP)
+	$(PYTHON) -m pip install -q --no-deps -r bench/requirements-models.txt
+	$(PYTHON) -m bench.models $(MODELS_ARGS)
 
 bench-gpu: $(STAMP)
 	$(PYTHON) -m bench gpu

@@ -1,160 +1,155 @@
-"""`python -m bench.models`: whole models as their packages have them, plain and fused, on the CPU.
+"""`python -m bench.models`: whole models as their packages have them, plain and in every other way, on the CPU.
 
-Random weights, sizes of a small but real use. Measured are inference and a training step (forward and backward),
-interleaved in one process, and what autograd keeps between the two. The packages are those of requirements-models.txt.
-Writes models.md into the folder of results.
+Random weights, sizes of a small but real use. Measured are inference and a training step (forward and backward), what
+autograd keeps between the two, and the most memory that a step takes; onnxruntime and OpenVINO are measured in
+inference. Each part of each model runs in a process of its own (`bench.model_child`). The packages are those of
+bench/requirements-models.txt; a model whose package is not there is reported so.
+
+Writes models.md, models.json and models.png into the folder of results. What is measured again replaces what stands in
+models.json, and all else stays: `--models`, `--ways` and `--parts` choose.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import json
+import os
 import statistics
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from operator import attrgetter
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-import film_kernels
 from examples.arguments import at_least
 
 from . import machine
-from .memory import kept_bytes
-from .tables import table
-from .timing import Rounds, interleaved
+from .exported import RUNTIMES
+from .model_chart import draw
+from .model_report import report
+from .model_ways import EAGER, PLAIN, WAYS
+from .model_zoo import MODELS
 
-FILE = "models.md"
-_CPU = torch.device("cpu")
-_ROUNDS = Rounds(least=5, most=60)
-_PLAIN = "plain"
-Made = tuple[nn.Module, tuple[Any, ...]]  # a model and its inputs
-# What a user may do with a model, by the name in the report. Each gets a copy of its own.
-_WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    _PLAIN: lambda model: model,
-    "fuse": film_kernels.fuse,
-    "fuse(norms=False)": lambda model: film_kernels.fuse(model, norms=False),
-}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model and how it is called: the inputs, and the tensor in its result."""
-
-    name: str
-    sizes: str
-    make: Callable[[], Made]
-    result: Callable[[Any], Tensor]
+REPORT, DATA, CHART = "models.md", "models.json", "models.png"
+PARTS = ("about", "times", "default malloc", "peak", "peers")
+# By default glibc gives large blocks back to the system when they are freed, and whether it does depends on the sizes
+# that a program happens to use: each block that comes anew is cleared first, a tenth of a model's time. Times are taken
+# with all memory kept, alike for all ways, and once more as it is by default. Peaks are taken with nothing kept.
+_KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
+_RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(64 << 10), "MALLOC_TRIM_THRESHOLD_": str(64 << 10)}
+_MALLOC = {"times": _KEPT, "peers": _KEPT, "peak": _RETURNED}
+Found = dict[str, Any]  # of a model, by part
 
 
-def _unet(time: str, small: bool) -> Made:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from diffusers import UNet2DModel
-    channels, size, batch = ((32, 64), 8, 1) if small else ((64, 128), 32, 4)
-    model: Any = UNet2DModel(
-        sample_size=size, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=channels,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, resnet_time_scale_shift=time,
-    )  # fmt: skip
-    return model, (torch.randn(batch, 3, size, size), torch.tensor(10))
+class Child(Exception):
+    """A part's process failed; the message is the end of what it said."""
 
 
-def models(small: bool = False) -> list[Model]:
-    """Those that are measured; with `small` of sizes that take no time."""
-    sizes = "1x3x8x8, 32 and 64 channels" if small else "4x3x32x32, 64 and 128 channels"
-    return [
-        Model(f"diffusers UNet2DModel, {time}", sizes, partial(_unet, time, small), attrgetter("sample"))
-        for time in ("scale_shift", "default")
-    ]
+def run(part: str, model: str, names: Sequence[str], seconds: float, small: bool) -> Found:
+    """What `python -m bench.model_child` prints, in a process of its own."""
+    own = "times" if part == "default malloc" else part
+    command = [sys.executable, "-m", "bench.model_child", own, model, *names, "--seconds", str(seconds)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        command + ["--small"] * small, env=environment | _MALLOC.get(part, {}), capture_output=True, text=True
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise Child(lines[-1][:300])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@dataclass
-class Found:
-    """What was measured of one model: the sites, seconds by kind of step and way, and bytes by way."""
+def measure(name: str, found: Found, parts: Sequence[str], ways: Sequence[str], seconds: float, small: bool) -> None:
+    """Put into `found` what the parts say of the model of that name."""
+    about = run("about", name, (), seconds, small)
+    if "not installed" in about:
+        found["not installed"] = about["not installed"]
+        return
+    found.pop("not installed", None)
+    found.update(about)
+    for part in parts:
+        names = {"times": ways, "default malloc": [way for way in ways if way in EAGER], "peers": tuple(RUNTIMES)}
+        if part in ("times", "default malloc"):
+            for kind, rows in run(part, name, names[part], seconds, small).items():
+                found.setdefault(part, {}).setdefault(kind, {}).update(_medians(rows))
+        elif part == "peak":
+            for way in ways:
+                for kind, size in run(part, name, [way], seconds, small).items():
+                    found.setdefault(part, {}).setdefault(kind, {})[way] = size
+        elif part == "peers":
+            for peer, row in run(part, name, names[part], seconds, small).items():
+                found.setdefault(part, {})[peer] = _of_plain(peer, row)
 
-    fused: int
-    sites: int
-    seconds: dict[str, dict[str, float]]
-    kept: dict[str, int]
 
-
-def measure(model: Model, seconds: float, rounds: Rounds = _ROUNDS) -> Found:
-    """Raises RuntimeError where a fused model gives another result than the plain one."""
-    torch.manual_seed(0)
-    module, inputs = model.make()
-    sites = film_kernels.find_film(module, inputs, norms=True)
-    ways = {name: way(copy.deepcopy(module)) for name, way in _WAYS.items()}
-    found = Found(sum(site.fusable for site in sites), len(sites), {}, {})
-    for kind in ("inference", "training"):
-        steps: dict[str, Callable[[], Any]] = {
-            name: _step(model, one.train(kind == "training"), inputs, kind) for name, one in ways.items()
-        }
-        expected = steps[_PLAIN]()
-        for name, step in steps.items():
-            step()  # captured now
-            if not torch.allclose(step(), expected, rtol=1e-3, atol=1e-4):
-                raise RuntimeError(f"{model.name}, {kind}: {name} gives another result than {_PLAIN}")
-        times = interleaved(steps, _CPU, seconds / 2, rounds)
-        found.seconds[kind] = {name: statistics.median(one) for name, one in times.items()}
-    for name, one in ways.items():
-        found.kept[name] = kept_bytes(partial(_forward, model, one, inputs), [*one.parameters(), *inputs])
+def _medians(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a process: each way beside plain PyTorch as it was in the same rounds."""
+    plain = rows[PLAIN]
+    found = {}
+    for way, row in rows.items():
+        found[way] = {key: value for key, value in row.items() if key != "seconds"}
+        if "seconds" in row:
+            found[way] |= {
+                "seconds": statistics.median(row["seconds"]), "plain": statistics.median(plain["seconds"]),
+                "rounds": len(row["seconds"]),
+            }  # fmt: skip
+        if "kept" in row:
+            found[way]["plain kept"] = plain["kept"]
     return found
 
 
-def _forward(model: Model, module: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
-    return model.result(module(*inputs))
+def _of_plain(peer: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "seconds" not in row:
+        return row
+    seconds = row["seconds"]
+    return {"seconds": statistics.median(seconds[peer]), "plain": statistics.median(seconds[PLAIN])}
 
 
-def _step(model: Model, module: nn.Module, inputs: tuple[Any, ...], kind: str) -> Callable[[], Tensor]:
-    def inference() -> Tensor:
-        with torch.no_grad():
-            return _forward(model, module, inputs)
-
-    def training() -> Tensor:
-        y = _forward(model, module, inputs)
-        y.square().mean().backward()
-        module.zero_grad()
-        return y.detach()
-
-    return inference if kind == "inference" else training
-
-
-def report(found: dict[str, tuple[Model, Found]]) -> str:
-    """In Markdown."""
-    about = ", ".join(f"{name} {value}" for name, value in machine.describe(_CPU).items())
-    header = ["model", "sizes", "step", "plain, ms", *(f"plain / {name}" for name in _WAYS if name != _PLAIN)]
-    rows = []
-    for name, (model, one) in found.items():
-        for kind, seconds in one.seconds.items():
-            ratios = [f"{seconds[_PLAIN] / took:.2f}" for way, took in seconds.items() if way != _PLAIN]
-            rows.append([name, model.sizes, kind, f"{seconds[_PLAIN] * 1e3:.3g}", *ratios])
-        ratios = [f"{one.kept[_PLAIN] / kept:.2f}" for way, kept in one.kept.items() if way != _PLAIN]
-        rows.append([name, model.sizes, "kept by autograd", f"{one.kept[_PLAIN] / 1e6:.3g} MB", *ratios])
-    sites = [f"- {name}: {one.fused} of {one.sites} sites are fused" for name, (_, one) in found.items()]
-    parts = ["# Whole models, plain and fused", f"{about}.", "\n".join(sites), table(header, rows)]
-    return "\n\n".join(parts) + "\n"
+def chosen(names: Sequence[str], known: Sequence[str], option: str) -> list[str]:
+    """Those of `known` that contain one of `names`; all where there are none. Raises ValueError."""
+    for name in names:
+        if not any(name in one for one in known):
+            raise ValueError(f"argument {option}: {name!r} is in none of {', '.join(known)}")
+    return [one for one in known if not names or any(name in one for name in names)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.models", description="Times whole models.")
-    parser.add_argument("--seconds", type=at_least(0), default=60, help="for each model (default: %(default)s)")
+    parser.add_argument("--models", nargs="+", default=[], help="parts of their names (default: all)")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help="default: all")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="default: all")
+    parser.add_argument("--seconds", type=at_least(0), default=20, help="of timing, a part (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="sizes that take no time")
     parser.add_argument("--out", type=Path, help="a folder (default: bench/results/<device>)")
     options = parser.parse_args(argv)
-    out = options.out or Path("bench/results") / machine.folder_name(_CPU)
+    cpu = torch.device("cpu")
+    out = options.out or Path("bench/results") / machine.folder_name(cpu)
     try:
+        names = chosen(options.models, list(MODELS), "--models")
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --out: {error}")
-    text = report({model.name: (model, measure(model, options.seconds)) for model in models(options.small)})
-    (out / FILE).write_text(text)
+        data = json.loads((out / DATA).read_text()) if (out / DATA).exists() else {"models": {}}
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    data["machine"] = machine.describe(cpu)
+    failed = {}
+    for name in names:
+        print(name, flush=True)
+        try:
+            measure(
+                name, data["models"].setdefault(name, {}), options.parts, options.ways, options.seconds, options.small
+            )
+        except Child as error:
+            failed[name] = str(error)
+        (out / DATA).write_text(json.dumps(data, indent=1) + "\n")
+    data["models"] = {name: data["models"][name] for name in MODELS if name in data["models"]}
+    text = report(data)
+    (out / REPORT).write_text(text)
+    draw(data, out / CHART)
     print(text)
+    if failed:
+        sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import model_child, model_packages, model_report, model_ways, model_zoo, models
+from bench import exported, model_child, model_packages, model_report, model_ways, model_zoo, models, timing
 from bench.model_ways import FUSE, PLAIN, TRAINING, WAYS, Way
 
 CLEVR, PDE, UNET = "CLEVR FiLM blocks", "pdearena U-Net, GroupNorm", "diffusers UNet2DModel, scale_shift"
@@ -100,6 +100,34 @@ def test_a_way_that_this_package_does_not_have_is_refused(monkeypatch):
     monkeypatch.setitem(WAYS, "new", Way("new", model_ways._fused(no_such_option=True)))
     found = model_child.times(model_zoo.MODELS[CLEVR], ["new"], 0, small=True)
     assert found["training"]["new"] == {"refused": "fuse has no no_such_option"}
+
+
+@pytest.mark.parametrize("name", [CLEVR, "micro-tcn"])
+def test_a_peer_is_timed_where_it_is_right(monkeypatch, name):
+    monkeypatch.setattr(timing, "_UNTIL_AT_REST", 0.0)
+    opened = exported.RUNTIMES["onnxruntime"]
+    monkeypatch.setitem(exported.RUNTIMES, "wrong", lambda file: lambda inputs: 1.01 * opened(file)(inputs))
+    monkeypatch.setitem(exported.RUNTIMES, "broken", _broken_runtime)
+    found = model_child.peers(model_zoo.MODELS[name], ["onnxruntime", "wrong", "broken"], 0, small=True)
+    assert len(found["onnxruntime"]["seconds"]["onnxruntime"]) == len(found["onnxruntime"]["seconds"][PLAIN]) == 1
+    assert "result is off by 1.0e-02" in found["wrong"]["failed"]
+    assert found["broken"] == {"refused": "broken: RuntimeError: no such operator"}
+
+
+def _broken_runtime(file):
+    raise RuntimeError("no such operator\nand more")
+
+
+def test_a_model_that_cannot_be_exported_says_why():
+    class Refusing(nn.Module):
+        def forward(self, x):
+            raise ValueError("not here")
+
+    with (
+        pytest.raises(exported.NotExported, match=r"torch.export: .*; tracing: ValueError: not here"),
+        exported.exported(Refusing(), (torch.ones(2),)),
+    ):
+        pass
 
 
 def test_what_is_slower_is_bold_and_counted():

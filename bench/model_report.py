@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .exported import RUNTIMES
@@ -10,7 +11,7 @@ from .model_ways import INFERENCE, KINDS, PLAIN, TRAINING, WAYS
 from .tables import table
 
 _SLOWER = 0.98  # plain / fused below which a model counts as slower for being fused
-_OURS = tuple(name for name in WAYS if "f" in name and ("fuse" in name or "film_kernels" in name))
+_OURS = tuple(name for name in WAYS if "fuse" in name or "film_kernels" in name)
 _OTHERS = tuple(name for name in WAYS if name != PLAIN)
 _ABOUT = """\
 Times: medians of rounds in turn, in one process for each model; shown is plain PyTorch's time / the way's. What a way
@@ -55,6 +56,10 @@ def _verdicts(models: Mapping[str, Any]) -> Iterator[str]:
     found = slower(models)
     said = f"**SLOWER for being fused: {len(found)} of {timed}**" if found else f"Slower for being fused: 0 of {timed}"
     yield f"- {said} (model, step, way)."
+    rounds = [row["rounds"] for one in models.values() for kind in KINDS
+              for row in one.get("times", {}).get(kind, {}).values() if "rounds" in row]  # fmt: skip
+    if rounds:
+        yield f"- Rounds of a time: {min(rounds)} to {max(rounds)}."
     yield from (f"- **{name}, {kind}, `{way}`: {ratio:.2f}**" for name, kind, way, ratio in found)
     failed = [(name, kind, way) for name, one in models.items() for kind in KINDS
               for way, row in one.get("times", {}).get(kind, {}).items() if "failed" in row]  # fmt: skip
@@ -84,20 +89,29 @@ def _times(models: Mapping[str, Any], part: str, kind: str, peers: tuple[str, ..
             f"**{name}**" if any(bad) else name, one["sizes"], f"{sites['fused']} of {sites['all']}",
             f"{plain['seconds'] * 1e3:.3g}", *cells,
         ])  # fmt: skip
+    means = [_mean(_ratio(one, part, kind, way) for one in models.values()) for way in ways]
+    body.append(["geometric mean", "", "", "", *means, *[""] * len(peers)])
     return table(["model", "sizes", "sites fused", "plain, ms", *ways, *peers], body)
 
 
+def _mean(ratios: Iterable[float | None]) -> str:
+    found = [ratio for ratio in ratios if ratio is not None]
+    return f"{statistics.geometric_mean(found):.2f}" if found else "-"
+
+
 def _memory(models: Mapping[str, Any]) -> str:
-    body = []
+    body: list[tuple[list[str], dict[str, float]]] = []
     for name, one in models.items():
         rows = {"kept by autograd": {way: row["kept"] for way, row in one.get("times", {}).get(TRAINING, {}).items()
                                      if "kept" in row}}  # fmt: skip
         rows |= {f"peak, {kind}": one.get("peak", {}).get(kind, {}) for kind in KINDS}
         for title, sizes in rows.items():
             if PLAIN in sizes:
-                cells = [f"{sizes[PLAIN] / sizes[way]:.2f}" if sizes.get(way) else "-" for way in _OTHERS]
-                body.append([name, title, f"{sizes[PLAIN] / 1e6:.3g} MB", *cells])
-    return table(["model", "what", "plain", *_OTHERS], body)
+                ratios = {way: sizes[PLAIN] / sizes[way] for way in _OTHERS if sizes.get(way)}
+                body.append(([name, title, f"{sizes[PLAIN] / 1e6:.3g} MB"], ratios))
+    ways = [way for way in _OTHERS if any(way in ratios for _, ratios in body)]
+    lines = [[*words, *(f"{ratios[way]:.2f}" if way in ratios else "-" for way in ways)] for words, ratios in body]
+    return table(["model", "what", "plain", *ways], lines)
 
 
 def _not_fused(models: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ _MARKS = {  # colour and shape
     'torch.compile(backend="film_kernels")': ("#9467bd", "v"), "onnxruntime": ("#2ca02c", "P"),
     "OpenVINO": ("#17becf", "X"),
 }  # fmt: skip
-_TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 8)
+_TICKS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 8)
 
 
 def draw(data: Mapping[str, Any], file: Path) -> None:
@@ -31,7 +31,7 @@ def draw(data: Mapping[str, Any], file: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=10)
     about = data["machine"]
     figure.suptitle(f"Whole models: speed relative to plain PyTorch {about.get('torch')}, {about.get('device')}, "
-                    f"{about.get('threads')} threads", fontsize=13)  # fmt: skip
+                    f"threads: {about.get('threads')}", fontsize=13)  # fmt: skip
     figure.savefig(file, format="png", dpi=90)
 
 

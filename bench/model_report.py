@@ -124,17 +124,24 @@ def _not_fused(models: Mapping[str, Any]) -> Iterator[str]:
 def _untimed(models: Mapping[str, Any]) -> Iterator[str]:
     """Each reason once, with all that it is said of."""
     said: dict[tuple[str, str], list[str]] = {}
+    there = sum("not installed" not in one for one in models.values())
     for name, one in models.items():
         if "not installed" in one:
             yield f"- {name}: {one['not installed']}"
+            continue
         for kind in KINDS:
             for way, row in one.get("times", {}).get(kind, {}).items():
                 for word in ("refused", "failed"):
                     if word in row:
                         said.setdefault((f"`{way}`, {kind}", f"{word}: {row[word]}"), []).append(name)
+            for way in WAYS.keys() - one.get("times", {}).get(kind, {}).keys():
+                if not (WAYS[way].inference_only and kind == TRAINING):
+                    said.setdefault((f"`{way}`, {kind}", "not run"), []).append(name)
+        for peer in RUNTIMES.keys() - one.get("peers", {}).keys():
+            said.setdefault((peer, "not run"), []).append(name)
         for peer, row in one.get("peers", {}).items():
             for word in ("refused", "failed"):
                 if word in row:
                     said.setdefault((peer, f"{word}: {row[word]}"), []).append(name)
-    for (what, reason), names in said.items():
-        yield f"- {what}: {reason} ({'all models' if len(names) == len(models) else ', '.join(names)})"
+    for (what, reason), names in sorted(said.items()):
+        yield f"- {what}: {reason} ({'all models' if len(names) == there else '; '.join(names)})"

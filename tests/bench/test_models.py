@@ -141,6 +141,7 @@ def test_what_is_slower_is_bold_and_counted():
     assert "| **slow** | 1x2 | 1 of 2 | 970 | **0.97** |" in text
     assert "| equal | 1x2 | 1 of 2 | 990 | 0.99 |" in text
     assert "- slow, inference, `conv` (conv2d film): why" in text
+    assert "- `torch.compile`, inference: not run (all models)" in text and "`fuse`, inference: not" not in text
 
 
 def test_a_package_that_is_missing_is_said(tmp_path, monkeypatch):

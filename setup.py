@@ -49,6 +49,7 @@ KERNELS = [
     "cpu/norm_pixels.cpp",
     "cpu/norm_planes.cpp",
     "cpu/norm_slope.cpp",
+    "cpu/pack.cpp",
     "cpu/row_tile.cpp",
     "cpu/table.cpp",
     "cpu/tile.cpp",

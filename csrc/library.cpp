@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "chosen_kernels.h"
-#include "tensors.h"
+#include "packed.h"
 
 namespace film {
 
@@ -18,7 +18,7 @@ namespace {
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
                                    const std::vector<int64_t>& geometry, const std::vector<double>& numbers, bool keep,
-                                   bool channels_last) {
+                                   bool channels_last, const std::optional<Tensor>& packed) {
   const ForwardTensors t(input, weight, bias, gamma, beta, {geometry, numbers, /*smooth=*/true});
   const Problem& p = t.problem;
   const Kernels& chosen = kernels();
@@ -31,6 +31,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
   const Tensor kept = keeps_z ? like_output() : allocate_bits(p, keep, t.input);
   if (p.positions() > 0) {
     ForwardArgs args{view_of(t.input), view_of(t.weight), view_of(output), t.bias, t.gamma, t.beta, nullptr};
+    args.packed = look_at_packed(packed, t.weight);
     if (keeps_z)
       args.z = kept.data_ptr();
     else if (keep)
@@ -38,6 +39,18 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
     run(chosen.forward, p, args);
   }
   return {output, kept};
+}
+
+// What `forward` takes as `packed`: the weight as it reads it for an input of that size.
+Tensor pack(const Tensor& weight, const std::vector<int64_t>& input_size, const std::vector<int64_t>& geometry,
+            const std::vector<double>& numbers) {
+  const Argument w = look_at_weight(weight, look_at("weight", weight));
+  const Shape shape = input_shape("input_size", input_size.data(), static_cast<int64_t>(input_size.size()), w);
+  const Problem p = problem_of(shape, w, {geometry, numbers, /*smooth=*/true});
+  PackedWeight packing = kernels().packing(p, view_of(w));
+  const Tensor made = allocate_packed(packing, w);
+  run(kernels().pack, p, PackArgs{view_of(w), packing.data});
+  return made;
 }
 
 Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& gamma,
@@ -76,11 +89,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
 // so that whoever traces with symbolic ones has a number to compare them with.
 int64_t fewest_positions(const std::vector<int64_t>& weight_size, torch::headeronly::ScalarType dtype,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& dilation,
-                         const std::vector<int64_t>& padding, int64_t groups, bool channels_last) {
+                         const std::vector<int64_t>& padding, int64_t groups, bool channels_last, int64_t use) {
   const size_t rank = stride.size();
   STD_TORCH_CHECK(
       (rank == 1 || rank == 2) && dilation.size() == rank && padding.size() == rank && weight_size.size() == rank + 2,
       "film_kernels: weight_size must have 3 or 4 sizes, and stride, dilation and padding one or two");
+  STD_TORCH_CHECK(use >= 0 && use <= static_cast<int64_t>(Use::alone_in_training),
+                  "film_kernels: use must be 0, 1, 2 or 3, got ", use);
   STD_TORCH_CHECK(groups >= 1 && weight_size[0] % groups == 0, "film_kernels: groups must divide weight_size[0], ",
                   weight_size[0], ", got ", groups);
   int64_t elements = groups;
@@ -96,7 +111,7 @@ int64_t fewest_positions(const std::vector<int64_t>& weight_size, torch::headero
   p.w = axis(rank - 1);
   const auto faster_from = [&](int64_t positions) {
     p.batch = positions;
-    return !kernels().library_is_faster(p, channels_last);
+    return !kernels().library_is_faster(p, channels_last, static_cast<Use>(use));
   };
   int64_t slow = -1, fast = kMostAlong;  // more positions never make the kernels here the slower ones
   if (!faster_from(fast)) return std::numeric_limits<int64_t>::max();
@@ -116,7 +131,8 @@ std::string instruction_sets() { return kernels().name + (" of " + built_sets())
 STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
   m.def(
       "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
-      "float[] numbers, bool keep, bool channels_last=False) -> (Tensor, Tensor)");
+      "float[] numbers, bool keep, bool channels_last=False, Tensor? packed=None) -> (Tensor, Tensor)");
+  m.def("pack(Tensor weight, int[] input_size, int[] geometry, float[] numbers) -> Tensor");
   m.def(
       "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
       "int[] geometry, float[] numbers) -> Tensor");
@@ -126,12 +142,13 @@ STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
       "float[] numbers) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "fewest_positions(int[] weight_size, ScalarType dtype, int[] stride, int[] dilation, int[] padding, int groups, "
-      "bool channels_last) -> int");
+      "bool channels_last, int use=0) -> int");
   m.def("instruction_sets() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
   m.impl("forward", TORCH_BOX(&film::forward));
+  m.impl("pack", TORCH_BOX(&film::pack));
   m.impl("grad_input", TORCH_BOX(&film::grad_input));
   m.impl("grad_weight", TORCH_BOX(&film::grad_weight));
 }

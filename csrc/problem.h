@@ -50,12 +50,25 @@ struct Matrix {
   int64_t n = 0, k = 0;
 };
 
+// A weight as forward reads it, made beforehand by the kernels' own `pack`: `elements` of the type that sums are in,
+// arranged as `way` says.
+struct PackedWeight {
+  void* data = nullptr;
+  int64_t way = 0, elements = 0;
+};
+
+struct PackArgs {
+  View weight;
+  void* data;  // of a PackedWeight
+};
+
 // What each of the three kernels reads and writes.
 struct ForwardArgs {
   View input, weight, output;
   Matrix bias, gamma, beta;
   uint8_t* bits;              // (N * positions, ceil(K / 8)), or null where no gradient will be asked for
   void* bias_copy = nullptr;  // (K), dense: where the bias goes too, on a GPU
+  PackedWeight packed = {};   // the weight once more, or nothing
   void* z = nullptr;          // conv(x, W) + b, laid out as output is, where that is kept in place of bits, on a CPU
 };
 

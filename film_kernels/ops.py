@@ -34,7 +34,7 @@ def call(problem: Problem, pin: str | None, tensors: Some) -> Tensor:
 def call_and_tell(problem: Problem, pin: str | None, tensors: Some, tells: bool = True) -> tuple[Tensor, Tensor | None]:
     """`call`'s y, and what the kernels keep for backward, without a gradient: None where the plain formula served, or
     where not `tells`."""
-    if _is_watched(tensors):
+    if is_watched(tensors):
         unusual = pin is None and (goes_plain(problem) or _is_exported() or _is_counted())
         if is_transformed() or pin == "reference" or unusual or any(map(_has_rules_of_its_own, tensors)):
             return _plain(problem, pin, tensors), None
@@ -49,7 +49,7 @@ def call_and_tell(problem: Problem, pin: str | None, tensors: Some, tells: bool 
     return kernels.forward(problem, tensors, tells)
 
 
-def _is_watched(tensors: Some) -> bool:
+def is_watched(tensors: Some) -> bool:
     """Whether someone (torch.compile, functorch, a dispatch mode, a tensor subclass) must see an operator."""
     return (
         torch.compiler.is_compiling()  # export too

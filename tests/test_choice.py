@@ -15,6 +15,7 @@ import torch
 
 import film_kernels
 from film_kernels import arguments, backends
+from film_kernels.backends.cpu import _USES
 
 X, W = torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3)
 
@@ -144,21 +145,44 @@ def test_the_automatic_choice_goes_on_to_who_can(served):
     assert served == ["vendor", "vendor", "cpu"]
 
 
-def fewest_positions(weight, dtype=torch.float32, *, stride=1, dilation=1, groups=1, channels_last=False):
-    """What the CPU library says: from how many output positions on it is faster than PyTorch's own convolution."""
+def fewest_positions(weight, dtype=torch.float32, *, stride=1, dilation=1, groups=1, channels_last=False, use=0):
+    """What the CPU library says: from how many output positions on it is faster than PyTorch's own convolution. `use`
+    is a place in `backends.cpu._USES`."""
     axes = len(weight) - 2
     geometry = ([stride] * axes, [dilation] * axes, [weight[2] // 2] * axes)
-    return torch.ops.film_kernels_cpu.fewest_positions(list(weight), dtype, *geometry, groups, channels_last)
+    return torch.ops.film_kernels_cpu.fewest_positions(list(weight), dtype, *geometry, groups, channels_last, use)
 
 
 def test_the_cpu_kernels_say_from_where_on_they_are_the_faster_ones():
     never = 2**63 - 1
-    assert fewest_positions((64, 64, 3, 3)) == 0
+    assert fewest_positions((8, 8, 3, 3)) == fewest_positions((64, 64, 1, 1)) == fewest_positions((64, 64, 3)) == 0
+    # Filtered by Winograd: what is done to the weight takes so many positions to pay, more where it leaves L2.
+    assert [fewest_positions((n, n, 3, 3)) for n in (64, 128, 256)] == [256, 256, 1024]
     assert [fewest_positions((12, 1, 3, 3), groups=12 // width) for width in (2, 3, 4, 6)] == [never, never, 0, 0]
     assert fewest_positions((12, 2, 3, 3), groups=2, channels_last=True) == never
     for options in ({}, {"stride": 2}, {"dilation": 2}, {"groups": 2}):
         assert fewest_positions((64, 64, 3, 3), torch.float16, **options) == 0
     assert fewest_positions((64, 64, 1, 1), torch.bfloat16) == 0
+
+
+def test_the_cpu_kernels_say_it_of_a_convolution_alone():
+    """There is no pass to save, only products: so Winograd's filtering, and few output channels, from some size on."""
+    never, alone, packed, training = 2**63 - 1, *map(_USES.index, ("alone", "alone packed", "alone in training"))
+    intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    for use in (alone, packed, training):
+        for weight, options in (
+            ((64, 64, 1, 1), {}),
+            ((64, 64, 3, 3), {"stride": 2}),
+            ((64, 64, 3), {}),
+            ((1, 3, 3, 3), {}),
+        ):
+            assert fewest_positions(weight, use=use, **options) == never
+        assert fewest_positions((64, 64, 3, 3), torch.float64, use=use) == never
+    assert [fewest_positions((n, n, 3, 3), use=alone) for n in (16, 64, 256)] == [911, 256, 1024]
+    assert [fewest_positions((n, n, 3, 3), use=packed) for n in (16, 64, 256)] == [911, 64, 256]
+    least = [never, 4096, 4096] if intel else [911, 256, 1024]
+    assert [fewest_positions((n, n, 3, 3), use=training) for n in (16, 64, 256)] == least
+    assert fewest_positions((3, 64, 3, 3), use=alone) == 1214
 
 
 def test_what_the_processor_does_with_bfloat16_decides_on_wide_sums():
@@ -185,8 +209,10 @@ def test_the_question_which_is_faster_checks_what_it_is_given():
         ((64, 64, 3, 3), {"groups": 7}),
         ((64, 64, 3, 3), {"groups": 2**62}),
         ((64, 64, 3, 3), {"dtype": torch.int32}),
+        ((64, 64, 3, 3), {"use": 4}),
+        ((64, 64, 3, 3), {"use": -1}),
     ):
-        with pytest.raises((RuntimeError, IndexError), match=r"film_kernels: (weight|groups)|index out of range"):
+        with pytest.raises((RuntimeError, IndexError), match=r"film_kernels: (weight|groups|use)|index out of range"):
             fewest_positions(weight, **options)
 
 

@@ -1,10 +1,10 @@
 // dx = conv_transpose(gamma * u, W) with u = g * slope(bits); the product is formed while the gradient is loaded.
 #include "convolve_planes.h"
+#include "convolve_winograd.h"
 #include "flatten.h"
 #include "modulated.h"
 #include "planes_choice.h"
 #include "store_planes.h"
-#include "winograd.h"
 #include "words.h"
 
 namespace film::FILM_ISA {

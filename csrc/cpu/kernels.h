@@ -5,12 +5,18 @@
 
 namespace film {
 
+// What a convolution is called for: with FiLM or an activation behind it; or alone, without a gradient, then perhaps
+// with its weight packed before, or with one.
+enum class Use { film, alone, alone_packed, alone_in_training };
+
 struct Kernels {
   const char* name;
   void (*forward)(const Problem&, const ForwardArgs&);
+  PackedWeight (*packing)(const Problem&, const View& weight);  // what `pack` makes, without its data
+  void (*pack)(const Problem&, const PackArgs&);
   void (*grad_input)(const Problem&, const GradInputArgs&);
   void (*grad_weight)(const Problem&, const GradWeightArgs&);
-  bool (*library_is_faster)(const Problem&, bool channels_last);  // PyTorch's own, by measurements
+  bool (*library_is_faster)(const Problem&, bool channels_last, Use);  // PyTorch's own, by measurements
   void (*norm_forward)(const NormProblem&, const NormForwardArgs&);
   void (*norm_backward)(const NormProblem&, const NormBackwardArgs&);
 };

@@ -2,7 +2,7 @@
 // that says so. bench/NOTES.md has the figures ("Where the library is faster").
 #include <limits>
 
-#include "winograd_tiles.h"
+#include "forward_weights.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -58,16 +58,67 @@ double saving_by_winograd(const Problem& p) {
     const Sample dense{1, 0, std::vector<float>(p.in_channels, 1)};
     return Spread(dense, dense);
   };
-  const bool serves = with_tiles<Square<2, 4>, Line<4, 3>>(p, pads_by_more_than_half(p), spread, consider) &&
-                      with_gradient_tiles(p, [] { return 1.0; }, consider);
+  const bool serves = with_forward_tiles(p, spread, consider) && with_gradient_tiles(p, [] { return 1.0; }, consider);
   return serves ? least : 1;
+}
+
+// Where Winograd's filtering leaves so few of the products, what has to pay is the work on the weight: to transform it
+// at every call, or, where it was packed before, to read it. That takes so many positions, fewer where the weight of
+// all points stays in L2.
+constexpr double kSavingAlone = 2;
+constexpr int64_t kNearWeight = 2 << 20;                       // bytes
+constexpr int64_t kPositionsNear = 256, kPositionsFar = 1024;  // of a weight that is transformed at every call
+constexpr int64_t kPositionsNearPacked = 64, kPositionsFarPacked = 256;  // of one that is packed
+// Below so many products a call takes longer than the sum.
+constexpr int64_t kProductsOfCall = 2 << 20;
+// Planes for a few output channels, which leave most lanes idle in the library.
+constexpr int64_t kFewOutputs = 4, kManyInputs = 16, kPositionsOfPlanes = 1024;
+
+bool has_few_positions(const Problem& p, bool packed) {
+  constexpr int64_t kPoints = Square<2, 4>::kPoints;
+  const bool near = p.out_channels * p.group_in() * kPoints * static_cast<int64_t>(sizeof(float)) <= kNearWeight;
+  if (packed) return p.positions() < (near ? kPositionsNearPacked : kPositionsFarPacked);
+  return p.positions() < (near ? kPositionsNear : kPositionsFar);
+}
+
+// Intel's cores with AVX-512 multiply twice as many floats in a cycle as others, beside which the gradients' transforms
+// take more of the time: there a training step gains from so many positions and channels on.
+constexpr int64_t kPositionsOfGradients = 4096, kChannelsOfGradients = 64;
+
+bool multiplies_twice_as_fast() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
+// Whether it is one that Winograd's filtering serves from some number of positions on. Below that, what is said of few
+// positions holds all the more for the direct sum, whose weight is read for fewer still.
+bool filters_with_more_positions(Problem p) {
+  p.batch = kPositionsFar;
+  return saving_by_winograd(p) >= kSavingAlone;
+}
+
+// A convolution without anything behind it has no pass to save, so that its sum itself has to be faster.
+bool is_slow_alone(const Problem& p, Use use) {
+  const int64_t sums = p.group_in() * p.h.kernel * p.w.kernel;
+  if (p.dtype == DType::f64 || p.positions() * p.out_channels * sums < kProductsOfCall) return true;
+  const bool is_large = p.positions() >= kPositionsOfGradients && has_enough(p, kChannelsOfGradients, 0);
+  if (use == Use::alone_in_training && multiplies_twice_as_fast() && !is_large) return true;
+  if (p.groups == 1 && p.out_channels <= kFewOutputs)
+    return p.in_channels < kManyInputs || p.positions() < kPositionsOfPlanes || p.h.stride * p.w.stride > 1;
+  return saving_by_winograd(p) < kSavingAlone || has_few_positions(p, use == Use::alone_packed);
 }
 
 }  // namespace
 
 // From the sizes alone, without the data.
-bool library_is_faster(const Problem& p, bool channels_last) {
+bool library_is_faster(const Problem& p, bool channels_last, Use use) {
   if (has_narrow_groups(p, channels_last)) return true;
+  if (use != Use::film && is_slow_alone(p, use)) return true;
+  if (p.dtype == DType::f32 && has_few_positions(p, use == Use::alone_packed) && filters_with_more_positions(p))
+    return true;
   const int64_t products = p.group_in() * p.h.kernel * p.w.kernel;
   if (p.dtype != DType::bf16 || products < kManyProducts) return false;
   switch (bfloat16_of_library()) {

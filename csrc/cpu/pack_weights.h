@@ -111,6 +111,13 @@ class LanePacker {
   std::vector<int64_t> taps_;    // offsets in the weight of the taps that the pass has
 };
 
+// Lets a pass read its weights from where `pack_weights` has put them, or will.
+template <class A>
+void point_at_weights(Pass<A>& pass, const A* packed, int64_t groups, int64_t channels) {
+  const int64_t group_size = pass.products * Panels<A>{channels}.padded();
+  for (int64_t g = 0; g < groups; ++g) pass.weights.push_back(packed + g * group_size);
+}
+
 template <class A>
 void pack_weights(A* packed, Pass<A>& pass, const Problem& p, const View& weight, bool transposed) {
   constexpr int64_t kElementsOfTask = 16 * 1024, kLeastSources = 32;
@@ -118,7 +125,7 @@ void pack_weights(A* packed, Pass<A>& pass, const Problem& p, const View& weight
                 sources = transposed ? p.group_out() : p.group_in();
   const Panels<A> panels{channels};
   const int64_t group_size = pass.products * panels.padded(), lanes = kLanes<A>, vectors = panels.padded() / lanes;
-  for (int64_t g = 0; g < p.groups; ++g) pass.weights.push_back(packed + g * group_size);
+  point_at_weights<A>(pass, packed, p.groups, channels);
   if (pass.products == 0) return;
   // The work is cut along the sources too where there are more threads than vectors of lanes.
   const int64_t most =

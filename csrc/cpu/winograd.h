@@ -10,7 +10,7 @@
 // everything directly instead, so that they reach only the results that they belong to.
 #pragma once
 
-#include <atomic>
+#include <optional>
 
 #include "convolve.h"
 #include "winograd_points.h"
@@ -103,12 +103,27 @@ class WinogradWeights {
  public:
   // `transposed` is what it is for pack_weights.
   WinogradWeights(const PointTile& tile, const Pass<float>& pass, const Problem& p, const View& weight, bool transposed)
-      : sources_(transposed ? p.group_out() : p.group_in()),
+      : WinogradWeights(p, transposed) {
+    own_.emplace(elements());
+    transform(*own_, tile, pass, p, weight, transposed);
+    data_ = *own_;
+  }
+
+  // Those that `transform` has written to `data` before.
+  WinogradWeights(const Problem& p, bool transposed, const float* data = nullptr)
+      : groups_(p.groups),
+        sources_(transposed ? p.group_out() : p.group_in()),
         pieces_(p.h.kernel, p.w.kernel),
         panels_{transposed ? p.group_in() : p.group_out()},
-        data_(p.groups * panels_.count() * panel_size()) {
+        data_(data) {}
+
+  bool are_own() const { return own_.has_value(); }
+  int64_t elements() const { return groups_ * panels_.count() * panel_size(); }
+
+  void transform(float* data, const PointTile& tile, const Pass<float>& pass, const Problem& p, const View& weight,
+                 bool transposed) const {
     constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels that are packed and transformed together
-    const auto transform = tile.weights_in_double ? transform_filter<T, double> : transform_filter<T>;
+    const auto transform_taps = tile.weights_in_double ? transform_filter<T, double> : transform_filter<T>;
     const int64_t cuts = (sources_ + kSources - 1) / kSources;
     with_storage<float>(p.dtype, [&](auto element) {
       const LanePacker<float, decltype(element)> pack(pass, weight, p.h, p.w, kSources, transposed);
@@ -117,7 +132,7 @@ class WinogradWeights {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t s0 = i % cuts * kSources, panel = i / cuts % panels_.count(), g = i / cuts / panels_.count();
           const int64_t width = panels_.vectors(panel) * L, count = std::min(kSources, sources_ - s0);
-          float* points = data_ + (g * panels_.count() + panel) * panel_size() + s0 * width;
+          float* points = data + (g * panels_.count() + panel) * panel_size() + s0 * width;
           for (int64_t v = 0; v < width; v += L) {
             const int64_t c = panel * panels_.kWidth + v;
             pack(taps + v, width, g * (transposed ? 0 : panels_.channels) + c, std::min(L, panels_.channels - c),
@@ -127,8 +142,8 @@ class WinogradWeights {
           for (int64_t number = 0; number < pieces_.count(); ++number) {
             const auto piece = pieces_.at(number);
             for (int64_t at = 0; at < count * width; at += L)
-              transform({points + number * sources_ * width + at, point()}, taps + piece.h * line + piece.w * tap + at,
-                        {line, tap}, {piece.rows, piece.columns});
+              transform_taps({points + number * sources_ * width + at, point()},
+                             taps + piece.h * line + piece.w * tap + at, {line, tap}, {piece.rows, piece.columns});
           }
         }
       });
@@ -144,10 +159,11 @@ class WinogradWeights {
   int64_t point() const { return apart(pieces_.count() * sources_ * panels_.kWidth); }
   int64_t panel_size() const { return T::kPoints * point(); }
 
-  int64_t sources_;
+  int64_t groups_, sources_;
   Pieces<T> pieces_;
   Panels<float> panels_;
-  Scratch<float> data_;
+  std::optional<Scratch<float>> own_;
+  const float* data_;
 };
 
 // Blocks of whole tiles; the last ones may reach over the edge.
@@ -217,55 +233,6 @@ bool gather_results(const PointTile& tile, float* results, const float* products
         finite &= transform(results + ((n * e.rows + h) * e.columns + w) * width, {e.columns * width, width},
                             {products + layout.number(n, h / MH, w / MW) * width, layout.result_point(width)}, width,
                             {std::min<int64_t>(MH, e.rows - h), std::min<int64_t>(MW, e.columns - w)});
-  return finite;
-}
-
-// Does what convolve does, with tiles T. Returns whether all results are finite; where they are not, the epilogue has
-// not run for all of them.
-template <class T, class Source, class Epilogue>
-bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const WinogradWeights<T>& weights, int64_t batch,
-                       int64_t groups, int64_t source_channels, int64_t channels, const Source& source,
-                       const Epilogue& epilogue) {
-  const Blocks blocks = plan_winograd_blocks<T>(pass, batch, source_channels);
-  const Panels<float> panels{channels};
-  const int64_t positions = blocks.positions();
-  const Pieces<T> pieces(pass.h.offset.size(), pass.w.offset.size());
-  const TileStacks most(tile, {0, blocks.samples, 0, blocks.rows, 0, blocks.columns}, pieces, source_channels);
-  const int64_t strip_size =
-      blocks.samples * pass.h.extent(blocks.rows) * pass.w.extent(blocks.columns) * source_channels;
-  std::atomic<bool> finite{true};
-  parallel(blocks.blocks(), [&](int64_t begin, int64_t end) {
-    Scratch<float> strip(strip_size), transformed(T::kPoints * most.point());
-    Scratch<float> products(T::kPoints * most.result_point(panels.kWidth)), results(positions * panels.kWidth);
-    std::vector<Place> places(positions);
-    for (int64_t block = begin; block < end && finite; ++block) {
-      const Extent e = extent_of(blocks, pass, batch, block);
-      const Extent whole = whole_tiles<T>(e);
-      const TileStacks layout(tile, whole, pieces, source_channels);
-      const int64_t count = list_places(places, e, pass);
-      for (int64_t g = 0; g < groups; ++g) {
-        fill_strip(static_cast<float*>(strip), whole, pass.h, pass.w, {g * source_channels, source_channels}, source);
-        transform_tiles<T>(transformed, layout, strip, whole, pieces, source_channels);
-        for (int64_t panel = 0; panel < panels.count(); ++panel) {
-          const int vectors = panels.vectors(panel);
-          const int64_t width = vectors * kLanes<float>;
-          const auto multiply = tile.multiplier(vectors, layout.tiles);
-          for (int64_t point = 0; point < T::kPoints; ++point)
-            for (int64_t stack = 0; stack < layout.result_stacks(); ++stack)
-              for (int64_t piece = 0; piece < pieces.count(); ++piece)
-                multiply(source_channels,
-                         transformed + point * layout.point() + piece % pieces.along_w * layout.copy() +
-                             (stack + piece / pieces.along_w * layout.band_stacks) * layout.stack(),
-                         weights.at(g, panel, point) + piece * source_channels * width,
-                         products + point * layout.result_point(width) + stack * layout.tiles * width, piece == 0);
-          if (!gather_results<T>(tile, results, products, layout, e, width)) finite = false;
-          for (int64_t first = 0; first < count; first += kTileRows)
-            epilogue(results + first * width, vectors, &places[first], std::min<int64_t>(kTileRows, count - first), g,
-                     panel * panels.kWidth, panels.used(panel));
-        }
-      }
-    }
-  });
   return finite;
 }
 

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
-from ..problems.conv_film import ConvFilm
+from ..problems.conv_film import ConvFilm, Tensors
 from ..problems.norm_film import NormFilm
 from . import cpu_library, cpu_pass, library
 from .base import Backend
 from .compiled import packed_norm_options, packed_options
 from .conv_film import ConvFilmKernels, bits_like
 from .norm_film import NormFilmKernels
+
+_USES = ("film", "alone", "alone packed", "alone in training")  # in the kernels' order
 
 
 def _has_bits(problem: ConvFilm) -> bool:
@@ -45,13 +47,16 @@ class CpuConvFilm(ConvFilmKernels):
             return "it serves inputs of at least one channel"
         return None
 
-    def is_slow(self, problem: ConvFilm) -> bool:
+    def is_slow(self, problem: ConvFilm, use: str = "alone") -> bool:
+        """`use`, of a convolution with nothing behind it, is "alone", "alone packed" where its weight has been packed
+        before, or "alone in training"."""
         # The rule is that of the kernels (csrc/cpu/library_is_faster.cpp).
+        code = _USES.index(use if is_alone(problem) else "film")
         weight_shape = tuple(map(int, problem.weight_shape))  # each symbolic size gets a graph of its own
         with torch._C._DisableTorchDispatch():  # whoever traces may not know that a number is asked for
             fewest = torch.ops.film_kernels_cpu.fewest_positions(
                 weight_shape, problem.dtype, problem.stride, problem.dilation, problem.padding_before,
-                problem.groups, problem.channels_last,
+                problem.groups, problem.channels_last, code,
             )  # fmt: skip
         return problem.batch * math.prod(problem.out_size) < fewest
 
@@ -94,6 +99,17 @@ class CpuConvFilm(ConvFilmKernels):
         )
         return *found[:2], *sums
 
+    def pack(self, problem: ConvFilm, weight: Tensor) -> Tensor:
+        """`weight` as forward reads it, so that a call which is given it need not do that work. Its layout is that of
+        the kernels of this process."""
+        return torch.ops.film_kernels_cpu.pack(weight, problem.input_shape, *packed_options(problem))
+
+    def forward_packed(self, problem: ConvFilm, tensors: Tensors, packed: Tensor | None) -> Tensor:
+        """y, with the weight as `pack` has made it, if it has."""
+        return torch.ops.film_kernels_cpu.forward(
+            *tensors, *packed_options(problem), False, problem.channels_last, packed
+        )[0]
+
     def grad_input(self, problem, grad, kept, weight, gamma):
         return torch.ops.film_kernels_cpu.grad_input(
             grad, kept, weight, gamma, problem.input_shape, problem.channels_last, *packed_options(problem)
@@ -102,6 +118,11 @@ class CpuConvFilm(ConvFilmKernels):
     def grad_weight(self, problem, grad, kept, tensors, wanted):
         results = torch.ops.film_kernels_cpu.grad_weight(grad, kept, *tensors[:4], *wanted, *packed_options(problem))
         return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+
+
+def is_alone(problem: ConvFilm) -> bool:
+    """Whether nothing but a bias stands behind the convolution."""
+    return problem.activation == "none" and not (problem.has_gamma or problem.has_beta or problem.gamma_offset)
 
 
 class CpuNormFilm(NormFilmKernels):

@@ -56,7 +56,7 @@ def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
     return like.new_empty_strided(shape, strides_of(shape, channels_last))
 
 
-def _forward(input, weight, bias, gamma, beta, geometry, numbers, keep, channels_last=False):
+def _forward(input, weight, bias, gamma, beta, geometry, numbers, keep, channels_last=False, packed=None):
     geometry = Geometry.read(geometry)
     _check("input", input, None)
     _check("weight", weight, input)
@@ -67,6 +67,13 @@ def _forward(input, weight, bias, gamma, beta, geometry, numbers, keep, channels
         return y, torch.empty_like(y)
     rows, row = _bits_shape(shape)
     return y, input.new_empty((rows if keep and geometry.activation else 0, row), dtype=torch.uint8)
+
+
+def _pack(weight, input_size, geometry, numbers):
+    """How long it is depends on the weight's values."""
+    _check("weight", weight, None)
+    _out_shape(input_size, weight, Geometry.read(geometry))
+    return weight.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=sums_of(weight.dtype))
 
 
 def _grad_input(grad, bits, weight, gamma, input_size, channels_last, geometry, numbers):
@@ -147,6 +154,7 @@ def _norm_backward(
 def register() -> None:
     """To be called once, when the library has been loaded."""
     torch.library.register_fake("film_kernels_cpu::forward", _forward)
+    torch.library.register_fake("film_kernels_cpu::pack", _pack)
     torch.library.register_fake("film_kernels_cpu::grad_input", _grad_input)
     torch.library.register_fake("film_kernels_cpu::grad_weight", _grad_weight)
     torch.library.register_fake("film_kernels_cpu::norm_forward", _norm_forward)

@@ -1,0 +1,166 @@
+// What convolve does, by Winograd's filtering (winograd.h), in one of two orders.
+//
+// Block by block, everything of a block stays in L2, and all weights are read once for each block. Those of wide layers
+// are many times as long as L2, and their tiles so long that a block has few of them: 512 channels have 25 MB of
+// weights at all points, and 10 tiles a block. There it is point by point: all tiles are transformed, then the products
+// of one point after another are made for all of them, then all results; and the weights are read once.
+//
+// Either way each product is the same sum, in the same order.
+#pragma once
+
+#include <atomic>
+
+#include "winograd.h"
+
+namespace film::FILM_ISA {
+
+// One convolution by tiles T: what is done with a block of it.
+template <class T, class Source, class Epilogue>
+struct WinogradConvolution {
+  const PointTile& tile;
+  const Pass<float>& pass;
+  const WinogradWeights<T>& weights;
+  int64_t batch, source_channels;
+  Panels<float> panels;  // of a group
+  const Source& source;
+  const Epilogue& epilogue;
+
+  const Blocks blocks = plan_winograd_blocks<T>(pass, batch, source_channels);
+  const Pieces<T> pieces{static_cast<int64_t>(pass.h.offset.size()), static_cast<int64_t>(pass.w.offset.size())};
+  const TileStacks most{tile, {0, blocks.samples, 0, blocks.rows, 0, blocks.columns}, pieces, source_channels};
+
+  // Elements of a block's transformed tiles, and of its products of one panel, at most.
+  int64_t transformed_size() const { return T::kPoints * most.point(); }
+  int64_t products_size() const { return T::kPoints * most.result_point(panels.kWidth); }
+  int64_t strip_size() const {
+    return blocks.samples * pass.h.extent(blocks.rows) * pass.w.extent(blocks.columns) * source_channels;
+  }
+
+  Extent extent(int64_t block) const { return extent_of(blocks, pass, batch, block); }
+  TileStacks layout(const Extent& e) const { return {tile, whole_tiles<T>(e), pieces, source_channels}; }
+
+  void transform(float* transformed, float* strip, const Extent& e, int64_t g) const {
+    const Extent whole = whole_tiles<T>(e);
+    fill_strip(strip, whole, pass.h, pass.w, {g * source_channels, source_channels}, source);
+    transform_tiles<T>(transformed, layout(e), strip, whole, pieces, source_channels);
+  }
+
+  void multiply(float* products, const float* transformed, const TileStacks& layout, int64_t g, int64_t panel,
+                int64_t point) const {
+    const int vectors = panels.vectors(panel);
+    const int64_t width = vectors * kLanes<float>;
+    const auto multiply = tile.multiplier(vectors, layout.tiles);
+    for (int64_t stack = 0; stack < layout.result_stacks(); ++stack)
+      for (int64_t piece = 0; piece < pieces.count(); ++piece)
+        multiply(source_channels,
+                 transformed + point * layout.point() + piece % pieces.along_w * layout.copy() +
+                     (stack + piece / pieces.along_w * layout.band_stacks) * layout.stack(),
+                 weights.at(g, panel, point) + piece * source_channels * width,
+                 products + point * layout.result_point(width) + stack * layout.tiles * width, piece == 0);
+  }
+
+  // Returns whether all results are finite.
+  bool finish(float* results, std::vector<Place>& places, const float* products, const Extent& e, int64_t g,
+              int64_t panel) const {
+    const int vectors = panels.vectors(panel);
+    const int64_t width = vectors * kLanes<float>, count = list_places(places, e, pass);
+    const bool finite = gather_results<T>(tile, results, products, layout(e), e, width);
+    for (int64_t first = 0; first < count; first += kTileRows)
+      epilogue(results + first * width, vectors, &places[first], std::min<int64_t>(kTileRows, count - first), g,
+               panel * panels.kWidth, panels.used(panel));
+    return finite;
+  }
+
+  bool block_by_block(int64_t groups) const {
+    std::atomic<bool> finite{true};
+    parallel(blocks.blocks(), [&](int64_t begin, int64_t end) {
+      Scratch<float> strip(strip_size()), transformed(transformed_size()), products(products_size());
+      Scratch<float> results(blocks.positions() * panels.kWidth);
+      std::vector<Place> places(blocks.positions());
+      for (int64_t block = begin; block < end && finite; ++block) {
+        const Extent e = extent(block);
+        const TileStacks stacks = layout(e);
+        for (int64_t g = 0; g < groups; ++g) {
+          transform(transformed, strip, e, g);
+          for (int64_t panel = 0; panel < panels.count(); ++panel) {
+            for (int64_t point = 0; point < T::kPoints; ++point)
+              multiply(products, transformed, stacks, g, panel, point);
+            if (!finish(results, places, products, e, g, panel)) finite = false;
+          }
+        }
+      }
+    });
+    return finite;
+  }
+
+  // `together` blocks at a time.
+  bool point_by_point(int64_t groups, int64_t together) const {
+    Scratch<float> transformed(together * transformed_size());
+    Scratch<float> products(together * panels.count() * products_size());
+    std::atomic<bool> finite{true};
+    for (int64_t first = 0; first < blocks.blocks() && finite; first += together) {
+      const int64_t count = std::min(together, blocks.blocks() - first);
+      const auto products_of = [&](int64_t i, int64_t panel) {
+        return products + (i * panels.count() + panel) * products_size();
+      };
+      for (int64_t g = 0; g < groups; ++g) {
+        parallel(count, [&](int64_t begin, int64_t end) {
+          Scratch<float> strip(strip_size());
+          for (int64_t i = begin; i < end; ++i)
+            transform(transformed + i * transformed_size(), strip, extent(first + i), g);
+        });
+        // A thread has panels of its own, those whose weights it has transformed, and a share of their points where
+        // there are more threads. A point's tiles stay near while it goes through its panels.
+        const int64_t shares = (thread_count() + panels.count() - 1) / panels.count();
+        parallel(panels.count() * shares, [&](int64_t begin, int64_t end) {
+          for (int64_t point = 0; point < T::kPoints; ++point)
+            for (int64_t at = begin; at < end; ++at)
+              for (int64_t i = 0; i < count && point % shares == at % shares; ++i)
+                multiply(products_of(i, at / shares), transformed + i * transformed_size(), layout(extent(first + i)),
+                         g, at / shares, point);
+        });
+        parallel(panels.count() * count, [&](int64_t begin, int64_t end) {
+          Scratch<float> results(blocks.positions() * panels.kWidth);
+          std::vector<Place> places(blocks.positions());
+          for (int64_t at = begin; at < end && finite; ++at) {
+            const int64_t panel = at / count, i = at % count;
+            if (!finish(results, places, products_of(i, panel), extent(first + i), g, panel)) finite = false;
+          }
+        });
+      }
+    }
+    return finite;
+  }
+
+  // How many blocks go point by point together; 0 where block by block each thread has less to read and write beyond
+  // L2.
+  int64_t blocks_together() const {
+    constexpr int64_t kNearBytes = 1 << 20;   // weights of so many bytes stay near
+    constexpr int64_t kMostBytes = 32 << 20;  // of tiles and products together
+    constexpr int64_t kPasses = 3;  // tiles and products are written, for which a line is read first, and read
+    const int64_t weight_bytes = weights.elements() * sizeof(float), threads = thread_count();
+    if (weight_bytes <= kNearBytes) return 0;
+    const int64_t block_bytes = (transformed_size() + panels.count() * products_size()) * sizeof(float);
+    const int64_t together = std::clamp<int64_t>(kMostBytes / block_bytes, 1, blocks.blocks());
+    const int64_t rounds = (blocks.blocks() + together - 1) / together;
+    // Block by block, what another thread has just transformed has to come from there, which takes about twice as long.
+    const int64_t from_others = weights.are_own() && threads > 1 ? threads : 0;
+    const double by_points = rounds * weight_bytes + kPasses * blocks.blocks() * block_bytes;
+    const double by_blocks = (blocks.blocks() + from_others) * weight_bytes;
+    return by_points / threads < by_blocks / std::min(blocks.blocks(), threads) ? together : 0;
+  }
+};
+
+// Does what convolve does, with tiles T. Returns whether all results are finite; where they are not, the epilogue has
+// not run for all of them.
+template <class T, class Source, class Epilogue>
+bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const WinogradWeights<T>& weights, int64_t batch,
+                       int64_t groups, int64_t source_channels, int64_t channels, const Source& source,
+                       const Epilogue& epilogue) {
+  const WinogradConvolution<T, Source, Epilogue> all{tile,       pass,   weights, batch, source_channels,
+                                                     {channels}, source, epilogue};
+  const int64_t together = all.blocks_together();
+  return together == 0 ? all.block_by_block(groups) : all.point_by_point(groups, together);
+}
+
+}  // namespace film::FILM_ISA

@@ -32,6 +32,10 @@ _SETTINGS = {
     "optimize_ddp": False,
 }
 
+# Dynamo raises errors of its own where a size comes from such a number, as in `x.view(n, np.prod(sizes), c)`. Cut
+# there, the rest of the frame is captured all the same.
+_CUTTING = {"capture_scalar_outputs": False, "capture_dynamic_output_shape_ops": False}
+
 
 def captured(
     function: Callable[..., Any],
@@ -39,14 +43,16 @@ def captured(
     *,
     watch: Watch,
     dynamic: bool | None = None,
+    modules_stay: bool = False,
 ) -> Callable[..., Any]:
     """`function`, which uses no globals, run in the graphs that Dynamo captures and `backend` makes something of;
-    `watch` is told of the captures.
+    `watch` is told of the captures. Where `modules_stay` as they were at their capture, calls do not look at them.
 
     The settings hold while Dynamo captures only: put around each call they would cost as much as the call, and what the
     function calls would see them.
     """
-    context: Any = torch._dynamo.optimize(backend, dynamic=dynamic)
+    filter_guards = torch.compiler.skip_guard_on_all_nn_modules_unsafe if modules_stay else None
+    context: Any = torch._dynamo.optimize(backend, dynamic=dynamic, guard_filter_fn=filter_guards)
     if getattr(context, "callback", None) is not None:  # None where Dynamo is turned off
         context.callback = _Callback(context.callback, watch)
     return context(_of_its_own(function))
@@ -101,14 +107,18 @@ class _Callback:
         frames = utils.counters["frames"]
         failures = frames["total"] - frames["ok"]
         self._watch.begins(frame.f_code)
-        try:
-            with config.patch(**_SETTINGS):
-                result = self._torchdynamo_orig_backend(frame, *args)
-            failed = frames["total"] - frames["ok"] > failures
-        except (exc.TorchRuntimeError, exc.InternalTorchDynamoError) as error:
-            if isinstance(error, getattr(exc, "ResumePrologueTracingError", ())):
-                raise  # it is too late to run this as it was
-            result, failed = types.ConvertFrameReturn(), True  # run as it is, it may raise what its user knows
+        result, failed = types.ConvertFrameReturn(), True  # run as it is, it may raise what its user knows
+        for settings in (_SETTINGS, _SETTINGS | _CUTTING):
+            try:
+                with config.patch(**settings):
+                    result = self._torchdynamo_orig_backend(frame, *args)
+                failed = frames["total"] - frames["ok"] > failures
+                break
+            except (exc.TorchRuntimeError, exc.InternalTorchDynamoError) as error:
+                if isinstance(error, getattr(exc, "ResumePrologueTracingError", ())):
+                    raise  # it is too late to run this as it was
+                if isinstance(error, exc.TorchRuntimeError):
+                    break
         if failed:
             result.apply_to_code = self._watch.fails(frame.f_code)
         return result

@@ -26,7 +26,7 @@ _IN_PLACE_OPERATORS = {
 }  # fmt: skip
 _READING_MODULES = ("_operator", "builtins", "math", "torch.functional")
 _READING = {"_get_data_attr", "_assert", "_assert_async", "is_grad_enabled", "promote_types", "result_type",
-            "_log_api_usage_once"}  # fmt: skip
+            "_log_api_usage_once", "Tensor"}  # fmt: skip
 _ABOUT_SIZES = ("sym_", "_sym_", "_check")
 _WRITING_METHODS = {"backward", "register_hook", "resize", "resize_as", "share_memory_"}
 _WRITING_BUILTINS = {"setattr", "delattr", "exec", "eval", "next"}

@@ -95,12 +95,14 @@ def _channels_first(shape: tuple[Any, ...], channels: int) -> tuple[Any, ...]:
 
 def _without_expansion(value: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     """What `value` expands to the shape of another tensor: broadcasting does that anyway; and the nodes on the way that
-    copied it. It is looked for behind sums and products with numbers too, `1 + gamma.expand_as(x)`, which are then
-    written anew."""
+    copied it. It is looked for behind sums and products with numbers too, `1 + gamma.expand_as(x)`, and behind slices
+    of the first two dimensions, `film.expand_as(x)[:, :n]`, which are then written anew."""
     copied: tuple[fx.Node, ...] = ()
     while _calls(value, _EXPANSIONS) or is_conversion_to_itself(value) or _repeats_ones(value):
         copied += (value,) if _calls(value, _REPETITIONS) else ()
         value = value.args[0]  # type: ignore[assignment]
+    if _is_part_by_channel(value):
+        return _part_of_unexpanded(value, copied)
     operands = [arg for arg in value.args if isinstance(arg, fx.Node)]
     if value.target not in _WITH_NUMBERS or len(operands) != 1 or len(value.args) != 2 or value.kwargs:
         return value, copied
@@ -114,9 +116,36 @@ def _without_expansion(value: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     return again, copied_before + copied
 
 
+def _is_part_by_channel(value: fx.Node) -> bool:
+    """Whether `value` is a part of a tensor by slices of samples and channels."""
+    if value.target is not operator.getitem or value.op != "call_function":
+        return False
+    index = value.args[1] if isinstance(value.args[1], tuple) else (value.args[1],)
+    return len(index) <= 2 and all(isinstance(item, slice) for item in index)
+
+
+def _part_of_unexpanded(value: fx.Node, copied: tuple[fx.Node, ...]) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    source, index = value.args
+    assert isinstance(source, fx.Node)
+    inner, copied_before = _without_expansion(source)
+    whole, small = tensor_of(source), tensor_of(inner)
+    if inner is source:
+        return value, copied
+    known = whole is not None and small is not None
+    if known and (small.dim() != whole.dim() or not all(map(same, small.shape[:2], whole.shape[:2]))):  # type: ignore[union-attr]
+        return value, copied  # what is sliced has been repeated there too
+    with value.graph.inserting_after(value):
+        again = value.graph.call_function(operator.getitem, (inner, index))
+    again.meta.update(inner.meta, written_anew=True)
+    if known:
+        again.meta["example_value"] = small[index]  # type: ignore[index]
+    return again, copied_before + copied
+
+
 def is_of_a_factor(node: fx.Node) -> bool:
     """Whether `node` is one of the operations that `_without_expansion` looks behind, which change nothing in place."""
-    return any(_calls(node, targets) for targets in (_EXPANSIONS, _WITH_NUMBERS, _REPETITIONS, CONVERSIONS))
+    targets = (_EXPANSIONS, _WITH_NUMBERS, _REPETITIONS, CONVERSIONS)
+    return _is_part_by_channel(node) or any(_calls(node, some) for some in targets)
 
 
 def _calls(node: fx.Node, targets: tuple[Any, ...]) -> bool:
@@ -182,7 +211,7 @@ def trailing_ones(node: Any, of_operands: Callable[[Iterable[int]], int] = max) 
     source, *rest = node.args
     if node.target in (operator.getitem, torch.chunk, torch.split, "chunk", "split"):
         index = rest[0] if rest else None
-        if node.target is not operator.getitem or isinstance(index, int):
+        if node.target is not operator.getitem or isinstance(index, int) or _is_part_by_channel(node):
             return trailing_ones(source, of_operands)  # one of the parts of what was split by channel
         count = 0
         for item in reversed(index if isinstance(index, tuple) else (index,)):

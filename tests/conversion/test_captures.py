@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -224,3 +225,36 @@ def test_numbers_read_from_tensors_between_convolution_and_film():
         expected, *others = model(*ARGS, torch.tensor(k))
         assert len(calls) == 1 and numbers == others and [type(n) for n in numbers] == [int, float]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_from_numpy_cut_the_graph_where_they_are():
+    """Dynamo ends with an error of its own at `view(n, np.prod(sizes), c)`; what stands around it is captured all the
+    same, in the frame that it is in, and not module by module."""
+
+    class Attention(nn.Module):
+        def forward(self, x):
+            n, c, *sizes = x.shape
+            tokens = x.permute(0, 2, 3, 1).view(n, np.prod(sizes), c)
+            return torch.softmax(tokens @ tokens.transpose(1, 2), -1).sum(-1)[:, :, None] + tokens
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(nn.GroupNorm(2, K) for _ in range(4))
+            self.attention = Attention()
+
+        def forward(self, x, g):
+            for norm in self.norms[:2]:
+                x = F.silu(norm(x) * tall(g))
+            tokens = self.attention(x)
+            for norm in self.norms[2:]:
+                x = F.silu(norm(x) * tall(g))
+            return x, tokens
+
+    model, args = Model(), (torch.randn(2, K, 6, 5), torch.randn(2, K))
+    assert len(find_film(model, args)) == 4
+    fused = fused_copy(model)
+    for _ in range(2):
+        with counted_calls() as calls:
+            torch.testing.assert_close(fused(*args), model(*args), rtol=1e-4, atol=1e-5)
+        assert len(calls) == 4

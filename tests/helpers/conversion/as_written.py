@@ -155,6 +155,26 @@ def repeated_parameters(m, x, g, b, e):
     return m.conv(x) * tall(g) + m.shift.repeat(x.shape[0], 1, 6, 5)
 
 
+def sliced_after_repeating(m, x, g, b, e):
+    both = torch.cat((g, b), 1)[:, :, None, None].repeat(1, 1, 6, 5)
+    return (
+        both[:, :K] * m.conv(x)
+        + both[
+            :,
+            K:,
+        ]
+    )
+
+
+def sliced_after_expanding(m, x, g, b, e):
+    both = 1 + torch.cat((b, g), 1)[:, :, None, None].expand(-1, -1, 6, 5)
+    return both[:, K:] * torch.relu(m.conv(x)) + both[:, :K]
+
+
+def made_of_numbers(m, x, g, b, e):
+    return m.conv(x) * (torch.Tensor([[[[2.0]]]]) * tall(g)) + tall(b)
+
+
 def pooled_residual(m, x, g, b, e):
     v = F.adaptive_avg_pool2d(x, 3)
     return F.relu(m.conv(v) + F.adaptive_avg_pool2d(m.other(x), 1))
@@ -181,6 +201,9 @@ FUSED = (
     Written("shape", ask_shape, "relu film"),
     Written("all that a shape tells", ask_all, "film"),
     Written("repeat of vectors", lambda m, x, g, b, e: m.conv(x) * g.view(-1, K, 1, 1).repeat([1, 1, 6, 5]), "scale"),
+    Written("sliced after repeating", sliced_after_repeating, "film"),
+    Written("sliced after expanding", sliced_after_expanding, "relu film"),
+    Written("made of numbers in between", made_of_numbers, "film"),
     Written("tile", lambda m, x, g, b, e: m.conv(x) * torch.tile(tall(g), (6, 5)), "scale"),
     Written("item", item, "film"),
     Written("shift, then GroupNorm", lambda m, x, g, b, e: F.silu(m.norm(m.conv(x) + tall(b))), "shift",

@@ -33,9 +33,10 @@ def show_backends() -> None:
     print_table([("backend", "available"), *((name, why or "yes") for name, why in available_backends().items())])
 
 
-def explain(factory: str) -> None:
+def explain(factory: str, convolutions: bool = False) -> None:
     """Print the FiLM sites of the model that `factory`, "module:function", makes: the function takes no arguments and
-    returns a model, or a pair: a model and its example inputs, as `find_film` takes them.
+    returns a model, or a pair: a model and its example inputs, as `find_film` takes them. With `convolutions`, those
+    without FiLM too.
 
     Raises:
         ValueError: `factory` names nothing that makes a model, or the model needs example inputs.
@@ -43,7 +44,7 @@ def explain(factory: str) -> None:
     model, example_inputs = _made_by(factory)
     pair = f"{factory} may return a pair, (model, example_inputs)"
     try:
-        sites = find_film(model, example_inputs, norms=True)  # all that `fuse` takes
+        sites = find_film(model, example_inputs, norms=True, convolutions=convolutions)  # all that `fuse` takes
     except ValueError as error:
         if example_inputs is not None:
             raise
@@ -64,7 +65,8 @@ def explain(factory: str) -> None:
     if reasons:
         print()
         print_table([(f"({i})", reason) for i, reason in enumerate(reasons, 1)])
-    print(f"\n{sum(site.fusable for site in sites)} of {len(sites)} sites are fused by film_kernels.fuse(model)")
+    call = f"film_kernels.fuse(model{', convolutions=True' if convolutions else ''})"
+    print(f"\n{sum(site.fusable for site in sites)} of {len(sites)} sites are fused by {call}")
     if example_inputs is None:
         print_table([(f"without example inputs, shapes are not known: {pair}",)])
 
@@ -113,13 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command")
     command = commands.add_parser("explain", help="list the FiLM sites of a model")
     command.add_argument("factory", help="module:function that returns a model, or a pair (model, example_inputs)")
+    command.add_argument("--convolutions", action="store_true", help="those without FiLM too, as fuse can take them")
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
         show_backends()
         return
     sys.path.insert(0, "")
     try:
-        explain(chosen.factory)
+        explain(chosen.factory, chosen.convolutions)
     except ValueError as error:
         parser.error(str(error))
 

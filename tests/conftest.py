@@ -24,6 +24,7 @@ if not torch.cuda.is_available():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes or many gigabytes; run with --slow")
+    config.addinivalue_line("markers", "judged: whether a site gains anything is asked, as users have it")
     torch.manual_seed(0)
     missing = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
     if missing and os.environ.get("CI"):

@@ -12,15 +12,16 @@ from torch import Tensor, fx, nn
 
 from .crossings import Crossings
 from .dynamo import Watch, captured, why_off
-from .matching import matches
 from .nodes import note_buffers
 from .site import Site, site_of
-from .swap import checkpointed
+from .swap import Wishes, checkpointed, found_in
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any] | None
 
 
-def find_film(model: nn.Module, example_inputs: Inputs = None, *, norms: bool = False) -> list[Site]:
+def find_film(
+    model: nn.Module, example_inputs: Inputs = None, *, norms: bool = False, convolutions: bool = False
+) -> list[Site]:
     """Every place in `model` where a convolution's output, or a norm's, meets a scale and shift per sample and channel.
 
     That is a scale or shift, with one value a channel, that depends on what the model is called with; or a scale by
@@ -37,6 +38,7 @@ def find_film(model: nn.Module, example_inputs: Inputs = None, *, norms: bool = 
             narrower limits, and knows no shapes. Where Dynamo is turned off (TORCHDYNAMO_DISABLE=1,
             `torch.compiler.set_stance("force_eager")`) it is traced so too, and shapes come from the inputs.
         norms: norms with an activation behind them and no FiLM as well, which `film_kernels.fuse` takes too.
+        convolutions: convolutions without FiLM as well, which `film_kernels.fuse(model, convolutions=True)` takes.
 
     Returns:
         The sites in the order of execution, fusable or not; a module that is called twice has two.
@@ -45,18 +47,23 @@ def find_film(model: nn.Module, example_inputs: Inputs = None, *, norms: bool = 
         ValueError: a model that would have to be traced symbolically and cannot be; the message says why.
         TypeError: `model` or `example_inputs` of another type.
     """
+    return sites_of(model, example_inputs, Wishes(norms, convolutions=convolutions))
+
+
+def sites_of(model: nn.Module, example_inputs: Inputs, wishes: Wishes) -> list[Site]:
+    """What `find_film` returns, for those `wishes`."""
     check_model(model)
     training = any(module.training for module in model.modules())
     if example_inputs is None:
         subject = "example_inputs must be given for this model: without them it"
-        return _sites_in(_symbolic(model, subject), {}, training, norms)
+        return _sites_in(_symbolic(model, subject), {}, training, wishes)
     args, kwargs = arguments_of(example_inputs)
     off = why_off()
     if off is not None:
         graph = _symbolic(model, f"{off} turns off Dynamo, through which example_inputs are run; and this model")
-        return _sites_in(_with_shapes(graph, model, args, kwargs), {}, training, norms)
+        return _sites_in(_with_shapes(graph, model, args, kwargs), {}, training, wishes)
     names = {id(module): name for name, module in model.named_modules()}
-    return [site for graph in _run(model, args, kwargs) for site in _sites_in(graph, names, training, norms)]
+    return [site for graph in _run(model, args, kwargs) for site in _sites_in(graph, names, training, wishes)]
 
 
 def check_model(model: Any) -> None:
@@ -78,9 +85,9 @@ def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def _sites_in(module: fx.GraphModule, names: Mapping[int, str], training: bool, norms: bool) -> list[Site]:
-    sites = [site_of(match, names, training) for match in matches(module.graph, norms)]
-    return sites + [site for body in checkpointed(module) for site in _sites_in(body, names, training, norms)]
+def _sites_in(module: fx.GraphModule, names: Mapping[int, str], training: bool, wishes: Wishes) -> list[Site]:
+    sites = [site_of(match, names, training) for match in found_in(module.graph, wishes, training)]
+    return sites + [site for body in checkpointed(module) for site in _sites_in(body, names, training, wishes)]
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[fx.GraphModule]:

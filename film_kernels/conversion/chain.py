@@ -88,13 +88,17 @@ class Chain:
             node = following.node
 
     def descend(self) -> None:
-        """Take what stands behind a norm, up to the first activation, as far as nothing is against it."""
+        """Take what stands behind a norm, or a convolution without FiLM, up to the first activation, as far as nothing
+        is against it."""
         node = self.root.node
         while activation_in(self.links) is None:
             readers = users_of_values(node)
             following = operation_of(readers[0], node) if len(readers) == 1 else None
-            if following is None or isinstance(following, Norm):
+            if following is None or (isinstance(following, Norm) and not self._folds(following)):
                 return
+            varies = any(not factor.is_of_all_samples for factor in self._factors_of(following))
+            if varies and isinstance(self.root, Convolution):
+                return  # a residual, say, or FiLM that something is against
             if self._why_not(following) or not self.take(following):
                 return
             node = following.node

@@ -29,15 +29,16 @@ def film_kernels(
         example_inputs: Dynamo's.
         mode: Inductor's, as torch.compile takes it.
         options: `{"backend": "eager"}`, or another of `torch._dynamo.list_backends()`, in place of Inductor;
-            `{"norms": False}` and `{"keep": "least"}` as for `film_kernels.fuse`; what else there is, is Inductor's own
-            (`torch._inductor.list_options()`).
+            `{"norms": False}`, `{"convolutions": True}` and `{"keep": "least"}` as for `film_kernels.fuse`; what else
+            there is, is Inductor's own (`torch._inductor.list_options()`).
 
     Raises:
         ValueError: `mode`, or `options` that are Inductor's, for another backend; an unknown `keep`.
     """
     patches = dict(options or {})
     name, norms = patches.pop("backend", "inductor"), patches.pop("norms", True)
-    wishes = Wishes(norms, check_choice("keep", patches.pop("keep", "fast"), KEEPS))
+    keep = check_choice("keep", patches.pop("keep", "fast"), KEEPS)
+    wishes = Wishes(norms, keep, patches.pop("convolutions", False))
     if name != "inductor" and (mode or patches):
         raise ValueError(f"mode={mode!r} and options {sorted(patches)} are Inductor's; options['backend'] is {name!r}")
     swap(module, wishes)

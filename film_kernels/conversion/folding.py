@@ -14,6 +14,7 @@ from ..activations import ACTIVATIONS
 from ..arguments import has_autocast
 from ..functional import conv_film, norm_film
 from ..norm_modules import rms_eps
+from ..packed import conv_film_packed, remembered
 
 Step = tuple[Any, ...]  # ("scale" | "shift" | "divide" | "subtract", factor) or ("batch_norm", mean, var, w, b, eps)
 _ACTIVATION: Step = ("activation",)
@@ -35,8 +36,10 @@ def conv_steps_film(
     after: Sequence[Step],
     film_position: str,
     keep: str,
+    frozen: bool = False,
 ) -> Tensor:
-    """`after(activation(before(convolution)))` by `film_kernels.conv_film`.
+    """`after(activation(before(convolution)))` by `film_kernels.conv_film`; where it is `frozen`, for inference, what
+    is made of parameters is made once.
 
     Every step is `scale * v + shift` per channel, so the steps on either side of the activation compose to one such
     pair. With FiLM in front of the activation that pair is conv_film's gamma and beta. Otherwise what is in front is
@@ -49,15 +52,39 @@ def conv_steps_film(
     """
     rank, dtype = weight.dim() - 2, _dtype_of(input)
     folded, taken, inside, pending = _parts(list(before), activation, list(after), film_position, rank, dtype)
-    weight, bias = _folded(weight, bias, compose(folded, rank))
-    gamma, beta = (
-        None if one is None else _rows(one, weight.shape[0], weight).to(dtype) for one in compose(taken, rank)
-    )
-    y = conv_film(
+
+    def factors() -> Sequence[Tensor | None]:
+        return [None if one is None else _rows(one, weight.shape[0], weight).to(dtype) for one in compose(taken, rank)]
+
+    if frozen:
+        gamma, beta = _once(weight, taken, factors) if _are_of_all_samples(taken, rank) else factors()
+        if folded:
+            weight, bias = _once(
+                weight, [*folded, ("bias", bias)], lambda: _folded(weight, bias, compose(folded, rank))
+            )
+    else:
+        gamma, beta = factors()
+        weight, bias = _folded(weight, bias, compose(folded, rank))
+    y = (conv_film_packed if frozen else conv_film)(
         input, weight, bias, gamma, beta, stride, padding, dilation, groups,
         activation=inside, negative_slope=negative_slope, film_position=film_position, keep=keep,
     )  # fmt: skip
     return _pending(y, pending, activation, negative_slope)
+
+
+def _once(weight: Tensor, steps: Sequence[Step], make: Callable[[], Sequence[Tensor | None]]) -> Any:
+    """What `make()` makes of `weight` and `steps`, which are the same at most calls: without a history, which would
+    keep the weight, but requiring a gradient where one of these does, so that whoever asks for it is told."""
+    values = [value for _, *values in steps for value in values]
+    others = [value for value in values if isinstance(value, Tensor)]
+    purpose = tuple(kind for kind, *_ in steps), tuple(None if isinstance(v, Tensor) else v for v in values)
+
+    def made() -> list[Tensor | None]:
+        recorded = any(tensor.requires_grad for tensor in (weight, *others))
+        with torch.inference_mode(False), torch.no_grad():
+            return [None if one is None else one.detach().requires_grad_(recorded) for one in make()]
+
+    return remembered(weight, others, purpose, made)
 
 
 def norm_steps_film(
@@ -186,6 +213,10 @@ def _fits(step: Step) -> bool:
 def _is_of_all_samples(step: Step, spatial_rank: int, channel_dim: int = 1) -> bool:
     value = None if step[0] == "batch_norm" else _as_rows(step[1], spatial_rank, channel_dim)
     return not isinstance(value, Tensor) or value.shape[0] == 1
+
+
+def _are_of_all_samples(steps: Sequence[Step], spatial_rank: int) -> bool:
+    return all(_is_of_all_samples(step, spatial_rank) for step in steps)
 
 
 def _as_written(y: Tensor, step: Step) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..checks import check_choice
 from ..problems.conv_film import KEEPS
-from .capture import Inputs, check_model, find_film
+from .capture import Inputs, check_model, sites_of
 from .dynamo import say_if_off
 from .method import install
 from .own_layers import methods_with_layers, modules_to_fuse
@@ -26,6 +26,8 @@ def fuse(
     *,
     methods: Sequence[str] = (),
     norms: bool = True,
+    convolutions: bool = False,
+    frozen: bool = False,
     keep: str = "fast",
 ) -> Model:
     """Make calls of `film_kernels.conv_film` and `norm_film` of the fusable sites in `model`, which is changed itself.
@@ -34,6 +36,9 @@ def fuse(
     mode, hooks, attributes, and in whatever knows modules by their class. What `model(...)` and `model.forward(...)`
     run is all that changes: class, parameters, buffers, submodules, hooks, state_dict and signatures are what they
     were. To compare with the model as it was, make a `copy.deepcopy` of it first.
+
+    On a CPU a site is left as it is where one call would not be faster: `film_kernels.find_film` says "not faster
+    here". Where a backend is pinned while the model is captured, all sites are taken.
 
     A call goes through Dynamo, which captures the graphs in it, swaps the sites there, and runs everything else as it
     was: control flow is followed at every call, what cannot be captured stays Python, and where mode, hooks, shapes,
@@ -63,6 +68,13 @@ def fuse(
             none is fusable, in the mode in which it is, is left as it is, unless `methods` are named. Without them,
             they are looked for when it is called.
         methods: names of more methods: of the model, "encode", or of a module in it, "net.encode".
+        convolutions: every other conv1d and conv2d whose sum the CPU kernels make faster than PyTorch's own, by fewer
+            products, is one of theirs too, with its bias, a BatchNorm in eval and an activation behind it.
+        frozen: for inference on a CPU, with modules that stay as they are. What is made of weights for each call is
+            made once, at up to three times their size in float32, eight in 16 bits, and at most a GiB in all. And
+            calls do not ask again what modules are like: their attributes, hooks and submodules are those of the first
+            call of its kind, in each of the model's two modes. A write into a parameter or buffer is seen, one through
+            `.data` or numpy is not. A gradient is an error where it is asked for.
         norms: a norm with an activation behind it and no FiLM is one call too, as the same models have as many of them.
             False leaves these as they are.
         keep: what fused convolutions may keep for backward, as `film_kernels.conv_film` takes it.
@@ -75,11 +87,11 @@ def fuse(
         ValueError: a name in `methods` that is no method, or one of nn.Module's own; an unknown `keep`.
     """
     check_model(model)
-    wishes = Wishes(norms, check_choice("keep", keep, KEEPS))
+    wishes = Wishes(norms, check_choice("keep", keep, KEEPS), convolutions, frozen)
     named = [_method(model, name) for name in _names(methods)]
     say_if_off()
     looked_for = example_inputs is not None and not named
-    if looked_for and not any(site.fusable for site in find_film(model, example_inputs, norms=norms)):
+    if looked_for and not any(site.fusable for site in sites_of(model, example_inputs, wishes)):
         return model
     for module in modules_to_fuse(model):
         for name in ("forward", *methods_with_layers(module)):

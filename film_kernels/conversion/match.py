@@ -97,7 +97,10 @@ class Match:
 
     @property
     def film_position(self) -> str:
-        """Where FiLM stands; where there is no activation, everything is before it."""
+        """Where FiLM stands; where there is no activation, everything is before it. Of a convolution without FiLM, what
+        stands in front of the activation takes FiLM's place."""
+        if self.film is None and self.norm is None:
+            return "pre"
         return film_position(self.links, self.by_parameters)
 
     @property

@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from torch import Tensor, fx
 
 from .chain import Chain
+from .convolutions import match_of_convolution
 from .crossings import CUT
 from .factors import Factors
 from .films import candidates
 from .hazards import name_changed_values
 from .match import Match
 from .nodes import note_buffers, tensor_of
+from .operations import convolution_of
 from .reasons import Reason
 from .records import Convolution
 from .upward import Upward, Way
 from .without_convolution import match_of_norm, match_without_convolution
 
 
-def matches(graph: fx.Graph, norms: bool = True) -> list[Match]:
+def matches(
+    graph: fx.Graph,
+    norms: bool = True,
+    convolutions: bool = False,
+    judge: Callable[[Match], Match] = lambda match: match,
+) -> list[Match]:
     """Every place in `graph` where FiLM stands, fusable or not, in the graph's order: one for each convolution, and one
-    for each norm or other beginning without one. With `norms`, and every other norm with an activation that is
-    fusable."""
+    for each norm or other beginning without one. With `convolutions`, and every other convolution that is fusable; with
+    `norms`, and every other norm with an activation that is. `judge` may have something against a match; the norm and
+    activation behind a convolution are then free for a match of their own."""
     note_buffers(graph)
     name_changed_values(graph)
     factors = Factors()
     upward = Upward(graph, factors)
+    with_film = _with_film(graph, factors, upward)
+    taken = _taken(with_film)
+    left = (convolution_of(node) for node in (graph.nodes if convolutions else ()) if node not in taken)
+    found = [match_of_convolution(one, factors) for one in left if one is not None]
+    alone = [judge(match) for match in found if match is not None and taken.isdisjoint(match.nodes)]
+    taken |= _taken(alone)
+    norms_left = (norm for norm in (upward.norms() if norms else ()) if taken.isdisjoint(norm.nodes))
+    found = [match_of_norm(norm, factors) for norm in norms_left]
+    of_norms = [judge(match) for match in found if match is not None]
+    return sorted([*map(judge, with_film), *alone, *of_norms], key=lambda match: match.root.node)
+
+
+def _taken(matches: Iterable[Match]) -> set[fx.Node]:
+    """The nodes of those that can be fused."""
+    return {node for match in matches if match.reason is None for node in match.nodes}
+
+
+def _with_film(graph: fx.Graph, factors: Factors, upward: Upward) -> list[Match]:
     ways: dict[fx.Node, tuple[list[Way], list[Way]]] = {}  # by the convolution: to FiLM, to scales by parameters
     others: list[Match] = []
     for candidate in candidates(graph, factors):
@@ -43,12 +71,7 @@ def matches(graph: fx.Graph, norms: bool = True) -> list[Match]:
     for match in others:
         if taken.isdisjoint(match.nodes):
             found.setdefault(match.root.node, match)
-    all_of_them = [*found.values()]
-    taken = {node for match in all_of_them if match.reason is None for node in match.nodes}
-    for norm in upward.norms() if norms else ():
-        match = match_of_norm(norm, factors) if taken.isdisjoint(norm.nodes) else None
-        all_of_them += [] if match is None else [match]
-    return sorted(all_of_them, key=lambda match: match.root.node)
+    return [*found.values()]
 
 
 def _first(ways: list[Way], factors: Factors, by_parameters: bool) -> Match | None:

@@ -34,7 +34,7 @@ class Fused:
         """`own` is the key under which the instance has a former method of its own, if it is not the class's; `wishes`
         are those of `Wishes`, one by one, as a pickle holds them."""
         self.name, self.own, self.wishes = name, own, Wishes(*wishes)
-        self._captured: Callable[..., Any] | None = None
+        self._captured: dict[bool, Callable[..., Any]] = {}
         self._watch = Watch(name)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -44,10 +44,12 @@ class Fused:
             former = module.__dict__[self.own]
         if torch.compiler.is_compiling() or _is_watched():
             return former(*args, **kwargs)
-        call = self._captured
+        mode = module.training and self.wishes.frozen  # which a capture looks at itself where nothing is frozen
+        call = self._captured.get(mode)
         if call is None or self._watch.number > _MOST:
             self._watch = Watch(f"{type(module).__name__}.{self.name}")
-            call = self._captured = captured(_call, _swap_and_run(self.wishes), watch=self._watch)
+            call = captured(_call, _swap_and_run(self.wishes), watch=self._watch, modules_stay=self.wishes.frozen)
+            self._captured[mode] = call
         try:
             return call(former, args, kwargs, torch.compiler.is_compiling, say_if_off)
         except BaseException:
@@ -181,7 +183,7 @@ def _swap_and_run(wishes: Wishes) -> Callable[..., Any]:
         swap(module, wishes)
         return as_it_is(module)
 
-    swap_and_run.__name__ = f"swap_and_run_norms_{wishes.norms}_keep_{wishes.keep}"
+    swap_and_run.__name__ = f"swap_and_run_{'_'.join(map(str, wishes))}"
     return swap_and_run
 
 

@@ -10,13 +10,15 @@ import torch
 from torch import fx
 
 from ..functional import conv_film, norm_film
+from ..packed import conv_film_packed
 from .direct import direct_call
 from .effects import changed_by, may_share_memory
 from .factors import is_of_a_factor
 from .folding import Step, conv_steps_film, norm_steps_film
+from .gain import judged
 from .match import Link, Match
 from .matching import matches
-from .nodes import asks_for_the_shape, tensor_of
+from .nodes import asks_for_the_shape, is_parameter, tensor_of
 from .records import Affine, Convolution, Norm, Root
 
 _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
@@ -27,18 +29,27 @@ class Wishes(NamedTuple):
 
     norms: bool = True
     keep: str = "fast"
+    convolutions: bool = False
+    frozen: bool = False
+
+
+def found_in(graph: fx.Graph, wishes: Wishes, training: bool | None = None) -> list[Match]:
+    """The sites of `graph`, one of Dynamo's or of torch.fx's, with a reason where they are not to be swapped;
+    `training` as `judged` has it."""
+    return matches(graph, wishes.norms, wishes.convolutions, lambda match: judged(match, wishes.frozen, training))
 
 
 def swap(module: fx.GraphModule, wishes: Wishes = Wishes()) -> list[Match]:  # noqa: B008  # which never changes
     """Change the graph of `module`, one of Dynamo's, in place; the matches that were swapped."""
     taken: set[fx.Node] = set()
     swapped = []
-    for match in matches(module.graph, wishes.norms):
+    for match in found_in(module.graph, wishes):
         if match.reason is None and taken.isdisjoint(match.nodes):
             taken.update(match.nodes)
             swapped.append(match)
-    for match in reversed(swapped):  # what the last ones read, when it is swapped later, is replaced in their calls
-        _swap_one(module.graph, match, wishes.keep)
+    # What the last ones read, when it is swapped later, is replaced in their calls.
+    for match in sorted(swapped, key=lambda match: match.nodes[-1], reverse=True):
+        _swap_one(module.graph, match, wishes)
     _erase_unused(node for node in reversed(module.graph.nodes) if "written_anew" in node.meta)
     if any(match.norm is not None for match in swapped):
         _let_views_copy(module.graph)
@@ -54,7 +65,7 @@ def _let_views_copy(graph: fx.Graph) -> None:
     """Make `reshape` of `view`. norm_film's result lies in memory as its input does, where another norm's may be
     contiguous, so that a view of it, or of what is made of it, may have to be a copy. Where something may be changed
     through the view, it stays one, and would raise."""
-    ours = (conv_steps_film, norm_steps_film, conv_film, norm_film)
+    ours = (conv_steps_film, norm_steps_film, conv_film, conv_film_packed, norm_film)
     changes = [changed_by(node) for node in graph.nodes if node.target not in ours]
     changed = [one for some in changes for one in some or ()]
     for node in graph.find_nodes(op="call_method", target="view") if None not in changes else ():
@@ -74,13 +85,15 @@ def checkpointed(module: fx.GraphModule) -> list[fx.GraphModule]:
     return bodies
 
 
-def _swap_one(graph: fx.Graph, match: Match, keep: str) -> None:
+def _swap_one(graph: fx.Graph, match: Match, wishes: Wishes) -> None:
     last = match.nodes[-1]
     with graph.inserting_after(last):
         direct = direct_call(match)
         call = _composed(graph, match) if direct is None else graph.call_function(direct[0], (), direct[1])
         if match.norm is None:
-            call.kwargs = {**call.kwargs, "keep": keep}
+            call.kwargs = {**call.kwargs, "keep": wishes.keep}
+            if wishes.frozen and _is_of_parameters(match):
+                _freeze(call)
     call.meta.update(last.meta)
     last.replace_all_uses_with(call)
     unused = [*reversed(match.nodes)]
@@ -116,6 +129,22 @@ def _composed(graph: fx.Graph, match: Match) -> fx.Node:
     assert result is not None  # Dynamo knows
     options["dtype"] = result.dtype
     return graph.call_function(norm_steps_film, (match.call["input"], norm), options)
+
+
+def _is_of_parameters(match: Match) -> bool:
+    """Whether the weight, and what would go into it, is the same at every call until somebody writes to it."""
+    assert isinstance(match.root, Convolution)
+    factors = [factor for link in match.before for factor in link.factors]
+    of_parameters = match.film_position == "pre" or all(factor.is_of_all_samples for factor in factors)
+    weight = match.root.arguments["weight"]
+    return isinstance(weight, fx.Node) and is_parameter(weight) and of_parameters
+
+
+def _freeze(call: fx.Node) -> None:
+    if call.target is conv_film:
+        call.target = conv_film_packed
+    else:
+        call.kwargs = {**call.kwargs, "frozen": True}
 
 
 def _arguments_of_convolution(root: Root) -> tuple[Any, ...]:

@@ -1,0 +1,91 @@
+"""Whether one call is faster, on a CPU, than the operations that it would stand for. On a GPU every site is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..backends import BACKENDS, choose, pinned
+from ..backends.cpu import CpuConvFilm
+from ..layouts import writes_channels_last
+from ..problems.conv_film import ConvFilm, problem_of
+from .match import Match
+from .nodes import tensor_of
+from .reasons import Reason
+from .records import Affine, Convolution, Norm
+
+# Where PyTorch's own convolution serves, in one pass of the kernels or two of PyTorch's behind it, that gains something
+# in 16 bits alone, which a pass then widens and rounds once.
+_PASSES = (
+    "not faster here: PyTorch's own convolution would serve, and what stands behind it takes as long as it does now"
+)
+_NARROW = (torch.float16, torch.bfloat16)
+_ALONE = "not faster here: PyTorch's own convolution is, of these sizes"
+_SMALL = "not faster here: of so few elements a call costs more than it saves"
+# Below so many elements norm_film costs more in its call than it saves in passes; twice as many without FiLM, which is
+# two passes less, and twice as many in training, which is two calls in Python.
+_LEAST_ELEMENTS = 1 << 15
+
+
+def judged(match: Match, frozen: bool, training: bool | None) -> Match:
+    """`match`, with a reason where it would be fused and gain nothing by it. `frozen` says whether weights are packed
+    once, and `training` whether a backward will follow; where that is None, it is taken from whether autograd records
+    the graph now. Where the user insists on a backend, nothing is judged."""
+    if match.reason is not None or pinned(None) is not None:
+        return match
+    return replace(match, reason=_why_not_faster(match, frozen, _is_recorded(match) if training is None else training))
+
+
+def _why_not_faster(match: Match, frozen: bool, training: bool) -> Reason | None:
+    result = tensor_of(match.nodes[-1])
+    if result is None or result.device.type != "cpu" or BACKENDS["cpu"].unavailable() is not None:
+        return None
+    if match.norm is not None:
+        least = _LEAST_ELEMENTS * (2 if match.film is None else 1) * (2 if training else 1)
+        return Reason(_SMALL) if math.prod(_known(result.shape)) < least else None
+    problem = _problem_of(match, result.dtype)
+    if problem is None:
+        return None
+    cpu = BACKENDS["cpu"].of(problem)
+    assert isinstance(cpu, CpuConvFilm)
+    if match.film is None:
+        use = "alone packed" if frozen else "alone in training" if training else "alone"
+        slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, use)
+        return Reason(_ALONE) if slow else None
+    activation = "none" if match.activation is None else match.activation.name
+    if choose(problem._replace(has_gamma=True, has_beta=True, activation=activation), None).name == "cpu":
+        return None
+    passes = sum(isinstance(link.operation, (Affine, Norm)) for link in match.links) + (activation != "none")
+    return None if passes > 1 and result.dtype in _NARROW else Reason(_PASSES)
+
+
+def _is_recorded(match: Match) -> bool:
+    result = tensor_of(match.nodes[-1])
+    return torch.is_grad_enabled() and result is not None and result.requires_grad
+
+
+def _problem_of(match: Match, dtype: torch.dtype) -> ConvFilm | None:
+    """The convolution alone; None where the graph does not tell what it is called with."""
+    assert isinstance(match.root, Convolution)
+    arguments = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **match.root.arguments}
+    input, weight = tensor_of(arguments["input"]), tensor_of(arguments.get("weight"))
+    options = tuple(arguments[name] for name in ("stride", "padding", "dilation", "groups"))
+    if input is None or weight is None or any(isinstance(option, fx.Node) for option in options):
+        return None
+    kinds: Any = (*(_kind_of(tensor, dtype) for tensor in (input, weight)), None, None, None)
+    channels_last = writes_channels_last(input, weight)
+    return problem_of(kinds, channels_last, (*options, "none", 0.01, "post", 0.0, "fast"))
+
+
+def _kind_of(tensor: Tensor, dtype: torch.dtype) -> Any:
+    return torch.Size(_known(tensor.shape)), dtype, tensor.device, torch.strided
+
+
+def _known(sizes: Iterable[Any]) -> list[int]:
+    """Sizes as they are in this call; those that may be others in the next are asked for without a guard."""
+    return [size if isinstance(size, int) else size.node.hint or 1 for size in sizes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +21,9 @@ INFERENCE, TRAINING = KINDS = ("inference", "training")
 _TOLERANCE, _OF_ALL = 1e-3, 1e-4
 
 
-class Unserved(Exception):
-    """A way is not to be had for this model; the message says why."""
-
-
 @dataclass(frozen=True)
 class Way:
-    """`of(model)` gives the model in this way, or raises Unserved. It may change the model."""
+    """`of(model)` gives the model in this way. It may change the model."""
 
     name: str
     of: Callable[[nn.Module], nn.Module]
@@ -44,13 +39,7 @@ def _compiled(backend: str) -> Callable[[nn.Module], nn.Module]:
 
 
 def _fused(**options: Any) -> Callable[[nn.Module], nn.Module]:
-    def of(model: nn.Module) -> nn.Module:
-        unknown = [name for name in options if name not in inspect.signature(film_kernels.fuse).parameters]
-        if unknown:
-            raise Unserved(f"fuse has no {', '.join(unknown)}")
-        return film_kernels.fuse(model, **options)
-
-    return of
+    return partial(film_kernels.fuse, **options)
 
 
 PLAIN, FUSE = "plain", "fuse"
@@ -76,11 +65,8 @@ def modules(model: Model, module: nn.Module, names: tuple[str, ...], kind: str) 
         way = WAYS[name]
         if way.inference_only and kind == TRAINING:
             found[name] = "it is for inference"
-            continue
-        try:
+        else:
             found[name] = way.of(copy.deepcopy(module).train(kind == TRAINING))
-        except Unserved as reason:
-            found[name] = str(reason)
     return found
 
 

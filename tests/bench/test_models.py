@@ -11,6 +11,7 @@ from torch import nn
 
 from bench import exported, model_child, model_packages, model_report, model_ways, model_zoo, models, timing
 from bench.model_ways import FUSE, PLAIN, TRAINING, WAYS, Way
+from film_kernels.conversion import swap
 
 CLEVR, PDE, UNET = "CLEVR FiLM blocks", "pdearena U-Net, GroupNorm", "diffusers UNet2DModel, scale_shift"
 
@@ -23,10 +24,11 @@ def test_a_model_is_measured_in_every_part_and_reported(tmp_path):
     rows = [
         line.replace("*", "").strip("| ").split(" | ") for line in text.splitlines() if CLEVR in line and "|" in line
     ]
-    assert [row[2] for row in rows if "x14x14" in row[1]] == ["4 of 4"] * 2
+    # In this size BatchNorm in training gains nothing by being one call, and is left as it is.
+    assert [row[2] for row in rows if "x14x14" in row[1]] == ["4 of 4", "0 of 4"]
     memory = {row[1]: row for row in rows if "x14x14" not in row[1]}
     assert list(memory) == ["kept by autograd", "peak, inference", "peak, training"]
-    assert float(memory["kept by autograd"][3]) > 1
+    assert float(memory["kept by autograd"][3]) == 1
     before = json.loads((tmp_path / models.DATA).read_text())["models"][CLEVR]
     models.main([*words, "--ways", PLAIN, "--parts", "default malloc"])
     after = json.loads((tmp_path / models.DATA).read_text())["models"][CLEVR]
@@ -35,7 +37,8 @@ def test_a_model_is_measured_in_every_part_and_reported(tmp_path):
 
 
 @pytest.mark.parametrize("name", [CLEVR, PDE, "pdearena U-Net, no norm", "micro-tcn", UNET])
-def test_every_site_of_these_is_fused_and_gives_the_same(name):
+def test_every_site_of_these_is_fused_and_gives_the_same(monkeypatch, name):
+    monkeypatch.setattr(swap, "judged", lambda match, frozen, training: match)  # small ones gain nothing
     found = model_child.about(model_zoo.MODELS[name], small=True)
     assert all(one["fused"] == one["all"] > 0 for one in found["sites"].values())
     for rows in model_child.times(model_zoo.MODELS[name], [FUSE], 0, small=True).values():
@@ -94,12 +97,6 @@ def _broken(model):
 
     model.forward = forward
     return model
-
-
-def test_a_way_that_this_package_does_not_have_is_refused(monkeypatch):
-    monkeypatch.setitem(WAYS, "new", Way("new", model_ways._fused(no_such_option=True)))
-    found = model_child.times(model_zoo.MODELS[CLEVR], ["new"], 0, small=True)
-    assert found["training"]["new"] == {"refused": "fuse has no no_such_option"}
 
 
 @pytest.mark.parametrize("name", [CLEVR, "micro-tcn"])

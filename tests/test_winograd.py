@@ -16,6 +16,7 @@ CASES = (
     Case("more_padding_than_kernel", (2, 33, 6, 9), (16, 33, 3, 3), padding=4, film_position="pre"),
     Case("several_rounds", (3, 96, 40, 36), (70, 96, 3, 3), padding=1),
     Case("large_enough_for_larger_tiles", (3, 36, 45, 33), (42, 36, 3, 3), padding=1, film_position="pre"),
+    Case("wide_enough_to_go_point_by_point", (1, 256, 24, 22), (272, 256, 3, 3), padding=1),
     Case("lines_of_3", (2, 80, 101), (67, 80, 3), padding=2),
     Case("lines_of_3_in_groups", (2, 128, 71), (128, 64, 3), padding=1, groups=2),
     Case("lines_of_5", (3, 64, 45), (70, 64, 5), padding=2, activation="leaky_relu"),

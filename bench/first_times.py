@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,46 +23,86 @@ from . import limits, machine
 from .outcomes import Outcome, Timed
 from .peers import PEERS
 from .runner import Budget, Runner
-from .shapes import ROWS
+from .shapes import ROWS, TINY, Row
 from .tables import table
 from .timing import Rounds
+from .work import CALLS
 
-_ROWS = (  # what matters most first, for the last may come too late
+_FIRST = (  # what matters most: the last may come too late
+    "LayerNorm, DiT half",
     "ivadomed channels_last half",
     "GroupNorm, guided-diffusion channels_last half",
-    "tutorial N=32",
     "CLEVR channels_last half",
-    "LayerNorm, DiT half",
-    "GroupNorm, DDPM half",
-    "guided-diffusion channels_last",
-    "CLEVR channels_last",
-    "InstanceNorm, style transfer half",
-    "LIBERO channels_last half",
-    "RT-1 channels_last half",
     "RMSNorm, pixel diffusion channels_last half",
-    "guided-diffusion channels_last float16",
+    "GroupNorm, DDPM channels_last half",
+    "tutorial N=32",
     "BatchNorm, ResNet channels_last half",
+    "GroupNorm, guided-diffusion half",
+    "PDEArena channels_last half",
+    "InstanceNorm, style transfer channels_last half",
+    "RMSNorm, pixel diffusion half",
     "tutorial N=32 channels_last half",
+    "GroupNorm, SR3 channels_last half",
+    "GroupNorm, DDPM half",
+    "guided-diffusion channels_last float16",
+    "GroupNorm, latent diffusion channels_last half",
+    "LIBERO channels_last half",
+    "GroupNorm, guided-diffusion channels_last",
+    "GroupNorm, U-Net's middle channels_last half",
+    "BabyAI channels_last half",
+    "F.normalize, pixel diffusion channels_last half",
+    "InstanceNorm, style transfer half",
+    "RT-1 channels_last half",
+    "LayerNorm, DiT",
+    "GroupNorm, diffusion-policy half",
+    "CLEVR channels_last",
+    "GroupNorm, SR3 half",
+    "CNAPs channels_last half",
+    "BatchNorm, ResNet half",
+    "RMSNorm, pixel diffusion channels_last",
+    "cunet channels_last half",
+    "diffusion-policy half",
+    "micro-tcn half",
+    "LaSAFT",
 )
+_ROWS = (*_FIRST, *(name for name in ROWS if name not in _FIRST))
 _KINDS = ("forward", "training")
 _OTHERS = ("reference", "automatic")  # of ours: the one is plain PyTorch, the other one of the rest
-_PEERS = ("plain", "torch.compile", *(name for name, peer in PEERS.items() if peer.ours and name not in _OTHERS))
-_ROUNDS = Rounds(least=7, most=40)
+PEERS_MEASURED = (
+    "plain",
+    "torch.compile",
+    *(name for name, peer in PEERS.items() if peer.ours and name not in _OTHERS),
+)
+_ROUNDS = Rounds(least=7, most=15)
+_ALGORITHMS = 4  # of the library's convolutions, the likeliest: to time ten of each takes seconds a row
+_CALLS = ("plain", "torch.compile", "automatic")
+_SHARES = 30  # a row may have this part of what time is left: most take what was compiled before from the caches
 
 
-def measure(device: torch.device, seconds: float, tiny: bool) -> list[dict[str, Any]]:
+def pairs(tiny: bool) -> list[tuple[Row, str]]:
+    """What is measured, in order: rows and kinds."""
+    return [(replace(ROWS[name], tiny=tiny), kind) for name in _ROWS for kind in _KINDS]
+
+
+def measure(
+    device: torch.device, seconds: float, tiny: bool, names: tuple[str, ...] = PEERS_MEASURED
+) -> list[dict[str, Any]]:
     """A dictionary for each row and kind: the median microseconds of each peer, or why there are none."""
-    runner = Runner(device, Budget(seconds, len(_ROWS) * len(_KINDS)), Rounds(2, 3) if tiny else _ROUNDS, not tiny)
+    runner = Runner(device, Budget(seconds, _SHARES), Rounds(2, 3) if tiny else _ROUNDS, not tiny)
+    torch.backends.cudnn.benchmark_limit = _ALGORITHMS
+    calls = [(row, kind, _CALLS) for row in TINY.values() for kind in CALLS]
     found = []
-    for name in _ROWS:
-        for kind in _KINDS:
-            try:
-                outcomes: Mapping[str, Outcome] = runner.measure(replace(ROWS[name], tiny=tiny), kind, _PEERS)
-                told: dict[str, Any] = {"peers": {peer: _told(one) for peer, one in outcomes.items()}}
-            except Exception as error:
-                told = {"wrong": f"{type(error).__name__}: {error}"}
-            found.append({"row": name, "kind": kind, **told})
-            print(json.dumps(found[-1]), flush=True)
+    for row, kind, peers in [*calls, *((row, kind, names) for row, kind in pairs(tiny))]:
+        if runner.budget.left() <= 0:
+            break
+        begin = time.monotonic()
+        try:
+            outcomes: Mapping[str, Outcome] = runner.measure(row, kind, peers)
+            told: dict[str, Any] = {"peers": {peer: _told(one) for peer, one in outcomes.items()}}
+        except Exception as error:
+            told = {"wrong": f"{type(error).__name__}: {error}"}
+        found.append({"row": row.name, "kind": kind, **told, "seconds": round(time.monotonic() - begin, 1)})
+        print(json.dumps(found[-1]), flush=True)
     return found
 
 
@@ -77,7 +118,7 @@ def summary(found: Sequence[Mapping[str, Any]]) -> str:
     """A table: how many times as long plain PyTorch takes as each peer."""
     lines = []
     timed = {peer for one in found for peer, told in one.get("peers", {}).items() if isinstance(told, dict)}
-    others = [peer for peer in _PEERS[1:] if peer in timed]
+    others = [peer for peer in dict.fromkeys((*PEERS_MEASURED[1:], *_CALLS[1:])) if peer in timed]
     for one in found:
         peers = one.get("peers", {})
         times = {peer: told["us"] for peer, told in peers.items() if isinstance(told, dict)}
@@ -94,10 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=positive, default=120.0)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--peers", nargs="+", choices=PEERS_MEASURED, default=PEERS_MEASURED, metavar="PEER")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
     device = torch.device(options.device)
-    found = measure(device, options.seconds, options.tiny)
+    found = measure(device, options.seconds, options.tiny, tuple(options.peers))
     peaks = {str(dtype)[6:]: one._asdict() for dtype, one in limits.MEASURED.items()}
     if options.out is not None:
         everything = {"machine": machine.describe(device), "peaks": peaks, "rows": found}

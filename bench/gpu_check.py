@@ -7,28 +7,35 @@ for. At most eight files are written.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from .parts import Part
 
 SMOKE, TIMES, LOG, SUMMARY = "smoke.json", "times.json", "log.txt", "summary.txt"
 _BACKENDS = {False: ("cuda", "triton", "vendor"), True: ("cpu", "vendor", "reference")}  # by whether the run is dry
-_PROFILED = "ivadomed channels_last half"
+_PROFILED = {  # by what is profiled: words for bench.one_layer after the backend
+    "convolution": ("ivadomed channels_last half", "CLEVR channels_last half", "--keep", "least", "--steps", "1"),
+    "norm": ("GroupNorm, guided-diffusion channels_last half", "LayerNorm, DiT half", "RMSNorm, pixel diffusion half",
+             "--steps", "1"),
+}  # fmt: skip
 _SANITIZED = ("tutorial N=32", "CLEVR channels_last half", "GroupNorm, DDPM half", "RMSNorm, pixel diffusion half")
 _KERNELS = "regex:film|forward|grad_|recompute|pass_|norm_|finish"
 _NCU = ("--clock-control", "none", "--set", "full", "--import-source", "no", "--kernel-name", _KERNELS,
-        "--launch-skip", "6", "--launch-count", "6", "-f")  # fmt: skip
+        "--launch-count", "20", "--page", "details")  # fmt: skip
 _LOG_BYTES = 14 << 20
+_ON_THE_CARD = ["--device", "cuda"]
+_UNTIMED = 0.3  # of the time that there is, for all that may run side by side
 _DRY_SECONDS = 15.0  # at most, of a part that would use what time it has
 
 
-def parts(dry: bool, out: Path) -> list[Part]:
-    """All of them, in order. In a dry run the same commands try small layers on the CPU, and profilers that are not
-    there are left out of theirs."""
+def parts(dry: bool, out: Path) -> list[Part | Sequence[Part]]:
+    """All of them, in order; what is not timed runs side by side. In a dry run the same commands try small layers on
+    the CPU, and profilers that are not there are left out of theirs."""
     device = ["--device", "cpu"] if dry else []
     tiny = ["--tiny"] if dry else []
     ours = _BACKENDS[dry]
@@ -39,28 +46,45 @@ def parts(dry: bool, out: Path) -> list[Part]:
     def until(seconds: float) -> str:
         return f"{min(seconds, _DRY_SECONDS) if dry else seconds:.0f}"
 
-    def one_layer(backend: str, *words: str) -> list[str]:
-        return python("-m", "bench.one_layer", backend, *words, *device, *tiny)
+    def profiled(what: str) -> Part:
+        words = _tool("ncu", *_NCU, "--log-file", str(out / f"{what}.txt"))
+        words += python("-m", "bench.one_layer", ours[0], *_PROFILED[what], *device, *tiny)
+        return Part(f"profile {what}", lambda seconds: words, 0.6)
 
-    def profiled(backend: str) -> Callable[[float], Sequence[str]]:
-        words = [*_tool("ncu", *_NCU, "-o", str(out / backend)), *one_layer(backend, _PROFILED)]
-        return lambda seconds: words
-
-    def sanitized(tool: str) -> Callable[[float], Sequence[str]]:
+    def sanitized(tool: str) -> Part:
         words = _tool("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
         words += python("-m", "bench.one_layer", ours[0], *_SANITIZED, "--tiny", "--steps", "1", *device)
-        return lambda seconds: words
+        return Part(tool, lambda seconds: words, _UNTIMED)
 
-    tests = ["-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "tests/gpu"]
+    workers = ["-n", "4"] if importlib.util.find_spec("xdist") and not dry else []
+    tests = [
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "-p",
+        "bench.failures",
+        "-p",
+        "no:cacheprovider",
+        *workers,
+        "tests/gpu",
+    ]
     return [
         Part("libraries", lambda seconds: python("-m", "bench.libraries"), 0.37),
-        Part("smoke", lambda seconds: python("-m", "bench.smoke", *ours, *device, *tiny, "--seconds",
-                                             until(0.8 * seconds), "--out", str(out / SMOKE)), 0.22),
-        Part("tests", lambda seconds: python(*tests), 0.25),
+        (
+            Part("smoke", lambda seconds: python("-m", "bench.smoke", *ours, *device, *tiny, "--seconds",
+                                                 until(0.8 * seconds), "--out", str(out / SMOKE)), _UNTIMED),
+            Part("tests", lambda seconds: python(*tests), _UNTIMED),
+            Part("demo", lambda seconds: python("-m", "examples.tutorial", "--epochs", "2", *(device or _ON_THE_CARD),
+                                                "--output", str(out / "demo.png")), _UNTIMED),
+            sanitized("memcheck"),
+            sanitized("racecheck"),
+        ),
+        Part("compile ahead", lambda seconds: python("-m", "bench.compile_ahead", *device, *tiny, "--seconds",
+                                                     until(0.8 * seconds)), 0.25),
         Part("times", lambda seconds: python("-m", "bench.first_times", *device, *tiny, "--seconds",
-                                             until(0.85 * seconds), "--out", str(out / TIMES)), 0.55),
-        *(Part(f"profile {backend}", profiled(backend), 0.3) for backend in ours[:2]),
-        *(Part(tool, sanitized(tool), 0.45) for tool in ("memcheck", "racecheck")),
+                                             until(0.9 * seconds), "--out", str(out / TIMES)), 0.75),
+        *map(profiled, _PROFILED),
     ]  # fmt: skip
 
 
@@ -86,4 +110,5 @@ def variables() -> dict[str, str]:
     return {
         "PYTHONUNBUFFERED": "1", "CUDA_MODULE_LOADING": "LAZY",
         "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(here / "build" / "triton-cache")),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(here / "build" / "inductor-cache")),
     }  # fmt: skip

@@ -7,6 +7,8 @@ import io
 import sys
 from collections.abc import Callable
 
+import torch
+
 
 def at_least(least: int) -> Callable[[str], int]:
     """A parser of whole numbers from `least` on."""
@@ -28,6 +30,16 @@ def positive(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above zero, got {text!r}")
     return number
+
+
+def available_device(text: str) -> torch.device:
+    """Parses a device on which PyTorch can make a tensor here."""
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as each kind of device reports it
+        raise argparse.ArgumentTypeError(f"cannot be used: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def print_any_name() -> None:

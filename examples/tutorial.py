@@ -31,7 +31,7 @@ from tqdm import tqdm
 if not __package__:  # run as a file: its own folder is on the path, the checkout is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.arguments import at_least, print_any_name
+from examples.arguments import at_least, available_device, print_any_name
 from examples.memory import kept_bytes
 from examples.scenes import PictureError, read_captions, write_scenes
 from film_kernels import FiLM, FiLMGenerator, FusedFiLM
@@ -129,14 +129,17 @@ class Run:
         self.seconds = 0.0
 
     def step(self, images: Tensor, embeddings: Tensor, targets: Tensor) -> float:
-        """One step of Adam on a batch; returns its loss."""
+        """One step of Adam on a batch, moved to the network's device; returns its loss."""
+        device = next(self.network.parameters()).device
+        images, embeddings, targets = (t.to(device) for t in (images, embeddings, targets))
         start = time.perf_counter()
         loss = F.mse_loss(self.network(images, embeddings), targets)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        said = loss.item()  # which a GPU's work is waited for
         self.seconds += time.perf_counter() - start
-        return loss.item()
+        return said
 
 
 def train(plain: Run, fused: Run, pictures: CaptionedPictures, epochs: int, seed: int) -> None:
@@ -199,7 +202,7 @@ def draw_figure(plain: Run, fused: Run, image: Tensor, captions: Sequence[str], 
     figure.savefig(output, format="png", dpi=100)
 
 
-def compare(pairs: Sequence[tuple[Path, str]], epochs: int, seed: int, output: Path) -> None:
+def compare(pairs: Sequence[tuple[Path, str]], epochs: int, seed: int, output: Path, device: torch.device) -> None:
     """Trains plain and fused on the pictures and captions, prints how they compare, and writes the figure."""
     embeddings = torch.stack([embed(caption) for _, caption in pairs])
     torch.manual_seed(seed + 1)  # not the students' seed: the teacher has other weights
@@ -207,11 +210,17 @@ def compare(pairs: Sequence[tuple[Path, str]], epochs: int, seed: int, output: P
     torch.manual_seed(seed)
     plain, fused = Run(JointNetwork(fused=False)), Run(JointNetwork(fused=True))
     fused.network.load_state_dict(plain.network.state_dict())
+    for run in (plain, fused):
+        run.network.to(device)
 
     pictures = CaptionedPictures([path for path, _ in pairs], embeddings, teacher)
-    batch = torch.rand(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), torch.randn(BATCH, EMBEDDING_SIZE)
+    batch = (
+        torch.rand(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, device=device),
+        torch.randn(BATCH, EMBEDDING_SIZE, device=device),
+    )
     plain_bytes, fused_bytes = (kept_bytes(run.network, *batch) for run in (plain, fused))
-    print(f"{len(pictures)} pictures, batches of {BATCH}, {torch.get_num_threads()} threads")
+    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else f"on {device}"
+    print(f"{len(pictures)} pictures, batches of {BATCH}, {where}")
     train(plain, fused, pictures, epochs, seed)
 
     largest = max(abs(a - b) for a, b in zip(plain.losses, fused.losses, strict=True))
@@ -223,6 +232,7 @@ def compare(pairs: Sequence[tuple[Path, str]], epochs: int, seed: int, output: P
     first_ones = pictures.__getitems__(range(min(BATCH, len(pictures))))
     shown = max(range(len(first_ones)), key=lambda i: first_ones[i][2].std(dim=(1, 2)).sum())  # with most to see
     farthest = int((embeddings - embeddings[shown]).norm(dim=1).argmax())  # the caption least like its own
+    fused.network.cpu()
     draw_figure(plain, fused, first_ones[shown][0], [pairs[shown][1], pairs[farthest][1]], output)
     print(f"wrote {output}")
 
@@ -235,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=at_least(1), help="scenes to draw where no pictures are given (default: 800)")
     parser.add_argument("--epochs", type=at_least(1), default=10, help="default: %(default)s")
     parser.add_argument("--seed", type=at_least(0), default=0, help="default: %(default)s")
+    parser.add_argument("--device", type=available_device, default="cpu", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="default: %(default)s")
     print_any_name()
     options = parser.parse_args(argv)
@@ -252,7 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 captions = write_scenes(images, options.count or 800, options.seed)
             elif not images.is_dir():
                 raise PictureError(f"{images}: there is no such folder of pictures")
-            compare(read_captions(images, captions), options.epochs, options.seed, options.output)
+            compare(read_captions(images, captions), options.epochs, options.seed, options.output,
+                    options.device)  # fmt: skip
     except (PictureError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -53,14 +53,36 @@ def test_on_a_gpu_what_was_measured_to_be_faster_serves(problem, triton, cuda, k
         assert of["triton"].is_slow(problem)
 
 
-def test_on_a_gpu_norms_of_16_bits_have_kernels():
-    from film_kernels.backends.triton import launch
+@pytest.mark.parametrize(
+    ("input", "norm", "groups", "channels_last", "serves"),
+    [
+        ((64, 128, 16, 16), "group", 32, False, "triton"),
+        ((64, 128, 16, 16), "group", 32, True, "triton"),
+        ((32, 192, 64, 64), "group", 32, True, "cuda"),
+        ((32, 192, 64, 64), "group", 32, False, "cuda"),
+        ((16, 64, 128, 128), "group", 64, True, "triton"),
+        ((16, 64, 128, 128), "group", 64, False, "cuda"),
+        ((256, 128, 28, 28), "batch", None, True, "cuda"),
+        ((32, 64, 64, 64), "rms", None, True, "triton"),
+        ((32, 64, 64, 64), "rms", None, False, "triton"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_on_a_gpu_norms_of_16_bits_have_kernels(monkeypatch, input, norm, groups, channels_last, serves, dtype):
+    from film_kernels.backends.triton import launch, norm_backend
 
-    rows = (8, 64)
-    for dtype, serves in ((torch.bfloat16, True), (torch.float16, True), (torch.float32, False)):
-        shapes = ((8, 64, 16, 16), rows[1:], rows[1:], rows, rows)
-        kinds = [(torch.Size(shape), dtype, H200, torch.strided) for shape in shapes]
-        problem = norm_film.problem_of(kinds, False, ("group", 32, 1e-5, "silu", 0.01, "pre", 1.0, 1))
-        assert backends.BACKENDS["cuda"].of(problem).is_slow(problem) != serves
-        with launch.recording("nvidia"):
-            assert backends.BACKENDS["triton"].of(problem).is_slow(problem)
+    rows = input[:2]
+    kinds = [(torch.Size(shape), dtype, H200, torch.strided) for shape in (input, rows[1:], rows[1:], rows, rows)]
+    problem = norm_film.problem_of(kinds, channels_last, (norm, groups, 1e-5, "silu", 0.01, "pre", 1.0, 1))
+
+    def serving():
+        of = {name: backends.BACKENDS[name].of(problem) for name in ("cuda", "triton")}
+        return [name for name, kernels in of.items() if not kernels.is_slow(problem)]
+
+    with launch.recording("nvidia"):
+        monkeypatch.setattr(norm_backend, "why_nowhere", lambda: "there is no Triton")
+        assert serving() == (["cuda"] if dtype.itemsize == 2 else [])
+        monkeypatch.setattr(norm_backend, "why_nowhere", lambda: None)
+        assert serving() == ([serves] if dtype.itemsize == 2 else [])
+    with launch.recording("cdna"):
+        assert "triton" not in serving()

@@ -36,7 +36,7 @@ def test_a_launch_takes_the_longer_of_products_and_bytes():
         ("CLEVR channels_last half", "least", ("triton", 1), ("triton least", 5)),
         ("tutorial N=32", "fast", ("cuda", 1), ("cuda bits", 4)),
         ("CLEVR", "fast", ("vendor", 2), ("vendor", 6)),
-        ("GroupNorm, DDPM half", "fast", ("cuda", 1), ("cuda", 4)),
+        ("GroupNorm, DDPM half", "fast", ("triton", 1), ("triton", 4)),
     ],
 )
 def test_steps_are_those_of_the_backend_that_would_serve(name, keep, forward, training, monkeypatch):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bench import first_times, gpu_check
+from bench.parts import Part
 from bench.shapes import ROWS
 from bench.smoke_rows import rows
 from film_kernels.problems.conv_film import KEEPS
@@ -25,7 +26,7 @@ def test_a_dry_run_ends_with_a_table_and_few_files(dry):
     out, done = dry
     summary = (out / gpu_check.SUMMARY).read_text()
     assert done.stdout.endswith(summary)
-    for part in ("smoke", "times", "profile cpu", "profile vendor", "memcheck", "racecheck"):
+    for part in ("smoke", "times", "compile ahead", "profile convolution", "profile norm", "memcheck", "racecheck"):
         assert f"\n{part}: passed in" in "\n" + summary, done.stdout
     assert "\ntests: " in summary and "| plain PyTorch / ... |" in summary
     assert len(list(out.iterdir())) <= 8
@@ -51,8 +52,10 @@ def test_what_is_tried_and_timed():
 def test_a_tool_that_is_not_there_is_left_out(tmp_path, monkeypatch):
     for there in (False, True):
         monkeypatch.setattr(gpu_check.shutil, "which", lambda name, there=there: f"/bin/{name}" if there else None)
-        words = {part.name: list(part.command(10.0)) for part in gpu_check.parts(False, tmp_path)}
-        assert (words["profile cuda"][0] == "ncu") == (words["memcheck"][0] == "compute-sanitizer") == there
+        steps = gpu_check.parts(False, tmp_path)
+        parts = [part for step in steps for part in ([step] if isinstance(step, Part) else step)]
+        words = {part.name: list(part.command(10.0)) for part in parts}
+        assert (words["profile norm"][0] == "ncu") == (words["memcheck"][0] == "compute-sanitizer") == there
         assert "--device" not in words["smoke"] and "cuda" in words["smoke"]
 
 

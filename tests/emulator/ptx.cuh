@@ -142,9 +142,16 @@ inline uint32_t permute(uint32_t value, uint32_t selector) {
   return r;
 }
 
-inline float exp2(float value) { return std::exp2(value); }
+// As inexact as a card's: 2^-22 and 2^-23 of the result at most, by a number that has nothing to do with it.
+inline float approximate(float exact, float most) {
+  uint32_t bits;
+  std::memcpy(&bits, &exact, sizeof(bits));
+  const float within = static_cast<float>(static_cast<int32_t>(bits * 2654435761u)) / 2147483648.f;
+  return std::isfinite(exact) ? exact + exact * (most * within) : exact;
+}
+inline float exp2(float value) { return approximate(std::exp2(value), 0x1p-22f); }
 
-inline float reciprocal(float value) { return 1 / value; }
+inline float reciprocal(float value) { return approximate(1 / value, 0x1p-23f); }
 
 // To nearest, halves away from zero.
 inline uint32_t to_tf32(float value) {

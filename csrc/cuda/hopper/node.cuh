@@ -90,33 +90,36 @@ struct Node {
       static_assert(Count % 2 == 0, "channels come in pairs");
       cutlass::Array<float, Count> values;
       const auto at = places(cute::_, cute::_, cute::_, epi_m, epi_n);
+      const Modulation<T>& by = params.modulate;
+      int position[Count / 2], k[Count / 2];
+      float2 bias[Count / 2], gamma[Count / 2], beta[Count / 2];
+      // All factors are asked for before any is used, those past the end at a place that is there.
       CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < Count; i += 2) {
-        const auto place = at(fragment * Count + i);
-        const int position =
-            positions - static_cast<int>(cute::get<0>(residue)) + static_cast<int>(cute::get<0>(place));
-        const int k = channels - static_cast<int>(cute::get<1>(residue)) + static_cast<int>(cute::get<1>(place));
-        const bool inside = position < positions && k < channels;
-        unsigned byte = 0;
-        if (inside) {
-          const int64_t sample = params.out_positions.div(position);
-          const Modulation<T>& by = params.modulate;
-          const float2 bias = pair_at(by.bias, 0, k), gamma = pair_at(by.gamma, sample, k);
-          const float2 beta = pair_at(by.beta, sample, k);
-          bool first, second;
-          const PiecewiseLinear act{by.lower_slope, by.activation == static_cast<int>(Activation::relu)};
-          values[i] = by(act, sums[i] + bias.x, gamma.x + by.gamma_offset, beta.x, first);
-          values[i + 1] = by(act, sums[i + 1] + bias.y, gamma.y + by.gamma_offset, beta.y, second);
-          byte = (first ? 1u : 0u) | (second ? 2u : 0u);
-        } else {
-          values[i] = values[i + 1] = 0.f;
-        }
+      for (int pair = 0; pair < Count / 2; ++pair) {
+        const auto place = at(fragment * Count + 2 * pair);
+        position[pair] = positions - static_cast<int>(cute::get<0>(residue)) + static_cast<int>(cute::get<0>(place));
+        k[pair] = channels - static_cast<int>(cute::get<1>(residue)) + static_cast<int>(cute::get<1>(place));
+        const int channel = min(k[pair], channels - 2);
+        const int64_t sample = params.out_positions.div(min(position[pair], positions - 1));
+        bias[pair] = pair_at(by.bias, 0, channel);
+        gamma[pair] = pair_at(by.gamma, sample, channel);
+        beta[pair] = pair_at(by.beta, sample, channel);
+      }
+      const PiecewiseLinear act{by.lower_slope, by.activation == static_cast<int>(Activation::relu)};
+      CUTLASS_PRAGMA_UNROLL
+      for (int pair = 0; pair < Count / 2; ++pair) {
+        const int i = 2 * pair;
+        const bool inside = position[pair] < positions && k[pair] < channels;
+        bool first, second;
+        values[i] = by(act, sums[i] + bias[pair].x, gamma[pair].x + by.gamma_offset, beta[pair].x, first);
+        values[i + 1] = by(act, sums[i + 1] + bias[pair].y, gamma[pair].y + by.gamma_offset, beta[pair].y, second);
         if (params.bits == nullptr) continue;
+        unsigned byte = (first ? 1u : 0u) | (second ? 2u : 0u);
         byte <<= 2 * (threadIdx.x % 4);
         byte |= __shfl_xor_sync(0xffffffffu, byte, 1);
         byte |= __shfl_xor_sync(0xffffffffu, byte, 2);
         if (threadIdx.x % 4 == 0 && inside)
-          params.bits[static_cast<int64_t>(position) * (channels / 8) + k / 8] = static_cast<uint8_t>(byte);
+          params.bits[static_cast<int64_t>(position[pair]) * (channels / 8) + k[pair] / 8] = static_cast<uint8_t>(byte);
       }
       return values;
     }

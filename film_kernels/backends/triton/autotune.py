@@ -32,18 +32,20 @@ _records: dict[tuple[Tuned, str], dict] = {}
 _chosen: dict[tuple[Tuned, str, str], tuple[Entry, ...]] = {}  # entries in the order in which they are tried
 
 
-class _State(threading.local):
-    timing = False
+class _State:
+    """Of the process, not of a thread: autograd runs a GPU's backward in threads of its own."""
+
+    timing = 0  # blocks of `autotune` that are open
     pinned: Mapping[str, Entry] = {}
 
 
-_state = _State()
+_state, _lock = _State(), threading.Lock()
 
 
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
-    """Within the block the first call of every problem times the candidates, PyTorch's own convolution or, for
-    `norm_film`, the plain formula among them.
+    """Within the block the first call of every problem, in any thread, times the candidates, PyTorch's own convolution
+    or, for `norm_film`, the plain formula among them.
 
     The fastest serves this problem from then on, in this process and in later ones: measurements are kept on disk per
     GPU, package version and problem, in `store.path()`. Timing waits for the GPU; a call that is being captured in a
@@ -51,12 +53,14 @@ def autotune() -> Iterator[None]:
     """
     from .. import forget_choices
 
-    before, _state.timing = _state.timing, True
+    with _lock:
+        _state.timing += 1
     forget_choices()  # a choice may be another one inside
     try:
         yield
     finally:
-        _state.timing = before
+        with _lock:
+            _state.timing -= 1
         forget_choices()
 
 

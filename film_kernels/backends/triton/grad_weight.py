@@ -143,7 +143,7 @@ def grad_weight_kernel(
         if partial_w is not None:
             offset = ((index(split, WIDE) * K + k) * (KH * KW * C))[:, None] + r[None, :]
             tl.store(partial_w + offset, grad_w, mask=tile_valid)
-    elif not SUMS_INSIDE:
+    elif sums_u is not None and not SUMS_INSIDE:
         for _ in range(0, steps):
             g_tile = load_block(
                 g, index(sample, WIDE), first, k, k_valid, positions, OW, row_factor, row_shift, g_sn, g_sc, g_sh, g_sw,

@@ -49,8 +49,13 @@ def by_group(columns, GROUPS: tl.constexpr, MEMBERS: tl.constexpr):
 @triton.jit
 def by_column(groups, GROUPS: tl.constexpr, MEMBERS: tl.constexpr):
     """A value of each group as a row of a tile."""
-    spread = tl.broadcast_to(tl.expand_dims(groups, 1), (GROUPS, MEMBERS))
-    return tl.reshape(spread, (1, GROUPS * MEMBERS))
+    if MEMBERS == 1:
+        row = groups
+    elif GROUPS == 1:
+        row = tl.broadcast_to(groups, (MEMBERS,))
+    else:  # not by a reshape, with whose layout Triton 3.6 holds whole tiles in each thread's memory
+        row = tl.gather(groups, tl.arange(0, GROUPS * MEMBERS) // MEMBERS, 0)
+    return row[None, :]
 
 
 @triton.jit

@@ -32,11 +32,16 @@ OTHERS = ("finish_kernel", "finish_forward_kernel", "start_backward_kernel")
 
 def report(*options: str, module: str = "report") -> list[dict]:
     """The report's rows, from a process in which kernels are compiled and not interpreted."""
-    command = [sys.executable, "-m", f"film_kernels.backends.triton.{module}", "--json", *options]
+    return [json.loads(line) for line in said(f"film_kernels.backends.triton.{module}", "--json", *options)]
+
+
+def said(module: str, *options: str) -> list[str]:
+    """The lines that a module prints in such a process."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", module, *options]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout.splitlines()
 
 
 def check(rows: list[dict]) -> None:
@@ -63,6 +68,12 @@ def test_large_tiles_use_the_newest_matrix_units():
     assert shares["grad_input_kernel"] > 0.75 and shares["grad_weight_kernel"] > 0.4, shares  # with relu, in halves
 
 
+def test_what_is_not_there_and_what_is_not_wanted():
+    from tests.triton_backend import partial_gradients
+
+    assert len(said("tests.triton_backend.partial_gradients")) == len(partial_gradients.CASES)
+
+
 def test_exact_float32_stays_exact_on_blackwell():
     """Triton has given products to the matrix unit as tf32 that were asked for exact."""
     rows = report("--dtype", "float32", "--case", "wide", "few_channels", "--target", "sm_100")
@@ -79,6 +90,7 @@ def test_kernels_of_normalisations():
     options = (
         "--case",
         "small_maps",
+        "small_groups_last",
         "l2_maps",
         "long_tokens",
         "over_2_31",

@@ -30,6 +30,7 @@ CASES = {
     "diffusion": ((16, 320, 64, 64), "group", 32, "silu", "pre", False, 1),
     "diffusion_last": ((16, 320, 64, 64), "group", 32, "silu", "pre", True, 1),
     "odd_groups_last": ((4, 192, 64, 64), "group", 32, "silu", "pre", True, 1),
+    "small_groups_last": ((64, 128, 16, 16), "group", 32, "silu", "pre", True, 1),
     "small_maps": ((64, 512, 7, 7), "group", 32, "gelu", "pre", False, 1),
     "one_group_last": ((8, 512, 32, 32), "group", 1, "silu", "pre", True, 1),
     "row_mish": ((64, 256, 400), "group", 8, "mish", "post", False, 1),

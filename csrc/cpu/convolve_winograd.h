@@ -43,6 +43,7 @@ struct WinogradConvolution {
     const Extent whole = whole_tiles<T>(e);
     fill_strip(strip, whole, pass.h, pass.w, {g * source_channels, source_channels}, source);
     transform_tiles<T>(transformed, layout(e), strip, whole, pieces, source_channels);
+    layout(e).clear_empty_places(transformed, T::kPoints);
   }
 
   void multiply(float* products, const float* transformed, const TileStacks& layout, int64_t g, int64_t panel,

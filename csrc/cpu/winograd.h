@@ -10,6 +10,7 @@
 // everything directly instead, so that they reach only the results that they belong to.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 
 #include "convolve.h"
@@ -64,8 +65,9 @@ struct TileStacks {
         wide(e.columns / T::W::M),
         row_bands(pieces.along_h > 1),
         most_tiles(tile.most_rows),
-        tiles(share_evenly(band_tiles(e.samples), most_tiles)),
-        band_stacks((band_tiles(e.samples) + tiles - 1) / tiles),
+        filled(e.samples * wide * (row_bands ? 1 : high)),
+        tiles(share_evenly(filled, most_tiles)),
+        band_stacks((filled + tiles - 1) / tiles),
         bands(row_bands ? high + pieces.along_h - 1 : 1),
         copies(pieces.along_w),
         chunks((channels + kShortChunk - 1) / kShortChunk) {}
@@ -83,18 +85,28 @@ struct TileStacks {
     return number / tiles * stack() + (channel / kShortChunk * most_tiles + number % tiles) * kRowPitch +
            channel % kShortChunk;
   }
+  // Zeros to the places of each band's last stack that no tile has: they are multiplied as the others are, and
+  // subnormal numbers, which memory may have held, take many times as long.
+  void clear_empty_places(float* transformed, int64_t points) const {
+    for (int64_t point = 0; point < points; ++point)
+      for (int64_t band = 0; band < copies * bands; ++band)
+        for (int64_t tile = filled; tile < band_stacks * tiles; ++tile)
+          for (int64_t chunk = 0; chunk < chunks; ++chunk)
+            std::fill_n(
+                transformed + point * this->point() + band * band_stacks * stack() + at(tile, chunk * kShortChunk),
+                kShortChunk, 0.f);
+  }
   // The products are [point][tile][width], of the tiles of the result alone; all pieces add to the same ones.
   int64_t result_stacks() const { return band_stacks * (row_bands ? high : 1); }
   int64_t result_point(int64_t width) const { return apart(result_stacks() * tiles * width); }
 
-  int64_t high, wide;         // rows and columns of tiles in the result
-  bool row_bands;             // whether each row of tiles is a band
-  int64_t most_tiles, tiles;  // of a stack: places for them, and how many there are
-  int64_t band_stacks;        // stacks of a band
+  int64_t high, wide;   // rows and columns of tiles in the result
+  bool row_bands;       // whether each row of tiles is a band
+  int64_t most_tiles;   // of a stack: places for them
+  int64_t filled;       // tiles of a band
+  int64_t tiles;        // of a stack, but for a band's last one, which may have fewer
+  int64_t band_stacks;  // stacks of a band
   int64_t bands, copies, chunks;
-
- private:
-  int64_t band_tiles(int64_t samples) const { return samples * wide * (row_bands ? 1 : high); }
 };
 
 // The transformed weights of a pass, for each group and panel [point][piece][source channel][vectors * lanes].

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,24 @@ def test_autotune_times_once_remembers_and_reads_again(file, keep, kernels):
     assert seen == [slowest]
     for one, other in zip(tuned[1], run_backward(problem, tensors, backend)[1], strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_block_of_autotune_is_every_threads(file):
+    """On a GPU autograd runs backward in a thread of its own."""
+    tensors = tensors_of(CASE, torch.float32)
+    problem, entry = problem_of(CASE, tensors), tuning.entries(problem_of(CASE, tensors), "forward")[-1]
+    seen = []
+
+    def elsewhere():
+        autotune.run(problem, "forward", lambda chosen: seen.append((autotune.is_timing(problem), chosen)))
+
+    for block in (autotune.pinned({"forward": entry}), autotune.autotune()):
+        with block:
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+    assert seen[0] == (False, entry) and seen[1][0]
+    assert not autotune.is_timing(problem)
 
 
 def test_autotune_times_norms_against_the_plain_formula(file):

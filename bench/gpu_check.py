@@ -57,18 +57,8 @@ def parts(dry: bool, out: Path) -> list[Part | Sequence[Part]]:
         return Part(tool, lambda seconds: words, _UNTIMED)
 
     workers = ["-n", "4"] if importlib.util.find_spec("xdist") and not dry else []
-    tests = [
-        "-m",
-        "pytest",
-        "-q",
-        "--tb=short",
-        "-p",
-        "bench.failures",
-        "-p",
-        "no:cacheprovider",
-        *workers,
-        "tests/gpu",
-    ]
+    tests = ["-m", "pytest", "-q", "--tb=short", "-p", "bench.failures", "-p", "no:cacheprovider", *workers,
+             "tests/gpu"]  # fmt: skip
     return [
         Part("libraries", lambda seconds: python("-m", "bench.libraries"), 0.37),
         (

@@ -22,7 +22,7 @@ def test_rows_that_come_too_late_are_left_out_and_say_so(operator):
     assert all(isinstance(outcome, Timed) for outcome in outcomes[0].values())
     assert late and all(isinstance(outcome, Refused) and "budget" in outcome.reason for outcome in late)
     assert all(isinstance(outcome, Refused) for outcome in outcomes[-1].values())
-    assert time.monotonic() - begin < seconds + 10  # all 99 would take minutes; a busy machine may stop for seconds
+    assert time.monotonic() - begin < seconds + 10  # all 99 took 19 to 30; a busy machine may stop for seconds
 
 
 def test_rounds_are_interleaved():

@@ -11,6 +11,7 @@ film_kernels._cuda  where nvcc is found (CUDA_HOME, CUDA_PATH or PATH), whether 
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,8 @@ ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+# Of AVX-512 alone, where the assembler knows tiles: what they multiply.
+AMX_KERNELS = ["cpu/amx.cpp"]
 ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # those of them that nvcc knows, unless TORCH_CUDA_ARCH_LIST is set
 
 
@@ -123,6 +126,19 @@ def hopper_flags(nvcc: str) -> list[str] | None:
     return None
 
 
+def assembles_amx() -> bool:
+    """Whether the compiler's assembler knows AMX, which binutils and LLVM do since 2020."""
+    if "avx512" not in ISA_FLAGS:
+        return False
+    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    program = 'int main() { asm volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }'
+    command = [*compiler, "-x", "c++", "-c", "-o", os.devnull, "-"]
+    try:
+        return subprocess.run(command, input=program, text=True, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 class BuildExtension(cpp_extension.BuildExtension):
     """Compiles the CPU kernels once for each instruction set, and the CUDA kernels with nvcc."""
 
@@ -141,7 +157,7 @@ class BuildExtension(cpp_extension.BuildExtension):
     def _compile_for_each_isa(self, ext: Extension) -> None:
         for isa, flags in ISA_FLAGS.items():
             ext.extra_objects += self.compiler.compile(
-                [str(CSRC / source) for source in KERNELS],
+                [str(CSRC / source) for source in KERNELS + (AMX_KERNELS if isa == "avx512" and AMX else [])],
                 output_dir=str(Path(self.build_temp) / isa),
                 include_dirs=ext.include_dirs,
                 extra_postargs=[*ext.extra_compile_args, *flags, f"-DFILM_ISA={isa}"],
@@ -188,8 +204,11 @@ def extension(name: str, sources: list[Path], compile_args: list[str], **options
 
 sanitize = os.environ.get("FILM_KERNELS_SANITIZE")  # "address,undefined", for the tests
 sanitizer = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1"] if sanitize else []
-extensions = [extension("film_kernels._cpu", sorted(CSRC.glob("*.cpp")), sanitizer, extra_link_args=sanitizer)]
-print(f"film_kernels._cpu: built for {', '.join(ISA_FLAGS)} against torch {torch.__version__}")
+AMX = assembles_amx()
+CPU_FLAGS = [*sanitizer, *(["-DFILM_AMX"] if AMX else [])]
+extensions = [extension("film_kernels._cpu", sorted(CSRC.glob("*.cpp")), CPU_FLAGS, extra_link_args=sanitizer)]
+sets = ", ".join([*ISA_FLAGS, *(["amx"] if AMX else [])])
+print(f"film_kernels._cpu: built for {sets} against torch {torch.__version__}")
 
 NVCC = find_nvcc()
 if sanitize or os.environ.get("FILM_KERNELS_CUDA") == "0":

@@ -18,6 +18,8 @@ def describe(device: torch.device) -> dict[str, str]:
     if device.type == "cpu":
         said["threads"] = str(torch.get_num_threads())
         said["vector instructions"] = torch.backends.cpu.get_cpu_capability()
+        if film_kernels.available_backends()["cpu"] is None:
+            said["film_kernels' own"] = torch.ops.film_kernels_cpu.instruction_sets().partition(" ")[0]
     else:
         said["CUDA"] = str(torch.version.cuda or torch.version.hip)
         said["cuDNN"] = str(torch.backends.cudnn.version())

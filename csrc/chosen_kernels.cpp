@@ -3,6 +3,11 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#if defined(FILM_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <exception>
 #include <mutex>
@@ -15,7 +20,10 @@ namespace film {
 #if defined(__x86_64__)
 namespace avx512 {
 extern const Kernels kernels;
-}
+#if defined(FILM_AMX)
+extern const Kernels amx_kernels, emulated_amx_kernels;
+#endif
+}  // namespace avx512
 namespace avx2 {
 extern const Kernels kernels;
 }
@@ -55,15 +63,37 @@ namespace {
 
 struct Candidate {
   const Kernels& kernels;
-  bool supported;  // by this machine
+  bool supported;        // by this machine
+  bool on_wish = false;  // only where it is named
 };
+
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+// Whether there are tiles, and the system lets this process have their registers, which it has to be asked for.
+bool has_amx() {
+#if defined(FILM_AMX)
+  constexpr long kAskFor = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return has_avx512() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kAskFor, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // What the library carries, best first.
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all{
 #if defined(__x86_64__)
-      {avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+#if defined(FILM_AMX)
+      {avx512::amx_kernels, has_amx()},
+      {avx512::emulated_amx_kernels, has_avx512(), /*on_wish=*/true},
+#endif
+      {avx512::kernels, has_avx512()},
       {avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
       {baseline::kernels, true}};
@@ -85,7 +115,7 @@ const Kernels& choose_kernels() {
   const char* variable = std::getenv("FILM_KERNELS_CPU_ISA");
   const std::string wanted = variable == nullptr ? "" : variable;
   for (const Candidate& c : candidates()) {
-    if (!wanted.empty() && wanted != c.kernels.name) continue;
+    if (wanted.empty() ? c.on_wish : wanted != c.kernels.name) continue;
     if (c.supported) return c.kernels;
     STD_TORCH_CHECK(wanted.empty(), "film_kernels: FILM_KERNELS_CPU_ISA=", wanted,
                     ": this machine does not have these instructions; built are ", built_sets());

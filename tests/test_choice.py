@@ -153,11 +153,18 @@ def fewest_positions(weight, dtype=torch.float32, *, stride=1, dilation=1, group
     return torch.ops.film_kernels_cpu.fewest_positions(list(weight), dtype, *geometry, groups, channels_last, use)
 
 
+def has_tiles():
+    """Whether the CPU kernels multiply tiles (AMX)."""
+    return torch.ops.film_kernels_cpu.instruction_sets().startswith(("amx", "emulated_amx"))
+
+
 def test_the_cpu_kernels_say_from_where_on_they_are_the_faster_ones():
     never = 2**63 - 1
     assert fewest_positions((8, 8, 3, 3)) == fewest_positions((64, 64, 1, 1)) == fewest_positions((64, 64, 3)) == 0
-    # Filtered by Winograd: what is done to the weight takes so many positions to pay, more where it leaves L2.
-    assert [fewest_positions((n, n, 3, 3)) for n in (64, 128, 256)] == [256, 256, 1024]
+    # Filtered by Winograd: what is done to the weight takes so many positions to pay, more where it leaves L2. By tiles
+    # the processor multiplies so much faster that one tile of positions is enough.
+    least = [16, 16, 16] if has_tiles() else [256, 256, 1024]
+    assert [fewest_positions((n, n, 3, 3)) for n in (64, 128, 256)] == least
     assert [fewest_positions((12, 1, 3, 3), groups=12 // width) for width in (2, 3, 4, 6)] == [never, never, 0, 0]
     assert fewest_positions((12, 2, 3, 3), groups=2, channels_last=True) == never
     for options in ({}, {"stride": 2}, {"dilation": 2}, {"groups": 2}):
@@ -166,23 +173,31 @@ def test_the_cpu_kernels_say_from_where_on_they_are_the_faster_ones():
 
 
 def test_the_cpu_kernels_say_it_of_a_convolution_alone():
-    """There is no pass to save, only products: so Winograd's filtering, and few output channels, from some size on."""
+    """There is no pass to save, only products: so Winograd's filtering, few output channels, and tiles where the
+    processor multiplies them, from some size on."""
     never, alone, packed, training = 2**63 - 1, *map(_USES.index, ("alone", "alone packed", "alone in training"))
     intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     for use in (alone, packed, training):
         for weight, options in (
             ((64, 64, 1, 1), {}),
-            ((64, 64, 3, 3), {"stride": 2}),
-            ((64, 64, 3), {}),
+            *((((64, 64, 3, 3), {"stride": 2}), ((64, 64, 3), {})) if use == training or not has_tiles() else ()),
             ((1, 3, 3, 3), {}),
         ):
             assert fewest_positions(weight, use=use, **options) == never
         assert fewest_positions((64, 64, 3, 3), torch.float64, use=use) == never
-    assert [fewest_positions((n, n, 3, 3), use=alone) for n in (16, 64, 256)] == [911, 256, 1024]
-    assert [fewest_positions((n, n, 3, 3), use=packed) for n in (16, 64, 256)] == [911, 64, 256]
-    least = [never, 4096, 4096] if intel else [911, 256, 1024]
-    assert [fewest_positions((n, n, 3, 3), use=training) for n in (16, 64, 256)] == least
+    channels = (16, 64, 256)
     assert fewest_positions((3, 64, 3, 3), use=alone) == 1214
+    if has_tiles():
+        for use in (alone, packed):
+            assert [fewest_positions((n, n, 3, 3), use=use) for n in channels] == [911, 114, 16]
+            assert fewest_positions((64, 64, 3, 3), use=use, stride=2) == 114
+            assert fewest_positions((64, 64, 3), use=use) == 342
+        assert [fewest_positions((n, n, 3, 3), use=training) for n in channels] == [never, 456, 29]
+        return
+    assert [fewest_positions((n, n, 3, 3), use=alone) for n in channels] == [911, 256, 1024]
+    assert [fewest_positions((n, n, 3, 3), use=packed) for n in channels] == [911, 64, 256]
+    least = [never, 4096, 4096] if intel else [911, 256, 1024]
+    assert [fewest_positions((n, n, 3, 3), use=training) for n in channels] == least
 
 
 def test_what_the_processor_does_with_bfloat16_decides_on_wide_sums():

@@ -30,6 +30,18 @@ inline Blocks blocks_of(int64_t samples, int64_t rows, int64_t columns, int64_t 
 // How many rows each tile has where `positions` are shared out evenly among as few tiles as will do.
 inline int64_t tile_rows(int64_t positions) { return share_evenly(positions, kTileRows); }
 
+// The size of a part where `total` is cut into as few parts of at most `most` as will do; or into a few more, if
+// `times` times so many parts are then shared out evenly among the threads.
+inline int64_t share_among_threads(int64_t total, int64_t most, int64_t times) {
+  int64_t parts = (total + most - 1) / most;
+  for (int64_t more = parts; more < std::min(parts + thread_count(), total + 1); ++more)
+    if (more * times % thread_count() == 0) {
+      parts = more;
+      break;
+    }
+  return (total + parts - 1) / parts;
+}
+
 // About how many cycles the busiest thread takes, of which only ratios count: for products in tiles that may not be
 // full, for weights that every block reads once, and for the strip and patches that every part fills.
 template <class A>

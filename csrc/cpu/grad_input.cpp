@@ -27,15 +27,6 @@ void store_row(const View& out, const A* pixels, int64_t h, const Problem& p) {
     for (int64_t w = 0; w < p.w.in; ++w) dst[w * out.w + c * out.c] = narrow<T>(pixels[w * p.in_channels + c]);
 }
 
-// The epilogue of a pass: rows of a tile to `view`.
-template <class A>
-auto store_to(const View& view, const Problem& p, StoreTile<A> store_rows) {
-  return [&view, &p, store_rows](const A* tile, int vectors, const Place* places, int64_t place_count, int64_t g,
-                                 int64_t c0, int64_t count) {
-    store_rows(view, tile, vectors, places, place_count, g * p.group_in() + c0, count);
-  };
-}
-
 // A stride's passes, some rows of one sample at a time: what they read stays at hand, and where channels lie apart,
 // what they write comes together (pixel by pixel, in the accumulator's type) before it goes to memory in whole rows.
 template <class A>
@@ -61,7 +52,8 @@ void in_rows(const Problem& p, const GradInputArgs& args, const std::vector<Pass
       };
       for (const Pass<A>& pass : passes)
         convolve(rows_of(pass, i0, i0 + rows), 1, p.groups, p.group_out(), p.group_in(), of_sample,
-                 apart ? store_to<A>(here, p, store_tile<A, A>) : store_to<A>(there, p, tile_storer<A>(p.dtype)));
+                 apart ? store_to<A>(here, p.group_in(), store_tile<A, A>)
+                       : store_to<A>(there, p.group_in(), tile_storer<A>(p.dtype)));
       if (!apart) continue;
       with_storage<A>(p.dtype, [&](auto element) {
         for (int64_t h = 0; h < std::min(rows * p.h.stride, p.h.in - h0); ++h)
@@ -93,7 +85,7 @@ void grad_input(const Problem& p, const GradInputArgs& args) {
   if (passes.size() > 1 && !has_long_rows(p)) return in_rows(p, args, passes, source);
   for (const Pass<A>& pass : passes)
     convolve(pass, p.batch, p.groups, p.group_out(), p.group_in(), source,
-             store_to<A>(args.grad_input, p, tile_storer<A>(p.dtype)));
+             store_to<A>(args.grad_input, p.group_in(), tile_storer<A>(p.dtype)));
 }
 
 // Returns whether it did: where a sum is not finite, all is to be computed directly.
@@ -106,7 +98,7 @@ bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
   const WinogradWeights<T> weights(tile, pass, p, args.weight, /*transposed=*/true);
   return convolve_winograd(tile, pass, weights, p.batch, p.groups, p.group_out(), p.group_in(),
                            Modulated<float>{p, args.grad, args.bits, &gamma, load},
-                           store_to<float>(args.grad_input, p, tile_storer<float>(p.dtype)));
+                           store_to<float>(args.grad_input, p.group_in(), tile_storer<float>(p.dtype)));
 }
 
 // Returns whether it could and did.

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "convolve_planes.h"
 #include "norm_rows.h"
 #include "store_planes.h"
 #include "store_tile.h"

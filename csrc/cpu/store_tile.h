@@ -11,13 +11,16 @@ struct Place {
   int64_t n, h, w;
 };
 
+// The most places of one tile.
+constexpr int64_t kMostPlaces = std::max(kTileRows, 16);
+
 // Stores a tile [place][vectors * lanes] to a tensor: channels c0 .. c0 + count at each of the places.
 template <class A, class T>
 void store_tile(const View& view, const A* tile, int vectors, const Place* places, int64_t place_count, int64_t c0,
                 int64_t count) {
   T* base = static_cast<T*>(view.data) + c0 * view.c;
   const int64_t pitch = vectors * kLanes<A>;
-  int64_t at[kTileRows];
+  int64_t at[kMostPlaces];
   for (int64_t m = 0; m < place_count; ++m) at[m] = places[m].n * view.n + places[m].h * view.h + places[m].w * view.w;
   if (view.c == 1) {
     for (int64_t m = 0; m < place_count; ++m) narrow_copy(base + at[m], tile + m * pitch, count);
@@ -41,6 +44,15 @@ using StoreTile = void (*)(const View&, const A*, int, const Place*, int64_t, in
 template <class A>
 StoreTile<A> tile_storer(DType dtype) {
   return with_storage<A>(dtype, [](auto element) -> StoreTile<A> { return store_tile<A, decltype(element)>; });
+}
+
+// An epilogue that stores all there is, to a tensor whose groups have so many channels.
+template <class A>
+auto store_to(const View& view, int64_t group_channels, StoreTile<A> store_rows) {
+  return [&view, group_channels, store_rows](const A* tile, int vectors, const Place* places, int64_t place_count,
+                                             int64_t g, int64_t c0, int64_t count) {
+    store_rows(view, tile, vectors, places, place_count, g * group_channels + c0, count);
+  };
 }
 
 }  // namespace film::FILM_ISA

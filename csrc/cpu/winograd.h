@@ -187,20 +187,11 @@ Blocks plan_winograd_blocks(const Pass<float>& pass, int64_t batch, int64_t sour
   const int64_t map = tiles_h * tiles_w;
   const int64_t most = kTransformedBytes / static_cast<int64_t>(T::kPoints * source_channels * sizeof(float));
   const int64_t target = std::max<int64_t>(std::min(most, batch * map / thread_count()), kTileRows);
-  // The size of a part where `total` is cut into as few parts of at most `most` as will do; or into a few more, if
-  // `times` times so many parts are then shared out evenly among the threads.
-  const auto share = [](int64_t total, int64_t most, int64_t times) {
-    int64_t parts = (total + most - 1) / most;
-    for (int64_t more = parts; more < std::min(parts + thread_count(), total + 1); ++more)
-      if (more * times % thread_count() == 0) {
-        parts = more;
-        break;
-      }
-    return (total + parts - 1) / parts;
-  };
-  if (map <= target) return blocks_of(share(batch, target / map, 1), tiles_h * MH, tiles_w * MW, batch, pass.h, pass.w);
+  if (map <= target)
+    return blocks_of(share_among_threads(batch, target / map, 1), tiles_h * MH, tiles_w * MW, batch, pass.h, pass.w);
   if (tiles_w <= target)
-    return blocks_of(1, share(tiles_h, target / tiles_w, batch) * MH, tiles_w * MW, batch, pass.h, pass.w);
+    return blocks_of(1, share_among_threads(tiles_h, target / tiles_w, batch) * MH, tiles_w * MW, batch, pass.h,
+                     pass.w);
   return blocks_of(1, MH, share_evenly(tiles_w, target) * MW, batch, pass.h, pass.w);
 }
 

@@ -127,11 +127,11 @@ def hopper_flags(nvcc: str) -> list[str] | None:
 
 
 def assembles_amx() -> bool:
-    """Whether the compiler's assembler knows AMX, which binutils and LLVM do since 2020."""
-    if "avx512" not in ISA_FLAGS:
+    """Whether the compiler and its assembler know AMX, as GCC 11 and LLVM 12 do; Linux lets a process ask for it."""
+    if "avx512" not in ISA_FLAGS or sys.platform != "linux":
         return False
     compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
-    program = 'int main() { asm volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }'
+    program = 'int main() { asm("tdpbf16ps %tmm2, %tmm1, %tmm0"); return __builtin_cpu_supports("amx-tile"); }'
     command = [*compiler, "-x", "c++", "-c", "-o", os.devnull, "-"]
     try:
         return subprocess.run(command, input=program, text=True, capture_output=True).returncode == 0

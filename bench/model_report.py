@@ -11,6 +11,7 @@ from .model_ways import INFERENCE, KINDS, PLAIN, TRAINING, WAYS
 from .tables import table
 
 _SLOWER = 0.98  # plain / fused below which a model counts as slower for being fused
+_NOT_FASTER = "not faster here"  # how such a reason begins
 _OURS = tuple(name for name in WAYS if "fuse" in name or "film_kernels" in name)
 _OTHERS = tuple(name for name in WAYS if name != PLAIN)
 _ABOUT = """\
@@ -84,14 +85,19 @@ def _times(models: Mapping[str, Any], part: str, kind: str, peers: tuple[str, ..
         cells = [f"**{cell}**" if loses else cell for cell, loses in zip(cells, bad, strict=True)]
         of_peers = [one.get("peers", {}).get(peer, {}) for peer in peers]
         cells += [f"{row['plain'] / row['seconds']:.2f}" if "seconds" in row else "-" for row in of_peers]
-        sites = one["sites"][kind]
         body.append([
-            f"**{name}**" if any(bad) else name, one["sizes"], f"{sites['fused']} of {sites['all']}",
+            f"**{name}**" if any(bad) else name, one["sizes"], _sites(one["sites"][kind]),
             f"{plain['seconds'] * 1e3:.3g}", *cells,
         ])  # fmt: skip
     means = [_mean(_ratio(one, part, kind, way) for one in models.values()) for way in ways]
     body.append(["geometric mean", "", "", "", *means, *[""] * len(peers)])
     return table(["model", "sizes", "sites fused", "plain, ms", *ways, *peers], body)
+
+
+def _sites(sites: Mapping[str, Any]) -> str:
+    """How many are fused of how many; and how many are left as they are because they would be no faster."""
+    left = sum(reason.startswith(_NOT_FASTER) for _, _, reason in sites["not fused"])
+    return f"{sites['fused']} of {sites['all']}" + (f", {left} not faster" if left else "")
 
 
 def _mean(ratios: Iterable[float | None]) -> str:

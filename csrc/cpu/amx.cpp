@@ -143,9 +143,11 @@ bool grad_weight_by_amx(const Problem& problem, const GradWeightArgs& given) {
     });
   });
   if (!done) return false;
-  GradWeightArgs sums = given;  // the others are sums of the gradient alone
-  sums.grad_weight.data = nullptr;
-  if (sums.grad_bias != nullptr || sums.grad_beta != nullptr) run_grad_weight(problem, sums);
+  if (given.grad_beta != nullptr) {  // a sum of the gradient alone
+    GradWeightArgs sums = given;
+    sums.grad_weight.data = nullptr;
+    run_grad_weight(problem, sums);
+  }
   return true;
 }
 

@@ -9,6 +9,8 @@
 // Units are shared out to a few splits, each with a dW of its own, and go in rounds. First a round's units are turned
 // into limbs, then they are multiplied. Threads share the splits, and within a split first the units, then the
 // weight's elements; so what a thread reads is mostly what it has made itself. The splits are added up in their order.
+//
+// The gradient's own sums, db, are made as it is turned.
 #pragma once
 
 #include <atomic>
@@ -36,8 +38,8 @@ inline void put_limbs_in_line(uint16_t* dst, int64_t plane, const float* src, in
   }
 }
 
-// PX limbs of the input, and PU of the gradient, which gamma has been multiplied into.
-template <class Engine, int PX, int PU>
+// LX limbs of the input, and LU of the gradient, which gamma has been multiplied into.
+template <class Engine, int LX, int LU>
 class GradWeightAmx {
  public:
   GradWeightAmx(const Problem& p, const GradWeightArgs& args)
@@ -56,7 +58,8 @@ class GradWeightAmx {
         chain_(std::clamp<int64_t>(kNearBytes / at_.pair_bytes(), 1, round_)),
         gamma_(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1),
         limbs_(splits_ * round_ * at_.size()),
-        sums_(splits_ * split_size()) {}
+        sums_(splits_ * split_size()),
+        bias_sums_(bias_wanted() ? units_.blocks() * p.group_out() : 0) {}
 
   // Whether padding and taps that are far apart take no more than there is of positions.
   static bool suits(const Problem& p) {
@@ -75,7 +78,10 @@ class GradWeightAmx {
         fill(g, first);
         parallel(splits_ * blocks(), [&](int64_t begin, int64_t end) { multiply(first, begin, end); });
       }
-      with_storage<float>(p_.dtype, [&](auto element) { store<decltype(element)>(g); });
+      with_storage<float>(p_.dtype, [&](auto element) {
+        store<decltype(element)>(g);
+        if (bias_wanted()) store_bias<decltype(element)>(g);
+      });
     }
     return finite_;
   }
@@ -96,14 +102,14 @@ class GradWeightAmx {
           plane(outputs * kPairSide * pitch),
           pairs(steps(units.samples, units.rows) * kTileSide + shift(pass.h.extent(1) - 1, pass.w.extent(1) - 1) / 2),
           tile(pairs * kTileProducts),
-          copy(sources * 2 * PX * tile) {}
+          copy(sources * 2 * LX * tile) {}
     int64_t steps(int64_t samples, int64_t rows) const {
       return ((samples - 1) * sample + rows * columns + kTileProducts - 1) / kTileProducts;
     }
     int64_t shift(int64_t rows, int64_t more) const { return rows * columns + more; }
-    int64_t size() const { return PU * plane + 2 * copy; }
+    int64_t size() const { return LU * plane + 2 * copy; }
     // Of what is multiplied together: a pair of tiles of either.
-    int64_t pair_bytes() const { return (PU * kPairSide * pitch + 4 * PX * tile) * 2; }
+    int64_t pair_bytes() const { return (LU * kPairSide * pitch + 4 * LX * tile) * 2; }
     int64_t columns, sample, pitch, plane, pairs, tile, copy;
   };
 
@@ -120,10 +126,11 @@ class GradWeightAmx {
     return blocks_of(samples, rows, columns, p.batch, pass.h, pass.w);
   }
 
+  bool bias_wanted() const { return args_.grad_bias != nullptr; }
   int64_t blocks() const { return outputs_ * sources_ * taps_; }
   int64_t split_size() const { return blocks() * kBlock; }
 
-  // How many units a split has in the round that begins with its unit number `first`, and the number of one of them.
+  // How many units a split has in the round that begins with its unit number `first`.
   int64_t units_in(int64_t split, int64_t first) const {
     const int64_t left = units_.blocks() - split * split_units_ - first;
     return std::clamp<int64_t>(left, 0, std::min(round_, split_units_ - first));
@@ -142,29 +149,37 @@ class GradWeightAmx {
         const Extent e = extent(split, first + unit);
         uint16_t* dst = limbs_ + place * at_.size();
         if (i % parts == 0)
-          fill_gradient(g, e, dst);
+          fill_gradient(g, e, dst, bias_sums_ + (split * split_units_ + first + unit) * p_.group_out());
         else
-          fill_input(g, i % parts - 1, e, dst + PU * at_.plane);
+          fill_input(g, i % parts - 1, e, dst + LU * at_.plane);
       }
     });
   }
 
-  void fill_gradient(int64_t g, Extent e, uint16_t* dst) const {
+  // Its sums over the unit's positions go to `sums`, where db is wanted.
+  void fill_gradient(int64_t g, const Extent& e, uint16_t* dst, double* sums) const {
     const Modulated<float> source{p_, args_.grad, args_.bits, args_.gamma.data == nullptr ? nullptr : &gamma_, load_};
     const ChannelRange channels{g * p_.group_out(), p_.group_out()};
     constexpr int64_t kColumns = 64;  // at a time
     Scratch<float> run(kColumns * channels.count), turned(kColumns * channels.count);
-    std::memset(dst, 0, PU * at_.plane * sizeof(uint16_t));
+    std::memset(dst, 0, LU * at_.plane * sizeof(uint16_t));
+    if (bias_wanted()) std::fill_n(sums, channels.count, 0.0);
     for (int64_t row = 0; row < e.samples * e.rows; ++row)
       for (int64_t c = 0; c < e.columns; c += kColumns) {
         const int64_t n = row / e.rows, r = row % e.rows, count = std::min(kColumns, e.columns - c);
         source(run, {e.n0 + n, e.h0 + r, e.w0 + c, count}, channels);
+        if (bias_wanted()) add_rows(sums, run, count, channels.count);
         turn<float>(static_cast<float*>(turned), kColumns, static_cast<const float*>(run), channels.count, count,
                     channels.count);
         for (int64_t k = 0; k < channels.count; ++k)
-          put_limbs_in_line<PU>(dst + k * at_.pitch + n * at_.sample + r * at_.columns + c, at_.plane,
+          put_limbs_in_line<LU>(dst + k * at_.pitch + n * at_.sample + r * at_.columns + c, at_.plane,
                                 turned + k * kColumns, count);
       }
+  }
+
+  static void add_rows(double* __restrict sums, const float* __restrict rows, int64_t count, int64_t channels) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t c = 0; c < channels; ++c) sums[c] += rows[i * channels + c];
   }
 
   void fill_input(int64_t g, int64_t pair, Extent e, uint16_t* dst) const {
@@ -179,10 +194,10 @@ class GradWeightAmx {
     for (int64_t odd = 0; odd < 2; ++odd)
       for (int64_t tile = 0; tile < 2; ++tile) {
         const int64_t count = channels.count - tile * kTileSide;
-        uint16_t* at_tile = dst + odd * at_.copy + (pair * PX * 2 + tile) * at_.tile;
+        uint16_t* at_tile = dst + odd * at_.copy + (pair * LX * 2 + tile) * at_.tile;
         for (int64_t i = 0; i < at_.pairs; ++i) {
           const float* src = strip + (2 * i + odd) * channels.count + tile * kTileSide;
-          put_limbs<PX>(at_tile + i * kTileProducts, 2 * at_.tile, count > 0 ? load_part(src, count) : Vector<float>{},
+          put_limbs<LX>(at_tile + i * kTileProducts, 2 * at_.tile, count > 0 ? load_part(src, count) : Vector<float>{},
                         count > 0 ? load_part(src + channels.count, count) : Vector<float>{});
         }
       }
@@ -223,9 +238,9 @@ class GradWeightAmx {
   void multiply_units(int64_t pair, int64_t kh, int64_t kw, const std::vector<TileStep>& steps, float* block) const {
     const int64_t shift = at_.shift(pass_.h.offset[kh] - pass_.h.low(), pass_.w.offset[kw] - pass_.w.low());
     const uint16_t* gradient = limbs_ + pair / sources_ * kPairSide * at_.pitch;
-    const uint16_t* input = limbs_ + PU * at_.plane + shift % 2 * at_.copy + pair % sources_ * 2 * PX * at_.tile +
+    const uint16_t* input = limbs_ + LU * at_.plane + shift % 2 * at_.copy + pair % sources_ * 2 * LX * at_.tile +
                             shift / 2 * kTileProducts;
-    AmxTile<Engine, 2, 2, PU, PX>::multiply({{gradient, gradient + kTileSide * at_.pitch}, at_.plane, at_.pitch},
+    AmxTile<Engine, 2, 2, LU, LX>::multiply({{gradient, gradient + kTileSide * at_.pitch}, at_.plane, at_.pitch},
                                             {input, 2 * at_.tile, at_.tile}, steps.data(),
                                             static_cast<int64_t>(steps.size()), block, {});
   }
@@ -249,6 +264,17 @@ class GradWeightAmx {
     });
   }
 
+  // db of a group: the sum of the units, in their order.
+  template <class T>
+  void store_bias(int64_t g) const {
+    T* grad_bias = static_cast<T*>(args_.grad_bias) + g * p_.group_out();
+    for (int64_t k = 0; k < p_.group_out(); ++k) {
+      double total = 0;
+      for (int64_t unit = 0; unit < units_.blocks(); ++unit) total += bias_sums_[unit * p_.group_out() + k];
+      grad_bias[k] = narrow<T>(static_cast<float>(total));
+    }
+  }
+
   const Problem& p_;
   const GradWeightArgs& args_;
   const LoadRow<float> load_;
@@ -261,6 +287,7 @@ class GradWeightAmx {
   const Factors<float> gamma_;
   Scratch<uint16_t> limbs_;
   Scratch<float> sums_;
+  Scratch<double> bias_sums_;  // of each unit
   std::atomic<bool> finite_{true};
 };
 

@@ -52,10 +52,10 @@ struct ComingLines {
   int64_t of_step = 0;
 };
 
-// M and N, 1 or 2, are numbers of tiles; PA and PB of limbs.
-template <class Engine, int M, int N, int PA, int PB>
+// M and N, 1 or 2, are numbers of tiles; LA and LB of limbs.
+template <class Engine, int M, int N, int LA, int LB>
 struct AmxTile {
-  static constexpr SmallProducts kSmall = small_products(PA, PB);
+  static constexpr SmallProducts kSmall = small_products(LA, LB);
 
   // out[M * 16][N * 16] = the sum over all steps.
   static void multiply(const TilePositions& positions, const TileWeights& weights, const TileStep* steps, int64_t count,
@@ -120,10 +120,10 @@ using MultiplyAmx = void (*)(const TilePositions&, const TileWeights&, const Til
                              ComingLines);
 
 // The tile of m times 16 positions and n times 16 channels.
-template <class Engine, int PA, int PB>
+template <class Engine, int LA, int LB>
 MultiplyAmx amx_multiplier(int64_t m, int64_t n) {
-  if (m > 1) return n > 1 ? AmxTile<Engine, 2, 2, PA, PB>::multiply : AmxTile<Engine, 2, 1, PA, PB>::multiply;
-  return n > 1 ? AmxTile<Engine, 1, 2, PA, PB>::multiply : AmxTile<Engine, 1, 1, PA, PB>::multiply;
+  if (m > 1) return n > 1 ? AmxTile<Engine, 2, 2, LA, LB>::multiply : AmxTile<Engine, 2, 1, LA, LB>::multiply;
+  return n > 1 ? AmxTile<Engine, 1, 2, LA, LB>::multiply : AmxTile<Engine, 1, 1, LA, LB>::multiply;
 }
 
 }  // namespace film::FILM_ISA

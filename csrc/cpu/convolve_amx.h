@@ -146,17 +146,17 @@ static_assert(kTileSide <= kMostPlaces);
 
 // Returns whether it could, for taps are not too far apart, and all results are finite; where they are not, the
 // epilogue has not run for all of them.
-template <class Engine, int PA, int PB, class Source, class Epilogue>
-bool convolve_amx(const Pass<float>& pass, const AmxWeights<PB>& weights, int64_t batch, const Source& source,
+template <class Engine, int LA, int LB, class Source, class Epilogue>
+bool convolve_amx(const Pass<float>& pass, const AmxWeights<LB>& weights, int64_t batch, const Source& source,
                   const Epilogue& epilogue) {
   if (batch * pass.h.count * pass.w.count == 0) return true;
   const AmxLayout& layout = weights.layout;
   const Panels<float>& panels = layout.panels;
-  const Blocks blocks = plan_amx_blocks(pass, batch, layout.groups, layout, PA);
+  const Blocks blocks = plan_amx_blocks(pass, batch, layout.groups, layout, LA);
   const Extent largest{0, blocks.samples, 0, blocks.rows, 0, blocks.columns};
   const LimbsOfBlock most(largest, pass, layout.sources);
   constexpr int64_t kMostBytes = 32 << 20;  // of a thread's block
-  if (PA * most.plane * static_cast<int64_t>(sizeof(uint16_t)) > kMostBytes) return false;
+  if (LA * most.plane * static_cast<int64_t>(sizeof(uint16_t)) > kMostBytes) return false;
   // Weights that one block reads are packed panel by panel, just before: they need not leave L2 then.
   const bool at_once = weights.packed == nullptr && blocks.blocks() > 1;
   Scratch<uint16_t> all_packed(at_once ? layout.size() : 0);
@@ -164,7 +164,7 @@ bool convolve_amx(const Pass<float>& pass, const AmxWeights<PB>& weights, int64_
   const uint16_t* packed = at_once ? all_packed : weights.packed;
   std::atomic<bool> finite{true};
   parallel(blocks.blocks() * blocks.parts, [&](int64_t begin, int64_t end) {
-    Scratch<uint16_t> limbs(PA * most.plane), own_panel(packed == nullptr ? 2 * layout.tile_size() : 0);
+    Scratch<uint16_t> limbs(LA * most.plane), own_panel(packed == nullptr ? 2 * layout.tile_size() : 0);
     Scratch<float> line(most.columns * layout.sources), tile(4 * kTileSide * kTileSide);
     std::vector<Place> places(blocks.positions());
     std::vector<AmxPositions> tiles;
@@ -180,7 +180,7 @@ bool convolve_amx(const Pass<float>& pass, const AmxWeights<PB>& weights, int64_
       const int64_t count = static_cast<int64_t>(tiles.size());
       for (int64_t g = 0; g < layout.groups; ++g) {
         if (layout.steps() > 0)
-          fill_limbs<PA>(limbs, b, line, e, pass.h, pass.w, {g * layout.sources, layout.sources}, source);
+          fill_limbs<LA>(limbs, b, line, e, pass.h, pass.w, {g * layout.sources, layout.sources}, source);
         const int64_t last = panels.count() * (part + 1) / blocks.parts;
         for (int64_t panel = panels.count() * part / blocks.parts; panel < last; ++panel) {
           const int vectors = panels.vectors(panel);
@@ -195,7 +195,7 @@ bool convolve_amx(const Pass<float>& pass, const AmxWeights<PB>& weights, int64_
           for (int64_t i = 0; i < count; i += 2, coming.at += of_step * layout.steps() * 64) {
             const int64_t together = std::min<int64_t>(count - i, 2);
             const AmxPositions &one = tiles[i], &other = tiles[i + together - 1];
-            amx_multiplier<Engine, PA, PB>(together, vectors)(
+            amx_multiplier<Engine, LA, LB>(together, vectors)(
                 {{limbs + one.start * b.pitch, limbs + other.start * b.pitch}, b.plane, b.pitch * pass.w.step},
                 {of_panel, plane, kTileElements}, steps[vectors - 1].data(), layout.steps(), tile, coming);
             for (int64_t t = 0; t < together; ++t) {

@@ -42,6 +42,9 @@ struct WinogradConvolution {
   void transform(float* transformed, float* strip, const Extent& e, int64_t g) const {
     const Extent whole = whole_tiles<T>(e);
     fill_strip(strip, whole, pass.h, pass.w, {g * source_channels, source_channels}, source);
+    // The last vector of the last position reads on past it.
+    const int64_t positions = whole.samples * pass.h.extent(whole.rows) * pass.w.extent(whole.columns);
+    std::memset(strip + positions * source_channels, 0, kVectorBytes);
     transform_tiles<T>(transformed, layout(e), strip, whole, pieces, source_channels);
     layout(e).clear_empty_places(transformed, T::kPoints);
   }

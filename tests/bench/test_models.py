@@ -129,14 +129,14 @@ def test_a_model_that_cannot_be_exported_says_why():
 
 def test_what_is_slower_is_bold_and_counted():
     data = {"machine": {"device": "a machine"}, "models": {
-        "slow": _model(plain=0.97, fuse=1.0), "equal": _model(plain=0.99, fuse=1.0),
+        "slow": _model(plain=0.97, fuse=1.0), "equal": _model(plain=0.99, fuse=1.0, why="not faster here: small"),
         "missing": {"not installed": "not installed: pip install --no-deps missing"},
     }}  # fmt: skip
     text = model_report.report(data)
     assert "- **SLOWER for being fused: 1 of 2** (model, step, way)." in text
     assert "- **slow, inference, `fuse`: 0.97**" in text
     assert "| **slow** | 1x2 | 1 of 2 | 970 | **0.97** |" in text
-    assert "| equal | 1x2 | 1 of 2 | 990 | 0.99 |" in text
+    assert "| equal | 1x2 | 1 of 2, 1 not faster | 990 | 0.99 |" in text
     assert "- slow, inference, `conv` (conv2d film): why" in text
     assert "- `torch.compile`, inference: not run (all models)" in text and "`fuse`, inference: not" not in text
 
@@ -162,8 +162,8 @@ def _printed(*words):
     return json.loads(found[-1])
 
 
-def _model(plain, fuse):
-    sites = {"all": 2, "fused": 1, "not fused": [["conv", "conv2d film", "why"]]}
+def _model(plain, fuse, why="why"):
+    sites = {"all": 2, "fused": 1, "not fused": [["conv", "conv2d film", why]]}
     times = {PLAIN: {"seconds": plain, "plain": plain}, FUSE: {"seconds": fuse, "plain": plain}}
     return {"sizes": "1x2", "sites": dict.fromkeys(model_ways.KINDS, sites), "times": {"inference": times}}
 

@@ -37,8 +37,6 @@ CASES = (
 )
 
 
-
-
 def drawn(case, dtype, seed=0, channels_last=False):
     """Without gamma: the weight's gradient with it is left to other kernels."""
     tensors = tensors_of(case, dtype, seed, channels_last)
@@ -52,9 +50,13 @@ def results(case, tensors):
     return [y.detach(), *torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], grad)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+LARGE = "several_splits_and_rounds"  # of float16, plain PyTorch takes a minute
+DRAWN = [(case, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16) for case in CASES
+         if (case.name, dtype) != (LARGE, torch.float16)]  # fmt: skip
+
+
+@pytest.mark.parametrize("case, dtype", DRAWN, ids=[f"{dtype}-{case.name}" for case, dtype in DRAWN])
 @pytest.mark.parametrize("channels_last", (False, True), ids=("contiguous", "channels_last"))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 def test_output_and_gradients(case, channels_last, dtype):
     assert_as_good_as_plain(case, lambda seed: drawn(case, dtype, seed, channels_last), "cpu")
 
@@ -97,9 +99,10 @@ def test_numbers_that_bfloat16_does_not_have(value):
 
 
 def test_any_number_of_threads_gives_the_same_bits():
+    few = [case for case in CASES if case.name in (LARGE, "lines_of_5_in_short_samples", "a_dilation")]
     before = torch.get_num_threads()
     try:
-        for case in (CASES[1], CASES[9], CASES[-2]):
+        for case in few:
             found = []
             for threads in (1, 2, 3, 7):
                 torch.set_num_threads(threads)
@@ -123,8 +126,9 @@ def digest():
 @pytest.mark.skipif(not IS_BUILT, reason="the compiler did not know AMX")
 @pytest.mark.skipif(IN_USE == EMULATED or not torch.cpu._is_avx512_supported(), reason="in use, or nowhere")
 def test_the_emulated_engine():
-    """The tests above, for processors without tiles."""
-    done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, FILM_KERNELS_CPU_ISA=EMULATED)
+    """The tests above, for processors without tiles. (float16 takes the way of bfloat16, and an engine in C++ time.)"""
+    words = ("-q", "-p", "no:cacheprovider", "-k", "not torch.float16 and not (channels_last and bfloat16)", __file__)
+    done = run_python("-m", "pytest", *words, FILM_KERNELS_CPU_ISA=EMULATED)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

@@ -286,7 +286,7 @@ print(film_kernels.conv_film(x, w, backend="vendor").item())
 
 
 def test_instructions_that_are_not_here_are_an_error():
-    done = run_python("-c", INSTRUCTIONS, FILM_KERNELS_CPU_ISA="foo")
+    done = run_python("-c", INSTRUCTIONS, FILM_KERNELS_CPU_ISA="foo", COLUMNS="120")
     assert done.returncode == 0, done.stderr
     words = r"FILM_KERNELS_CPU_ISA must be one of .*baseline, got foo\n"
     errors = f"ValueError {words}ValueError backend 'cpu' cannot serve this call: {words}RuntimeError .*{words}"

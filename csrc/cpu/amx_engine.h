@@ -64,8 +64,9 @@ struct EmulatedAmx {
     for (int64_t row = 0; row < kTileSide; ++row)
       std::memcpy(static_cast<char*>(at) + row * row_bytes, tiles()[TILE][row], sizeof tiles()[TILE][row]);
   }
+  // All that it reads and writes are tiles, and sanitizers would take minutes over it.
   template <int C, int A, int B>
-  static void multiply() {
+  [[gnu::no_sanitize_address, gnu::no_sanitize_undefined]] static void multiply() {
     const Tile &a = tiles()[A], &b = tiles()[B];
     Tile& c = tiles()[C];
     for (int64_t row = 0; row < kTileSide; ++row) {
@@ -90,8 +91,10 @@ struct EmulatedAmx {
     thread_local Tile all[8];
     return all;
   }
-  static float flushed(float x) { return x < 0x1p-126f && x > -0x1p-126f ? 0 * x : x; }
-  static float as_float(uint32_t bits) {
+  [[gnu::no_sanitize_address, gnu::no_sanitize_undefined]] static float flushed(float x) {
+    return x < 0x1p-126f && x > -0x1p-126f ? 0 * x : x;
+  }
+  [[gnu::no_sanitize_address, gnu::no_sanitize_undefined]] static float as_float(uint32_t bits) {
     float x;
     std::memcpy(&x, &bits, sizeof x);
     return flushed(x);

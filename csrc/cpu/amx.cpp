@@ -135,6 +135,7 @@ bool grad_weight_by_amx(const Problem& problem, const GradWeightArgs& given) {
   if (!grad_weight_suits(problem, given)) return false;
   Problem p = problem;
   GradWeightArgs args = given;
+  if (given.grad_beta != nullptr) args.grad_bias = nullptr;  // it comes with dbeta
   flatten(p, kOneRow, args.grad, args.input);
   const bool done = with_limbs(p.dtype, [&](auto limbs) {
     return with_gradient_limbs(p, args.gamma, [&](auto of_gradient) {

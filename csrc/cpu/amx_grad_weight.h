@@ -52,7 +52,9 @@ class GradWeightAmx {
         sources_((p.group_in() + kPairSide - 1) / kPairSide),
         units_(cut(p, pass_)),
         at_(units_, pass_, outputs_, sources_),
-        splits_(std::clamp<int64_t>(std::min(p.positions() / kSplitPositions, units_.blocks()), 1, kMostSplits)),
+        splits_(std::clamp<int64_t>(std::min({p.positions() / kSplitPositions, units_.blocks(),
+                                              kSplitBytes / (split_size() * static_cast<int64_t>(sizeof(float)))}),
+                                    1, kMostSplits)),
         split_units_((units_.blocks() + splits_ - 1) / splits_),
         round_(std::clamp<int64_t>(kRoundBytes / (at_.size() * 2 * splits_), 1, split_units_)),
         chain_(std::clamp<int64_t>(kNearBytes / at_.pair_bytes(), 1, round_)),
@@ -89,7 +91,7 @@ class GradWeightAmx {
  private:
   static constexpr int64_t kBlock = kPairSide * kPairSide;  // elements of the weight that are summed together
   static constexpr int64_t kRoundBytes = 16 << 20, kNearBytes = 1 << 20;
-  static constexpr int64_t kSplitPositions = 512, kMostSplits = 4;
+  static constexpr int64_t kSplitPositions = 512, kMostSplits = 4, kSplitBytes = 64 << 20;
 
   // Where a unit's limbs are: of the gradient [limb][channel][position], then of the input [even and odd][pair of
   // tiles][limb][tile][pair of positions][channel and position]. Smaller units leave the end of it empty.
@@ -158,7 +160,7 @@ class GradWeightAmx {
 
   // Its sums over the unit's positions go to `sums`, where db is wanted.
   void fill_gradient(int64_t g, const Extent& e, uint16_t* dst, double* sums) const {
-    const Modulated<float> source{p_, args_.grad, args_.bits, args_.gamma.data == nullptr ? nullptr : &gamma_, load_};
+    const Modulated<float> source{p_, args_.grad, args_.bits, &gamma_, load_};
     const ChannelRange channels{g * p_.group_out(), p_.group_out()};
     constexpr int64_t kColumns = 64;  // at a time
     Scratch<float> run(kColumns * channels.count), turned(kColumns * channels.count);

@@ -14,7 +14,7 @@ namespace film::FILM_ISA {
 
 constexpr int kMostLimbs = 3;
 
-// One product of two limbs that is made: limb A of the patches and limb B of the weights.
+// One product of two limbs that is made: limb A of the positions and limb B of the weights.
 constexpr bool is_made(int a, int b) { return a + b < kMostLimbs; }
 
 inline __m512i bits_of(Vector<float> x) { return (__m512i)x; }

@@ -5,17 +5,9 @@
 #include "forward_weights.h"
 #include "modulate.h"
 #include "modulated.h"
+#include "table.h"
 
 namespace film::FILM_ISA {
-
-void run_forward(const Problem&, const ForwardArgs&);
-PackedWeight packing(const Problem&, const View& weight);
-void run_pack(const Problem&, const PackArgs&);
-void run_grad_input(const Problem&, const GradInputArgs&);
-void run_grad_weight(const Problem&, const GradWeightArgs&);
-bool library_is_faster(const Problem&, bool channels_last, Use);
-void run_norm_forward(const NormProblem&, const NormForwardArgs&);
-void run_norm_backward(const NormProblem&, const NormBackwardArgs&);
 
 namespace {
 

@@ -32,7 +32,7 @@ inline void put_limbs_in_line(uint16_t* dst, int64_t plane, const float* src, in
     const auto mask = static_cast<__mmask16>(count - i >= kTileSide ? 0xffff : (1u << (count - i)) - 1);
 #pragma GCC unroll 3
     for (int limb = 0; limb < LIMBS; ++limb) {
-      const __m512i upper = limb + 1 < LIMBS ? next_limb<false>(x) : next_limb<true>(x);
+      const __m512i upper = next_limb(x, limb + 1 == LIMBS);
       _mm256_mask_storeu_epi16(dst + limb * plane + i, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(upper, 16)));
     }
   }

@@ -21,9 +21,8 @@ inline __m512i bits_of(Vector<float> x) { return (__m512i)x; }
 
 // Takes the next limb off `x`, in the upper half of each lane. The last one is what is left; so what is not finite
 // stays so in it.
-template <bool LAST>
-inline __m512i next_limb(Vector<float>& x) {
-  if constexpr (LAST) return bits_of(x);
+inline __m512i next_limb(Vector<float>& x, bool last) {
+  if (last) return bits_of(x);
   const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
   const __m512i limb = _mm512_and_si512(_mm512_add_epi32(bits_of(x), _mm512_set1_epi32(0x8000)), upper);
   x -= (Vector<float>)limb;
@@ -42,12 +41,8 @@ template <int LIMBS>
 inline void put_limbs(uint16_t* dst, int64_t plane, Vector<float> even, Vector<float> odd) {
 #pragma GCC unroll 3
   for (int limb = 0; limb < LIMBS; ++limb) {
-    if (limb + 1 < LIMBS) {
-      const __m512i first = next_limb<false>(even), second = next_limb<false>(odd);
-      _mm512_storeu_si512(dst + limb * plane, pair_up(first, second));
-    } else {
-      _mm512_storeu_si512(dst + limb * plane, pair_up(next_limb<true>(even), next_limb<true>(odd)));
-    }
+    const __m512i first = next_limb(even, limb + 1 == LIMBS), second = next_limb(odd, limb + 1 == LIMBS);
+    _mm512_storeu_si512(dst + limb * plane, pair_up(first, second));
   }
 }
 

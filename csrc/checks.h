@@ -244,12 +244,25 @@ inline Shape output_shape(const Problem& p, const Argument& weight) {
   return weight.rank == 3 ? Shape{p.batch, p.out_channels, p.w.out} : Shape{p.batch, p.out_channels, p.h.out, p.w.out};
 }
 
-// A bias (K), or a gamma or beta (N, K), or nothing.
+// Whether every size but those of dimension 0 and of `channel_dim` is 1.
+inline bool is_one_beside(const Argument& a, int64_t channel_dim) {
+  for (int64_t d = 1; d < a.rank; ++d)
+    if (d != channel_dim && a.sizes[d] != 1) return false;
+  return true;
+}
+
+// A bias (K), a gamma or beta (N, K), or nothing. A gamma or beta may have ones beside its channels, (N, K, 1, 1) or
+// (N, 1, 1, K), and one row for all samples.
 inline Matrix look_at_factor(const char* name, const std::optional<Tensor>& tensor, const Shape& shape,
                              const Argument& like) {
   if (!tensor.has_value()) return {};
   const Argument a = look_at(name, *tensor);
   check_kind(a, like);
+  if (shape.rank == 2 && a.rank > 2 && (a.sizes[0] == 1 || a.sizes[0] == shape.sizes[0])) {
+    for (const int64_t d : {int64_t(1), a.rank - 1})
+      if (a.sizes[d] == shape.sizes[1] && is_one_beside(a, d))
+        return {a.data, a.sizes[0] == 1 ? 0 : a.strides[0], a.strides[d]};
+  }
   check_shape(a, shape, shape.rank == 1 ? "(K)" : "(N, K)");
   return shape.rank == 1 ? Matrix{a.data, 0, a.strides[0]} : Matrix{a.data, a.strides[0], a.strides[1]};
 }

@@ -80,14 +80,19 @@ def conv_film(
     )
     pin = pinned(backend)
     _, weight, _, gamma, _ = tensors
-    from_bits = gamma is not None and problem.keep == "fast" and problem.device.type == "cpu"
-    from_bits = from_bits and ACTIVATIONS[problem.activation].one_bit
-    if from_bits and gamma.requires_grad and not weight.requires_grad and torch.is_grad_enabled():  # type: ignore[union-attr]
+    if film_is_apart(problem) and gamma.requires_grad and not weight.requires_grad and torch.is_grad_enabled():  # type: ignore[union-attr]
         # dgamma would be all that is wanted of the weight gradient's pass: to keep FiLM's own input is faster.
         y = _film_apart(problem, pin, tensors)
     else:
         y = ops.call(problem, pin, tensors)
     return y.squeeze(0) if unbatched else y
+
+
+def film_is_apart(problem: ConvFilm) -> bool:
+    """Whether kernels would find dgamma from bits, with the weight's gradient: if that is not wanted, FiLM is a pass of
+    its own."""
+    from_bits = problem.has_gamma and problem.keep == "fast" and problem.device.type == "cpu"
+    return from_bits and ACTIVATIONS[problem.activation].one_bit
 
 
 def _film_apart(problem: ConvFilm, pin: str | None, tensors: arguments.Tensors) -> Tensor:

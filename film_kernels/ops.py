@@ -8,6 +8,7 @@ two functions, a backend's `forward` and `derivatives.gradients`.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from .backends import goes_plain, remembered_choice
 from .derivatives import differentiable_gradients, gradients
 from .operators import OPERATORS, Some, operator_of
+from .plans import Plan, plan_of
 from .problems import Problem
 from .registered import call_registered
 from .saved import check_saved, checked_kept
@@ -44,9 +46,14 @@ def call_and_tell(problem: Problem, pin: str | None, tensors: Some, tells: bool 
     if kernels.is_plain:
         return operator_of(problem).plain(problem, *tensors), None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        found = _function_of(type(problem)).apply(problem, kernels, tells, *tensors)
+        found = recorded(plan_of(problem, kernels), tensors, tells)
         return found if tells else (found, None)
     return kernels.forward(problem, tensors, tells)
+
+
+def recorded(plan: Plan, tensors: Some, tells: bool = False) -> Any:
+    """`y` with a history, and what the kernels keep where it `tells`."""
+    return _function_of(type(plan.problem)).apply(plan, tells, *tensors)
 
 
 def is_watched(tensors: Some) -> bool:
@@ -103,13 +110,17 @@ class _Fused(torch.autograd.Function):
     copies: plain PyTorch keeps none of them, so a user may write into them between forward and backward."""
 
     @staticmethod
-    def forward(ctx, problem, kernels, tells, *tensors):
-        operator = operator_of(problem)
-        others, read = operator.pick_others(tensors), kernels.reads(problem, ctx.needs_input_grad[3:])
-        copied = [tensor if asked else None for tensor, asked in zip(others, read, strict=True)]
-        y, kept, ctx.copies = kernels.forward_and_copy(problem, tensors, copied)
+    def forward(ctx, plan, tells, *tensors):
+        problem, kernels, operator = plan.problem, plan.kernels, plan.operator
+        others, read = operator.pick_others(tensors), kernels.reads(problem, ctx.needs_input_grad[2:])
+        if True in read:
+            copied = [tensor if asked else None for tensor, asked in zip(others, read, strict=True)]
+            y, kept, ctx.copies = kernels.forward_and_copy(problem, tensors, copied)
+        else:
+            y, kept = kernels.forward(problem, tensors, True)
+            ctx.copies = (None,) * len(others)
         ctx.save_for_backward(kept, *operator.pick_saved(tensors))
-        ctx.problem, ctx.kernels, ctx.kept_as = problem, kernels, (kept.shape, kept.dtype)
+        ctx.plan, ctx.kept_as = plan, (kept.shape, kept.dtype)
         ctx.others, ctx.versions = others, [None if tensor is None else _version(tensor) for tensor in others]
         if tells:
             ctx.mark_non_differentiable(kept)
@@ -118,17 +129,17 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *_):
-        problem, wanted = ctx.problem, ctx.needs_input_grad[3:]
-        operator = operator_of(problem)
+        plan, wanted = ctx.plan, ctx.needs_input_grad[2:]
+        problem, operator = plan.problem, plan.operator
         kept, *saved = ctx.saved_tensors
-        check_saved(problem, operator, saved)
+        check_saved(plan, saved)
         if torch.is_grad_enabled():
             _check_unchanged(operator, ctx)
-            tensors = operator.in_order((*saved, *ctx.others))
-            return None, None, None, *differentiable_gradients(problem, grad, tensors, wanted)
+            tensors = plan.as_checked(operator.in_order((*saved, *ctx.others)))
+            return None, None, *plan.as_given(differentiable_gradients(problem, grad, tensors, wanted))
         tensors = operator.in_order((*saved, *ctx.copies))
         kept = checked_kept(problem, kept, *ctx.kept_as)
-        return None, None, None, *gradients(problem, ctx.kernels, grad, kept, tensors, wanted)
+        return None, None, *plan.as_given(gradients(problem, plan.kernels, grad, kept, tensors, wanted))
 
 
 @functools.cache

@@ -6,7 +6,7 @@ memory by its address. A write through `.data`, or through numpy, is not.
 
 from __future__ import annotations
 
-import functools
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from . import arguments, ops
 from .backends import BACKENDS, pinned, remembered_choice
 from .backends.base import Kernels
 from .backends.cpu import CpuConvFilm
+from .identity import by_identity
 from .problems.conv_film import ConvFilm, Tensors
 
 MOST_BYTES = 1 << 30  # of all packed weights of a process; weights beyond that are packed at every call
@@ -88,7 +89,31 @@ def _call(problem: ConvFilm, tensors: Tensors) -> Tensor:
     return ops.call(problem, pin, tensors)
 
 
-@functools.lru_cache(maxsize=4096)
+class PackedOnce:
+    """`conv_film_packed` without its checks, for one problem and the weight of the last call."""
+
+    @classmethod
+    def of(cls, problem: ConvFilm) -> PackedOnce | None:
+        """None where no CPU kernel serves."""
+        kernels = _choice(problem, None)
+        return cls(kernels, problem) if isinstance(kernels, CpuConvFilm) else None
+
+    def __init__(self, kernels: CpuConvFilm, problem: ConvFilm) -> None:
+        self._kernels, self._problem, self._forward = kernels, problem, kernels.prepared(problem)
+        self._weight: Callable[[], Tensor | None] = lambda: None
+        self._packed: Callable[[], Tensor | None] = lambda: None  # kept by `remembered`, not beyond that
+        self._state: _State | None = None
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Any, gamma: Any, beta: Any) -> Tensor:
+        packed = self._packed()
+        if packed is None or self._weight() is not weight or self._state != _state_of(weight):
+            packed = remembered(weight, (), self._problem, lambda: _packed(self._kernels, self._problem, weight))
+            if packed is not None:
+                self._weight, self._packed, self._state = weakref.ref(weight), weakref.ref(packed), _state_of(weight)
+        return self._forward(input, weight, bias, gamma, beta, packed)
+
+
+@by_identity
 def _choice(problem: ConvFilm, pin: str | None) -> Kernels:
     """The kernels that serve where the weight is packed."""
     kernels, cpu = remembered_choice(problem, pin), BACKENDS["cpu"]

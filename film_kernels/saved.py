@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .operators import Operator, Some
+from .operators import Some
+from .plans import Plan
 from .problems import Problem
 
 
-def check_saved(problem: Problem, operator: Operator, saved: Some) -> None:
-    """Raise RuntimeError unless the tensors of `operator.saved` are still what `problem` says."""
-    device, shapes, dtypes = _expected(problem, operator)
+def check_saved(plan: Plan, saved: Some) -> None:
+    """Raise RuntimeError unless the tensors of `Operator.saved` are still what `plan` says."""
+    device, shapes, dtypes = plan.problem.device, plan.saved_shapes, plan.saved_dtypes
     for at, tensor in enumerate(saved):
         if tensor is None or (tensor.dtype is dtypes[at] and tensor.shape == shapes[at] and tensor.device == device):
             continue
-        raise RuntimeError(_came_back(problem, operator.saved[at], tensor, shapes[at], dtypes[at]))
-
-
-@functools.lru_cache(maxsize=4096)
-def _expected(problem: Problem, operator: Operator) -> tuple[torch.device, tuple[Any, ...], tuple[Any, ...]]:
-    """The device, shapes and dtypes of the tensors of `operator.saved`."""
-    pick = operator.pick_saved
-    return problem.device, pick(problem.tensor_shapes), pick(problem.tensor_dtypes)
+        raise RuntimeError(_came_back(plan.problem, plan.operator.saved[at], tensor, shapes[at], dtypes[at]))
 
 
 def _came_back(problem: Problem, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> str:
@@ -46,5 +38,5 @@ def checked_kept(problem: Problem, kept: Tensor, shape: Sequence[int], dtype: to
             raise RuntimeError(f"{_came_back(problem, 'kept', kept, shape, dtype)}, with other values")
     if found.dtype is not dtype or found.shape != tuple(shape) or found.device != problem.device:
         raise RuntimeError(_came_back(problem, "kept", kept, shape, dtype))
-    whole = len(shape) == len(problem.out_shape) and dtype is not torch.uint8  # as large as the output, and laid out so
+    whole = dtype is not torch.uint8 and len(shape) == len(problem.out_shape)  # as large as the output, and laid out so
     return found.contiguous(memory_format=problem.memory_format if whole else torch.contiguous_format)

@@ -28,6 +28,8 @@ CASES = (
     Case("1_x_1_as_one_row", (2, 320, 11, 13), (64, 320, 1, 1)),
     Case("1_x_1_of_many_positions", (2, 320, 40, 33), (32, 320, 1, 1)),
     Case("lines_of_5_in_short_samples", (7, 64, 8), (64, 64, 5), padding=2, film_position="pre"),
+    Case("tiles_through_samples_of_4", (16, 64, 4), (64, 64, 3), padding=1, film_position="pre"),
+    Case("tiles_through_samples_of_2_x_3", (9, 64, 2, 3), (64, 64, 2, 3), padding=(1, 2), activation="leaky_relu"),
     Case("a_line_longer_than_a_block", (1, 64, 2500), (32, 64, 5), padding=2),
     Case("all_positions_in_one_block", (2, 64, 4, 4), (128, 64, 3, 3), padding=1),
     Case("several_splits_and_rounds", (9, 96, 33, 31), (64, 96, 3, 3), padding=1),

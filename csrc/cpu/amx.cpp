@@ -164,13 +164,16 @@ void pack_for_amx(const Problem& p, const PackArgs& args) {
 }
 
 // A convolution with nothing behind it is faster by its sum alone: from so many products in all on. In training it has
-// to make up for the gradients of few channels too.
+// to make up for the gradients of few channels too. Of fewer positions the weight takes longer to be read than tiles
+// save.
 constexpr int64_t kProductsAlone = 4 << 20, kProductsInTraining = 16 << 20, kSumInTraining = 400;
+constexpr int64_t kLeastPositionsAlone = 32;
 
 bool library_is_faster_than_amx(const Problem& p, bool channels_last, Use use) {
-  if (p.dtype != DType::f32 || !forward_suits(p)) return library_is_faster(p, channels_last, use);
+  if (p.dtype != DType::f32 || !forward_suits(p) || has_far_taps(p)) return library_is_faster(p, channels_last, use);
   const int64_t sum = p.group_in() * taps_of(p), products = p.positions() * p.out_channels * sum;
   if (use == Use::film) return false;
+  if (p.positions() < kLeastPositionsAlone) return true;
   if (use == Use::alone_in_training)  // the gradients are not by tiles where there is a stride
     return taps_of(p) == 1 || p.h.stride * p.w.stride > 1 || sum < kSumInTraining || products < kProductsInTraining;
   return products < kProductsAlone;

@@ -66,35 +66,47 @@ struct AmxPositions {
   int64_t first;
 };
 
-// Lists the tiles of a block: row by row, or where rows are short and lie side by side on through the padding between
-// them, whichever are fewer.
+// Lists the tiles of a block, row by row.
+inline void list_tiles_by_rows(std::vector<AmxPositions>& tiles, const Extent& e, const LimbsOfBlock& b,
+                               const Pass<float>& pass) {
+  tiles.clear();
+  int64_t first = 0;
+  for (int64_t n = 0; n < e.samples; ++n)
+    for (int64_t r = 0; r < e.rows; ++r)
+      for (int64_t c = 0; c < e.columns; c += kTileSide) {
+        const int64_t count = std::min(kTileSide, e.columns - c);
+        const int64_t row = n * b.rows * b.columns + r * pass.h.step * b.columns;
+        tiles.push_back({row + c * pass.w.step, (1u << count) - 1, first});
+        first += count;
+      }
+}
+
+// Lists them in places of the block that lie side by side, on through the padding between rows and between samples:
+// each tile begins at the first position that is in none before it, so that there are no fewer.
+inline void list_tiles_through(std::vector<AmxPositions>& tiles, const Extent& e, const LimbsOfBlock& b) {
+  tiles.clear();
+  int64_t first = 0, n = 0, r = 0, c = 0;  // the next position
+  while (n < e.samples) {
+    const int64_t start = (n * b.rows + r) * b.columns + c, begin = first;
+    uint32_t mask = 0;
+    for (int64_t at = start; n < e.samples && at < start + kTileSide; at = (n * b.rows + r) * b.columns + c) {
+      mask |= 1u << (at - start);
+      ++first;
+      if (++c == e.columns) c = 0, ++r;
+      if (r == e.rows) r = 0, ++n;
+    }
+    tiles.push_back({start, mask, begin});
+  }
+}
+
+// Whichever are fewer.
 inline void list_amx_tiles(std::vector<AmxPositions>& tiles, const Extent& e, const LimbsOfBlock& b,
                            const Pass<float>& pass) {
-  tiles.clear();
-  const int64_t of_row = (e.columns + kTileSide - 1) / kTileSide;
-  const int64_t through = (e.rows - 1) * b.columns + e.columns;
-  const bool side_by_side = pass.h.step == 1 && pass.w.step == 1 && e.columns <= b.columns;  // there are taps, then
-  const bool by_rows = !side_by_side || e.rows * of_row <= (through + kTileSide - 1) / kTileSide;
-  int64_t first = 0;
-  for (int64_t n = 0; n < e.samples; ++n) {
-    const int64_t sample = n * b.rows * b.columns;
-    if (by_rows) {
-      for (int64_t r = 0; r < e.rows; ++r)
-        for (int64_t c = 0; c < e.columns; c += kTileSide) {
-          const int64_t count = std::min(kTileSide, e.columns - c);
-          tiles.push_back({sample + r * pass.h.step * b.columns + c * pass.w.step, (1u << count) - 1, first});
-          first += count;
-        }
-      continue;
-    }
-    for (int64_t at = 0; at < through; at += kTileSide) {
-      uint32_t mask = 0;
-      for (int64_t i = 0; i < std::min(kTileSide, through - at); ++i)
-        mask |= static_cast<uint32_t>((at + i) % b.columns < e.columns) << i;
-      tiles.push_back({sample + at, mask, first});
-      first += __builtin_popcount(mask);
-    }
-  }
+  const int64_t by_rows = e.samples * e.rows * ((e.columns + kTileSide - 1) / kTileSide);
+  const bool has_taps = e.rows <= b.rows && e.columns <= b.columns;
+  const bool side_by_side = has_taps && pass.h.step == 1 && pass.w.step == 1;
+  if (side_by_side) list_tiles_through(tiles, e, b);
+  if (!side_by_side || static_cast<int64_t>(tiles.size()) >= by_rows) list_tiles_by_rows(tiles, e, b, pass);
 }
 
 // Lists the steps of a panel of so many tiles, in the order of its weights.

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "forward_weights.h"
+#include "table.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -12,6 +13,9 @@ namespace {
 constexpr int64_t kLeastGroup = 4;
 // In channels_last their planes have to be turned besides, which pays from so many channels on.
 constexpr int64_t kLeastGroupTurned = 8;
+
+// Taps so far apart that a block reads mostly what lies between its positions' own.
+constexpr double kFarTaps = 6144;
 
 // The kernels here widen bfloat16 to float32. Where the library multiplies it faster than that, it is ahead from so
 // many products for each output element on,
@@ -113,9 +117,14 @@ bool is_slow_alone(const Problem& p, Use use) {
 
 }  // namespace
 
+bool has_far_taps(const Problem& p) {
+  const auto reach = [](const Axis& axis) { return static_cast<double>(axis.dilation) * (axis.kernel - 1); };
+  return std::max(reach(p.h), reach(p.w)) >= kFarTaps;
+}
+
 // From the sizes alone, without the data.
 bool library_is_faster(const Problem& p, bool channels_last, Use use) {
-  if (has_narrow_groups(p, channels_last)) return true;
+  if (has_narrow_groups(p, channels_last) || has_far_taps(p)) return true;
   if (use != Use::film && is_slow_alone(p, use)) return true;
   if (p.dtype == DType::f32 && has_few_positions(p, use == Use::alone_packed) && filters_with_more_positions(p))
     return true;

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import os
 import threading
 from collections.abc import Iterator
 
 import torch
 
+from ..identity import by_identity
 from ..problems import Problem
 from .base import Backend, Kernels
 from .cpu import Cpu
@@ -92,6 +92,11 @@ def pinned(backend: str | None) -> str | None:
     return _traced.backend if compiling else _innermost()
 
 
+def is_pinned() -> bool:
+    """Whether there may be a pin beside `backend=`, asked in as little time as there is."""
+    return _KEY in _ENVIRONMENT or bool(_pins.get())
+
+
 def choose(problem: Problem, pin: str | None) -> Backend:
     """The backend for `problem`: the pinned one, or the first in the list that can serve and is not slow.
 
@@ -116,7 +121,7 @@ def goes_plain(problem: Problem) -> bool:
     return vendor.why_not(problem) is not None or (problem.device.type != "cpu" and vendor.of(problem).is_slow(problem))
 
 
-@functools.lru_cache(maxsize=4096)
+@by_identity
 def _remembered(problem: Problem, pin: str | None) -> Kernels | None:
     """None where the choice depends on PyTorch's setting for float32 convolutions on GPUs as well."""
     if problem.dtype is torch.float32 and problem.device.type == "cuda":
@@ -124,8 +129,8 @@ def _remembered(problem: Problem, pin: str | None) -> Kernels | None:
     return choose(problem, pin).of(problem)
 
 
-@functools.lru_cache(maxsize=4096)
-def _remembered_with(precision: str, problem: Problem, pin: str | None) -> Kernels:
+@by_identity
+def _remembered_with(problem: Problem, pin: str | None, precision: str) -> Kernels:
     return choose(problem, pin).of(problem)
 
 
@@ -134,7 +139,7 @@ def remembered_choice(problem: Problem, pin: str | None) -> Kernels:
     found = _remembered(problem, pin)
     if found is not None:
         return found
-    return _remembered_with(torch.backends.cudnn.conv.fp32_precision, problem, pin)  # type: ignore[attr-defined]
+    return _remembered_with(problem, pin, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
 
 
 def forget_choices() -> None:

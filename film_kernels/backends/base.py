@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +42,11 @@ class Kernels:
     def forward(self, problem: Any, tensors: Any, for_backward: bool) -> tuple[Tensor, Tensor | None]:
         """(y, kept) of the operator's tensors, in their order; `kept` is None unless `for_backward`."""
         raise NotImplementedError
+
+    def prepared(self, problem: Any) -> Callable[..., Tensor] | None:
+        """`forward` for a call without a backward, as a function of the tensors with all else worked out; gamma and
+        beta may have ones beside their channels, and one row for all samples. None where there is no shorter way."""
+        return None
 
     def forward_and_copy(
         self, problem: Any, tensors: Any, copied: Sequence[Tensor | None]

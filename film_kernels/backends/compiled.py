@@ -3,11 +3,11 @@ in the same order, and csrc/norm_tensors.h for norm_film."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..activations import ACTIVATIONS, CODES, FILM_POSITIONS
+from ..identity import by_identity
 from ..problems.conv_film import ConvFilm
 from ..problems.norm_film import NO_NORM, NORMS, NormFilm
 
@@ -48,7 +48,7 @@ def lower_slope(problem: ConvFilm | NormFilm) -> float:
     return activation.lower_slope(problem.negative_slope) if activation.one_bit else 0.0
 
 
-@functools.lru_cache(maxsize=4096)
+@by_identity
 def packed_options(problem: ConvFilm) -> tuple[list[int], list[float]]:
     """The integers, and the numbers: the slope of the activation's lower branch, and gamma_offset."""
     axes = map(Axis, problem.stride, problem.dilation, problem.padding_before, problem.out_size)
@@ -72,7 +72,7 @@ class NormGeometry(NamedTuple):
 _CODES_OF_NORMS = {name: code for code, name in enumerate((*NORMS, NO_NORM))}
 
 
-@functools.lru_cache(maxsize=4096)
+@by_identity
 def packed_norm_options(problem: NormFilm) -> tuple[list[int], list[float]]:
     """The integers, and the numbers: eps, the slope of the activation's lower branch, and gamma_offset."""
     geometry = NormGeometry(
@@ -85,7 +85,7 @@ def packed_norm_options(problem: NormFilm) -> tuple[list[int], list[float]]:
     return [*geometry], [problem.eps, lower_slope(problem), problem.gamma_offset]
 
 
-@functools.lru_cache(maxsize=4096)
+@by_identity
 def packed_pass_options(problem: ConvFilm) -> tuple[list[int], list[float]]:
     """The same for activation and FiLM of what the convolution of `problem` gives: of a norm_film that normalises
     nothing."""

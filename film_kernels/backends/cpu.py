@@ -4,6 +4,7 @@ bits, or for smooth activations z = conv(input, weight) + bias."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -104,11 +105,19 @@ class CpuConvFilm(ConvFilmKernels):
         the kernels of this process."""
         return torch.ops.film_kernels_cpu.pack(weight, problem.input_shape, *packed_options(problem))
 
+    def prepared(self, problem: ConvFilm) -> Callable[..., Tensor]:
+        """A function of the tensors, and of the weight as `pack` has made it, if it has."""
+        operator, channels_last = torch.ops.film_kernels_cpu.forward.default, problem.channels_last
+        geometry, numbers = packed_options(problem)
+
+        def forward(input, weight, bias, gamma, beta, packed=None):
+            return operator(input, weight, bias, gamma, beta, geometry, numbers, False, channels_last, packed)[0]
+
+        return forward
+
     def forward_packed(self, problem: ConvFilm, tensors: Tensors, packed: Tensor | None) -> Tensor:
         """y, with the weight as `pack` has made it, if it has."""
-        return torch.ops.film_kernels_cpu.forward(
-            *tensors, *packed_options(problem), False, problem.channels_last, packed
-        )[0]
+        return self.prepared(problem)(*tensors, packed)
 
     def grad_input(self, problem, grad, kept, weight, gamma):
         return torch.ops.film_kernels_cpu.grad_input(
@@ -131,6 +140,15 @@ class CpuNormFilm(NormFilmKernels):
 
     def forward(self, problem, tensors, for_backward):
         return torch.ops.film_kernels_cpu.norm_forward(*tensors, *packed_norm_options(problem), problem.channels_last)
+
+    def prepared(self, problem: NormFilm) -> Callable[..., Tensor]:
+        operator, channels_last = torch.ops.film_kernels_cpu.norm_forward.default, problem.channels_last
+        geometry, numbers = packed_norm_options(problem)
+
+        def forward(input, weight, bias, gamma, beta):
+            return operator(input, weight, bias, gamma, beta, geometry, numbers, channels_last)[0]
+
+        return forward
 
     def backward(self, problem, grad, kept, tensors, wanted):
         results = torch.ops.film_kernels_cpu.norm_backward(

@@ -27,21 +27,29 @@ _PASSES = (
 _NARROW = (torch.float16, torch.bfloat16)
 _ALONE = "not faster here: PyTorch's own convolution is, of these sizes"
 _SMALL = "not faster here: of so few elements a call costs more than it saves"
+_LITTLE = "not faster here: of so few products a call costs more around it than it saves"
 # Below so many elements norm_film costs more in its call than it saves in passes; twice as many without FiLM, which is
 # two passes less, and twice as many in training, which is two calls in Python.
 _LEAST_ELEMENTS = 1 << 15
+# Between convolutions of PyTorch's, whose code and data it drives out of the caches, one of the kernels here costs the
+# model some 0.1 ms beside its own time, and three times that in training: it has to have so many products, or save
+# passes over so many elements. Where other convolutions are ours too, half as many in training, and otherwise any.
+_LEAST_PRODUCTS, _LEAST_PRODUCTS_IN_TRAINING = 1 << 25, 1 << 27
+_MANY_ELEMENTS = 1 << 19
 
 
-def judged(match: Match, frozen: bool, training: bool | None) -> Match:
-    """`match`, with a reason where it would be fused and gain nothing by it. `frozen` says whether weights are packed
-    once, and `training` whether a backward will follow; where that is None, it is taken from whether autograd records
-    the graph now. Where the user insists on a backend, nothing is judged."""
+def judged(match: Match, convolutions: bool, frozen: bool, training: bool | None) -> Match:
+    """`match`, with a reason where it would be fused and gain nothing by it. `convolutions` says whether others are
+    fused too, `frozen` whether weights are packed once, and `training` whether a backward will follow; where that is
+    None, it is taken from whether autograd records the graph now. Where the user insists on a backend, nothing is
+    judged."""
     if match.reason is not None or pinned(None) is not None:
         return match
-    return replace(match, reason=_why_not_faster(match, frozen, _is_recorded(match) if training is None else training))
+    training = _is_recorded(match) if training is None else training
+    return replace(match, reason=_why_not_faster(match, convolutions, frozen, training))
 
 
-def _why_not_faster(match: Match, frozen: bool, training: bool) -> Reason | None:
+def _why_not_faster(match: Match, convolutions: bool, frozen: bool, training: bool) -> Reason | None:
     result = tensor_of(match.nodes[-1])
     if result is None or result.device.type != "cpu" or BACKENDS["cpu"].unavailable() is not None:
         return None
@@ -53,15 +61,25 @@ def _why_not_faster(match: Match, frozen: bool, training: bool) -> Reason | None
         return None
     cpu = BACKENDS["cpu"].of(problem)
     assert isinstance(cpu, CpuConvFilm)
+    has_little = _has_little(problem, convolutions, training)
     if match.film is None:
         use = "alone packed" if frozen else "alone in training" if training else "alone"
-        slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, use)
+        slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, use) or has_little
         return Reason(_ALONE) if slow else None
     activation = "none" if match.activation is None else match.activation.name
     if choose(problem._replace(has_gamma=True, has_beta=True, activation=activation), None).name == "cpu":
-        return None
+        return Reason(_LITTLE) if has_little and math.prod(problem.out_shape) < _MANY_ELEMENTS else None
     passes = sum(isinstance(link.operation, (Affine, Norm)) for link in match.links) + (activation != "none")
     return None if passes > 1 and result.dtype in _NARROW else Reason(_PASSES)
+
+
+def _has_little(problem: ConvFilm, convolutions: bool, training: bool) -> bool:
+    """Whether a convolution has too few products to make up for what stands around its call."""
+    products = math.prod(problem.out_shape) * math.prod(problem.weight_shape[1:])
+    least = _LEAST_PRODUCTS_IN_TRAINING if training else _LEAST_PRODUCTS
+    if convolutions:
+        least = least // 2 if training else 0
+    return products < least
 
 
 def _is_recorded(match: Match) -> bool:

@@ -16,6 +16,8 @@ from torch.nn.modules import module as _hooks
 from .. import ops
 from .compiler import as_it_is
 from .dynamo import Watch, captured, say_if_off
+from .numpy_constants import fold_numpy
+from .prepare import prepare
 from .swap import Wishes, swap
 
 _REDUCE, _REPLICATE = "__reduce_ex__", "_replicate_for_data_parallel"
@@ -181,6 +183,8 @@ def _swap_and_run(wishes: Wishes) -> Callable[..., Any]:
 
     def swap_and_run(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         swap(module, wishes)
+        fold_numpy(module)
+        prepare(module)
         return as_it_is(module)
 
     swap_and_run.__name__ = f"swap_and_run_{'_'.join(map(str, wishes))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -36,7 +37,8 @@ class Wishes(NamedTuple):
 def found_in(graph: fx.Graph, wishes: Wishes, training: bool | None = None) -> list[Match]:
     """The sites of `graph`, one of Dynamo's or of torch.fx's, with a reason where they are not to be swapped;
     `training` as `judged` has it."""
-    return matches(graph, wishes.norms, wishes.convolutions, lambda match: judged(match, wishes.frozen, training))
+    judge = functools.partial(judged, convolutions=wishes.convolutions, frozen=wishes.frozen, training=training)
+    return matches(graph, wishes.norms, wishes.convolutions, judge)
 
 
 def swap(module: fx.GraphModule, wishes: Wishes = Wishes()) -> list[Match]:  # noqa: B008  # which never changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterator
 from unittest import mock
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from film_kernels import arguments, fuse, norm_arguments
+from film_kernels.prepared import Prepared
 from film_kernels.problems import conv_film, norm_film
 
 
@@ -68,20 +70,30 @@ def assert_as_good(model: nn.Module, fused: nn.Module, draws) -> None:
 @contextlib.contextmanager
 def counted_calls() -> Iterator[list[str]]:
     """The activation and FiLM's position of every fused call, behind the norm's name where it is norm_film's. They are
-    counted where the front doors prepare their arguments: a graph may hold the functions themselves."""
+    counted where the front doors prepare their arguments, and where a call is made that was prepared at its first."""
     calls: list[str] = []
+    names = ("norm", "activation", "film_position")
 
-    def counting(prepare, names):
-        places = [names.index(name) for name in ("norm", "activation", "film_position") if name in names]
-
+    def counting(prepare, options_of):
         def counted(tensors, options, *others):
-            calls.append(" ".join(options[place] for place in places))
+            given = dict(zip(options_of, options, strict=True))
+            calls.append(" ".join(given[name] for name in names if name in given))
             return prepare(tensors, options, *others)
 
         return counted
 
+    def once(prepared, *tensors):
+        before = len(calls)
+        y = call(prepared, *tensors)
+        given = inspect.signature(prepared._front).bind_partial(**prepared._options)
+        given.apply_defaults()
+        calls[before:] = [" ".join(given.arguments[name] for name in names if name in given.arguments)]
+        return y
+
+    call = Prepared.__call__
     with (
         mock.patch.object(arguments, "prepare", counting(arguments.prepare, conv_film.OPTIONS)),
         mock.patch.object(norm_arguments, "prepare", counting(norm_arguments.prepare, norm_film.OPTIONS)),
+        mock.patch.object(Prepared, "__call__", once),
     ):
         yield calls

@@ -1,0 +1,51 @@
+"""What a call that autograd records asks of its problem and kernels, worked out once for all calls of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .arguments import expanded
+from .backends.base import Gradients, Kernels
+from .identity import by_identity
+from .operators import Operator, Some, operator_of
+from .problems import Problem
+
+
+class Plan:
+    """`shapes` are those of tensors, by their place, that a call takes as their user has them, gamma and beta of (N, K,
+    1, 1) in place of (N, K); it gives gradients of these shapes."""
+
+    def __init__(self, problem: Problem, kernels: Kernels, shapes: Mapping[int, torch.Size] = {}) -> None:
+        self.problem, self.kernels, self._given = problem, kernels, shapes
+        self.operator: Operator = operator_of(problem)
+        expected = [shapes.get(at, shape) for at, shape in enumerate(problem.tensor_shapes)]
+        self.saved_shapes, self.saved_dtypes = map(self.operator.pick_saved, (expected, problem.tensor_dtypes))
+
+    def as_checked(self, tensors: Some) -> Some:
+        """The tensors as the record has them."""
+        if not self._given:
+            return tensors
+        results, channel_dim = [*tensors], getattr(self.problem, "channel_dim", 1)
+        for at in self._given:
+            results[at] = expanded(tensors[at], self.problem.tensor_shapes[at], channel_dim)  # type: ignore[arg-type]
+        return results
+
+    def as_given(self, found: Gradients) -> Gradients:
+        """Their gradients as the tensors were given."""
+        if not self._given:
+            return found
+        results = [*found]
+        for at, shape in self._given.items():
+            gradient = results[at]
+            if gradient is not None:
+                rows = gradient if shape[0] == gradient.shape[0] else gradient.sum(0, keepdim=True)
+                results[at] = rows.reshape(shape)
+        return tuple(results)
+
+
+@by_identity
+def plan_of(problem: Problem, kernels: Kernels) -> Plan:
+    """The plan for tensors as the record has them."""
+    return Plan(problem, kernels)

@@ -21,8 +21,8 @@ class ByIdentity(Protocol[Made]):
 
 
 def by_identity(function: Callable[..., Made]) -> ByIdentity[Made]:
-    """`function(record, *more)`, remembered for equal arguments, and looked for by the identity of `record` first. That is
-    kept, so that nothing else gets it."""
+    """`function(record, *more)`, remembered for equal arguments, and looked for by the identity of `record` first.
+    The record is kept, so that nothing else gets its identity."""
     by_value = functools.lru_cache(maxsize=_MOST)(function)
     found: dict[Any, tuple[Any, Made]] = {}
 

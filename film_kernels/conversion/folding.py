@@ -77,10 +77,10 @@ def _once(weight: Tensor, steps: Sequence[Step], make: Callable[[], Sequence[Ten
     keep the weight, but requiring a gradient where one of these does, so that whoever asks for it is told."""
     values = [value for _, *values in steps for value in values]
     others = [value for value in values if isinstance(value, Tensor)]
-    purpose = tuple(kind for kind, *_ in steps), tuple(None if isinstance(v, Tensor) else v for v in values)
+    recorded = any(tensor.requires_grad for tensor in (weight, *others))
+    purpose = recorded, tuple(kind for kind, *_ in steps), tuple(None if isinstance(v, Tensor) else v for v in values)
 
     def made() -> list[Tensor | None]:
-        recorded = any(tensor.requires_grad for tensor in (weight, *others))
         with torch.inference_mode(False), torch.no_grad():
             return [None if one is None else one.detach().requires_grad_(recorded) for one in make()]
 

@@ -19,6 +19,7 @@ from .dynamo import Watch, captured, say_if_off
 from .numpy_constants import fold_numpy
 from .prepare import prepare
 from .swap import Wishes, swap
+from .upsampled import fold_upsampling
 
 _REDUCE, _REPLICATE = "__reduce_ex__", "_replicate_for_data_parallel"
 # Captures that are kept of one method, before it begins anew: arguments may change without end, memory and the time to
@@ -184,6 +185,7 @@ def _swap_and_run(wishes: Wishes) -> Callable[..., Any]:
     def swap_and_run(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         swap(module, wishes)
         fold_numpy(module)
+        fold_upsampling(module)
         prepare(module)
         return as_it_is(module)
 

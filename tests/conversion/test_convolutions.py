@@ -221,6 +221,15 @@ def test_frozen_has_no_gradient_of_what_was_folded():
         y.sum().backward()
 
 
+def test_frozen_says_so_of_what_requires_a_gradient_later():
+    model = nn.Sequential(nn.Conv2d(3, K, 3), nn.BatchNorm2d(K), nn.ReLU()).eval().requires_grad_(False)
+    frozen, x = fused_copy(model, frozen=True), torch.randn(2, 3, 12, 12)
+    same(frozen(x), model(x))
+    frozen[1].requires_grad_()
+    with pytest.raises(RuntimeError, match="frozen=True"):
+        frozen(x).sum().backward()
+
+
 def test_what_was_made_goes_with_the_model(frozen):
     frozen(*arguments())  # recorded by autograd
     weights = [weakref.ref(p) for p in frozen.parameters()]

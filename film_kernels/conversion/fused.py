@@ -70,6 +70,7 @@ def fuse(
         methods: names of more methods: of the model, "encode", or of a module in it, "net.encode".
         convolutions: every other conv1d and conv2d whose sum the CPU kernels make faster than PyTorch's own, by fewer
             products or by tiles, is one of theirs too, with its bias, a BatchNorm in eval and an activation behind it.
+            Of a map that was enlarged to twice its size by repeating positions it is four of the smaller map.
         frozen: for inference on a CPU, with modules that stay as they are. What is made of weights for each call is
             made once, at up to three times their size in float32, eight in 16 bits, and at most a GiB in all. And
             calls do not ask again what modules are like: their attributes, hooks and submodules are those of the first

@@ -22,6 +22,8 @@ from .matching import matches
 from .nodes import asks_for_the_shape, is_parameter, tensor_of
 from .records import Affine, Convolution, Norm, Root
 
+# What is put into a graph; these change nothing that they are given.
+OURS = (conv_steps_film, norm_steps_film, conv_film, conv_film_packed, norm_film)
 _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False): "shift", ("shift", True): "subtract"}
 
 
@@ -67,8 +69,7 @@ def _let_views_copy(graph: fx.Graph) -> None:
     """Make `reshape` of `view`. norm_film's result lies in memory as its input does, where another norm's may be
     contiguous, so that a view of it, or of what is made of it, may have to be a copy. Where something may be changed
     through the view, it stays one, and would raise."""
-    ours = (conv_steps_film, norm_steps_film, conv_film, conv_film_packed, norm_film)
-    changes = [changed_by(node) for node in graph.nodes if node.target not in ours]
+    changes = [changed_by(node) for node in graph.nodes if node.target not in OURS]
     changed = [one for some in changes for one in some or ()]
     for node in graph.find_nodes(op="call_method", target="view") if None not in changes else ():
         takes_dtype = node.kwargs or any(isinstance(arg, torch.dtype) for arg in node.args)

@@ -18,9 +18,12 @@ from torch import Tensor, fx
 from ..backends import BACKENDS
 from ..backends.cpu import CpuConvFilm
 from ..functional import conv_film
+from ..ops import is_watched
 from ..packed import conv_film_packed, remembered
 from ..problems.conv_film import problem_of
+from .effects import changed_by, may_share_memory
 from .nodes import arguments_of, tensor_of
+from .swap import OURS
 
 _INTERPOLATE = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
 
@@ -34,7 +37,7 @@ def fold_upsampling(module: fx.GraphModule) -> None:
         options = dict(node.kwargs)
         larger = options.pop("input")
         smaller = _enlarged_by(larger)
-        if smaller is None or not _is_faster(node, smaller):
+        if smaller is None or _is_changed_between(smaller, larger, node) or not _is_faster(node, smaller):
             continue
         names = ("weight", "bias", "activation", "negative_slope", "keep")
         kept = {name: options[name] for name in names if name in options}
@@ -66,6 +69,17 @@ def _enlarged_by(node: Any) -> fx.Node | None:
     doubles = all(isinstance(size, int) for size in sizes) and all(one in (None, 2) for one in factors)
     doubles = doubles and tuple(after.shape[2:]) == tuple(2 * size for size in before.shape[2:])
     return source if doubles and not given.get("antialias") else None
+
+
+def _is_changed_between(value: fx.Node, begin: fx.Node, end: fx.Node) -> bool:
+    """Whether something may write into `value` behind `begin` and before `end`."""
+    node = begin.next
+    while node is not end:
+        changed = [] if node.target in OURS else changed_by(node)
+        if changed is None or any(may_share_memory(value, one) for one in changed):
+            return True
+        node = node.next
+    return False
 
 
 def _is_faster(node: fx.Node, smaller: fx.Node) -> bool:
@@ -109,7 +123,7 @@ def conv_of_upsampled(
     """`conv_film(F.interpolate(input, scale_factor=2), weight, bias, padding=1, **options)`, from a weight that is
     packed once where it `packs`."""
     count = 2 ** (weight.dim() - 2)
-    if torch._C._is_any_autocast_enabled():
+    if torch._C._is_any_autocast_enabled() or is_watched((input, weight, bias)):
         call = conv_film_packed if packs else conv_film
         return call(F.interpolate(input, scale_factor=2.0), weight, bias, padding=1, **options)
     if packs:

@@ -96,6 +96,7 @@ TAKEN = {
     "without a bias": Up(twice, bias=False),
 }
 LEFT = {
+    "written into in between": Up(lambda x: (twice(y := x + 0), y.mul_(2))[0]),
     "another factor": Up(lambda x: F.interpolate(x, scale_factor=3.0)),
     "nearly twice": Up(lambda x: F.interpolate(x, scale_factor=2.05)),
     "in one direction": Up(lambda x: F.interpolate(x, scale_factor=(2, 1))),
@@ -150,6 +151,13 @@ def test_without_the_wish_nothing_is_changed(calls):
     x = torch.randn(2, 64, 6, 5)
     torch.testing.assert_close(fuse(copy.deepcopy(model))(x), model(x), rtol=1e-4, atol=1e-5)
     assert not calls
+
+
+def test_in_a_transform_it_is_as_it_was():
+    input, weight, bias = (leaf.detach() for leaf in leaves_of(SHAPES["2d"]))
+    ours = torch.func.vmap(lambda one: conv_of_upsampled(one, weight, bias, packs=False, activation="none"))
+    plain = torch.func.vmap(lambda one: F.conv2d(F.interpolate(one, scale_factor=2.0), weight, bias, padding=1))
+    torch.testing.assert_close(ours(input[:, None]), plain(input[:, None]))
 
 
 def test_under_autocast_it_is_as_it_was():

@@ -13,6 +13,7 @@ import film_kernels
 from film_kernels import FusedFiLM, FusedFiLM1d, conv_film
 from film_kernels.problems.conv_film import KEEPS
 from tests.helpers.cases import EMULATED, INTERPRETED
+from tests.helpers.conversion.equality import without_a_judge
 from tests.helpers.kept import kept_bytes
 
 X, W, B = torch.randn(2, 3, 9, 8), torch.randn(16, 3, 3, 3), torch.randn(16)
@@ -118,6 +119,7 @@ class Composed(Net):
         return nn.functional.silu((self.conv(x) * gamma[..., None, None] + beta[..., None, None]) * 0.5)
 
 
+@without_a_judge()
 @pytest.mark.parametrize("net", [Net, Composed])
 def test_fused_models_keep_what_is_asked(net):
     model = net()
@@ -132,6 +134,7 @@ def test_fused_models_keep_what_is_asked(net):
             assert (sizes[keep] >= Z_BYTES) == (keep != "least"), (keep, sizes)
 
 
+@without_a_judge()
 def test_torch_compile_takes_it_as_an_option():
     for keep, least in (("fast", Z_BYTES), ("least", 0)):
         torch._dynamo.reset()

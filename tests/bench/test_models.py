@@ -11,7 +11,7 @@ from torch import nn
 
 from bench import exported, model_child, model_packages, model_report, model_ways, model_zoo, models, timing
 from bench.model_ways import FUSE, PLAIN, TRAINING, WAYS, Way
-from film_kernels.conversion import swap
+from tests.helpers.conversion.equality import without_a_judge
 
 CLEVR, PDE, UNET = "CLEVR FiLM blocks", "pdearena U-Net, GroupNorm", "diffusers UNet2DModel, scale_shift"
 
@@ -37,12 +37,12 @@ def test_a_model_is_measured_in_every_part_and_reported(tmp_path):
 
 
 @pytest.mark.parametrize("name", [CLEVR, PDE, "pdearena U-Net, no norm", "micro-tcn", UNET])
-def test_every_site_of_these_is_fused_and_gives_the_same(monkeypatch, name):
-    monkeypatch.setattr(swap, "judged", lambda match, **_: match)  # small ones gain nothing
-    found = model_child.about(model_zoo.MODELS[name], small=True)
-    assert all(one["fused"] == one["all"] > 0 for one in found["sites"].values())
-    for rows in model_child.times(model_zoo.MODELS[name], [FUSE], 0, small=True).values():
-        assert len(rows[FUSE]["seconds"]) == len(rows[PLAIN]["seconds"]) == 1, rows
+def test_every_site_of_these_is_fused_and_gives_the_same(name):
+    with without_a_judge():  # small ones gain nothing
+        found = model_child.about(model_zoo.MODELS[name], small=True)
+        assert all(one["fused"] == one["all"] > 0 for one in found["sites"].values())
+        for rows in model_child.times(model_zoo.MODELS[name], [FUSE], 0, small=True).values():
+            assert len(rows[FUSE]["seconds"]) == len(rows[PLAIN]["seconds"]) == 1, rows
 
 
 class _OtherGradient(torch.autograd.Function):

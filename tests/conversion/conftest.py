@@ -1,8 +1,10 @@
 """Small calls, thousands of them: one thread, as `one_thread` has it; and whether they gain anything is not asked."""
 
+import contextlib
+
 import pytest
 
-from film_kernels.conversion import swap
+from tests.helpers.conversion.equality import without_a_judge
 
 
 @pytest.fixture(autouse=True)
@@ -11,7 +13,8 @@ def _one_thread(one_thread):
 
 
 @pytest.fixture(autouse=True)
-def _all_gain(request, monkeypatch):
+def _all_gain(request):
     """Every site that can be fused is, of whatever size, but for tests that are marked `judged`."""
-    if request.node.get_closest_marker("judged") is None:
-        monkeypatch.setattr(swap, "judged", lambda match, **_: match)
+    judged = request.node.get_closest_marker("judged") is not None
+    with contextlib.nullcontext() if judged else without_a_judge():
+        yield

@@ -6,12 +6,14 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from film_kernels import arguments, fuse, norm_arguments
+from film_kernels.conversion import swap
 from film_kernels.prepared import Prepared
 from film_kernels.problems import conv_film, norm_film
 
@@ -65,6 +67,11 @@ def assert_as_good(model: nn.Module, fused: nn.Module, draws) -> None:
                 least[i] += (torch.finfo(inputs[0].dtype).eps / 2) ** 2
     for i, name in enumerate(("outputs", "gradients")):
         assert ours[i] <= 4 * max(plain[i], least[i]), (name, ours[i] ** 0.5, plain[i] ** 0.5)
+
+
+def without_a_judge() -> Any:
+    """A context in which every site that can be fused is, of whatever size."""
+    return mock.patch.object(swap, "judged", lambda match, **_: match)
 
 
 @contextlib.contextmanager

@@ -28,9 +28,9 @@ _NARROW = (torch.float16, torch.bfloat16)
 _ALONE = "not faster here: PyTorch's own convolution is, of these sizes"
 _SMALL = "not faster here: of so few elements a call costs more than it saves"
 _LITTLE = "not faster here: of so few products a call costs more around it than it saves"
-# Below so many elements norm_film costs more in its call than it saves in passes; twice as many without FiLM, which is
-# two passes less, and twice as many in training, which is two calls in Python.
-_LEAST_ELEMENTS = 1 << 15
+# Below so many elements norm_film costs more in its call than it saves in passes. Twice as many without FiLM, which is
+# two passes less; a fourth where the norm is written out, which is several more.
+_LEAST_ELEMENTS, _LEAST_ELEMENTS_IN_TRAINING = 1 << 13, 1 << 17
 # Between convolutions of PyTorch's, whose code and data it drives out of the caches, one of the kernels here costs the
 # model some 0.1 ms beside its own time, and three times that in training: it has to have so many products, or save
 # passes over so many elements. Where other convolutions are ours too, half as many in training, and otherwise any.
@@ -54,7 +54,8 @@ def _why_not_faster(match: Match, convolutions: bool, frozen: bool, training: bo
     if result is None or result.device.type != "cpu" or BACKENDS["cpu"].unavailable() is not None:
         return None
     if match.norm is not None:
-        least = _LEAST_ELEMENTS * (2 if match.film is None else 1) * (2 if training else 1)
+        least = _LEAST_ELEMENTS_IN_TRAINING if training else _LEAST_ELEMENTS
+        least = least * (2 if match.film is None else 1) // (4 if match.norm.inside else 1)
         return Reason(_SMALL) if math.prod(_known(result.shape)) < least else None
     problem = _problem_of(match, result.dtype)
     if problem is None:

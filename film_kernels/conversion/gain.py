@@ -28,12 +28,12 @@ _NARROW = (torch.float16, torch.bfloat16)
 _ALONE = "not faster here: PyTorch's own convolution is, of these sizes"
 _SMALL = "not faster here: of so few elements a call costs more than it saves"
 _LITTLE = "not faster here: of so few products a call costs more around it than it saves"
-# Below so many elements norm_film costs more in its call than it saves in passes. Twice as many without FiLM, which is
-# two passes less; a fourth where the norm is written out, which is several more.
-_LEAST_ELEMENTS, _LEAST_ELEMENTS_IN_TRAINING = 1 << 13, 1 << 17
+# Below so many elements norm_film costs more in its call than it saves in passes, where it stands for a norm and an
+# activation. Every operation more, of FiLM or of a norm that is written out, halves that.
+_LEAST_ELEMENTS, _LEAST_ELEMENTS_IN_TRAINING = 1 << 14, 1 << 18
 # Between convolutions of PyTorch's, whose code and data it drives out of the caches, one of the kernels here costs the
 # model some 0.1 ms beside its own time, and three times that in training: it has to have so many products, or save
-# passes over so many elements. Where other convolutions are ours too, half as many in training, and otherwise any.
+# passes over so many elements. In inference it may have any where other convolutions are ours too.
 _LEAST_PRODUCTS, _LEAST_PRODUCTS_IN_TRAINING = 1 << 25, 1 << 27
 _MANY_ELEMENTS = 1 << 19
 
@@ -55,8 +55,8 @@ def _why_not_faster(match: Match, convolutions: bool, frozen: bool, training: bo
         return None
     if match.norm is not None:
         least = _LEAST_ELEMENTS_IN_TRAINING if training else _LEAST_ELEMENTS
-        least = least * (2 if match.film is None else 1) // (4 if match.norm.inside else 1)
-        return Reason(_SMALL) if math.prod(_known(result.shape)) < least else None
+        more = max(len(match.nodes) - 2, 0)
+        return Reason(_SMALL) if math.prod(_known(result.shape)) < least >> more else None
     problem = _problem_of(match, result.dtype)
     if problem is None:
         return None
@@ -77,10 +77,7 @@ def _why_not_faster(match: Match, convolutions: bool, frozen: bool, training: bo
 def _has_little(problem: ConvFilm, convolutions: bool, training: bool) -> bool:
     """Whether a convolution has too few products to make up for what stands around its call."""
     products = math.prod(problem.out_shape) * math.prod(problem.weight_shape[1:])
-    least = _LEAST_PRODUCTS_IN_TRAINING if training else _LEAST_PRODUCTS
-    if convolutions:
-        least = least // 2 if training else 0
-    return products < least
+    return products < (_LEAST_PRODUCTS_IN_TRAINING if training else 0 if convolutions else _LEAST_PRODUCTS)
 
 
 def _is_recorded(match: Match) -> bool:

@@ -140,7 +140,7 @@ def test_a_site_of_few_elements_is_left():
     )
     assert [site.reason for site in few] == [small, small, passes]
     assert [site.reason for site in many] == [None, None, passes]
-    some = find_film(Block().eval(), (torch.randn(2, 8, 48, 48), g), norms=True)
+    some = find_film(Block().eval(), (torch.randn(2, 8, 24, 24), g), norms=True)
     assert [site.reason for site in some] == [small, None, passes]
     with use_backend("cpu"):  # a user who insists gets all
         assert all(site.fusable for site in find_film(Block(), (torch.randn(2, 8, 8, 8), g), norms=True))

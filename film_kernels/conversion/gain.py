@@ -62,19 +62,19 @@ def _why_not_faster(match: Match, convolutions: bool, frozen: bool, training: bo
         return None
     cpu = BACKENDS["cpu"].of(problem)
     assert isinstance(cpu, CpuConvFilm)
-    has_little = _has_little(problem, convolutions, training)
+    little = has_little(problem, convolutions, training)
     if match.film is None:
         use = "alone packed" if frozen else "alone in training" if training else "alone"
-        slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, use) or has_little
+        slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, use) or little
         return Reason(_ALONE) if slow else None
     activation = "none" if match.activation is None else match.activation.name
     if choose(problem._replace(has_gamma=True, has_beta=True, activation=activation), None).name == "cpu":
-        return Reason(_LITTLE) if has_little and math.prod(problem.out_shape) < _MANY_ELEMENTS else None
+        return Reason(_LITTLE) if little and math.prod(problem.out_shape) < _MANY_ELEMENTS else None
     passes = sum(isinstance(link.operation, (Affine, Norm)) for link in match.links) + (activation != "none")
     return None if passes > 1 and result.dtype in _NARROW else Reason(_PASSES)
 
 
-def _has_little(problem: ConvFilm, convolutions: bool, training: bool) -> bool:
+def has_little(problem: ConvFilm, convolutions: bool, training: bool) -> bool:
     """Whether a convolution has too few products to make up for what stands around its call."""
     products = math.prod(problem.out_shape) * math.prod(problem.weight_shape[1:])
     return products < (_LEAST_PRODUCTS_IN_TRAINING if training else 0 if convolutions else _LEAST_PRODUCTS)

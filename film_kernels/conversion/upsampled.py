@@ -22,6 +22,7 @@ from ..ops import is_watched
 from ..packed import conv_film_packed, remembered
 from ..problems.conv_film import problem_of
 from .effects import changed_by, may_share_memory
+from .gain import has_little
 from .nodes import arguments_of, tensor_of
 from .swap import OURS
 
@@ -107,7 +108,9 @@ def _is_faster(node: fx.Node, smaller: fx.Node) -> bool:
     assert isinstance(kernels, CpuConvFilm)
     recorded = torch.is_grad_enabled() and result.requires_grad
     use = "alone packed" if node.target is conv_film_packed else "alone in training" if recorded else "alone"
-    return kernels.why_not(problem) is None and not kernels.is_slow(problem, use)
+    if kernels.why_not(problem) is not None or kernels.is_slow(problem, use):
+        return False
+    return not has_little(problem, convolutions=True, training=recorded)
 
 
 def _is_everywhere(option: Any, value: int) -> bool:

@@ -42,13 +42,12 @@ class Prepared:
         self._may_be_apart = False
 
     def __call__(self, input: Tensor, weight: Any, bias: Any, gamma: Any, beta: Any) -> Tensor:
-        forward, plan = self._forward, self._plan
         if is_pinned() or torch._C._is_any_autocast_enabled():
             return self._by_the_front((input, weight, bias, gamma, beta))
+        if not self._was_asked:
+            self._prepare((input, weight, bias, gamma, beta))
+        forward, plan = self._forward, self._plan
         if forward is None:
-            if not self._was_asked:
-                self._prepare((input, weight, bias, gamma, beta))
-                return self(input, weight, bias, gamma, beta)
             return self._by_the_front((input, weight, bias, gamma, beta))
         if not torch.is_grad_enabled():
             return forward(input, weight, bias, gamma, beta)

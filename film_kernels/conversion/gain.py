@@ -27,29 +27,29 @@ _PASSES = (
 _NARROW = (torch.float16, torch.bfloat16)
 _ALONE = "not faster here: PyTorch's own convolution is, of these sizes"
 _SMALL = "not faster here: of so few elements a call costs more than it saves"
-_LITTLE = "not faster here: of so few products a call costs more around it than it saves"
+_LITTLE = "not faster here: of so few products, between PyTorch's own convolutions, a call costs more than it saves"
 # Below so many elements norm_film costs more in its call than it saves in passes, where it stands for a norm and an
 # activation. Every operation more, of FiLM or of a norm that is written out, halves that.
 _LEAST_ELEMENTS, _LEAST_ELEMENTS_IN_TRAINING = 1 << 14, 1 << 18
-# Between convolutions of PyTorch's, whose code and data it drives out of the caches, one of the kernels here costs the
-# model some 0.1 ms beside its own time, and three times that in training: it has to have so many products, or save
-# passes over so many elements. In inference it may have any where other convolutions are ours too.
-_LEAST_PRODUCTS, _LEAST_PRODUCTS_IN_TRAINING = 1 << 25, 1 << 27
+# In a training step, one of the kernels here between convolutions of PyTorch's costs the model some 0.4 ms beside its
+# own time: each drives the other's code out of the caches, forward and backward, and autograd calls Python. It has to
+# have so many products, or save passes over so many elements.
+_LEAST_PRODUCTS_IN_TRAINING = 1 << 27
 _MANY_ELEMENTS = 1 << 19
 
 
-def judged(match: Match, convolutions: bool, frozen: bool, training: bool | None) -> Match:
-    """`match`, with a reason where it would be fused and gain nothing by it. `convolutions` says whether others are
-    fused too, `frozen` whether weights are packed once, and `training` whether a backward will follow; where that is
-    None, it is taken from whether autograd records the graph now. Where the user insists on a backend, nothing is
-    judged."""
+def judged(match: Match, beside_others: bool, frozen: bool, training: bool | None) -> Match:
+    """`match`, with a reason where it would be fused and gain nothing by it. `beside_others` says whether convolutions
+    of PyTorch's stand in the same graph, `frozen` whether weights are packed once, and `training` whether a backward
+    will follow; where that is None, it is taken from whether autograd records the graph now. Where the user insists on
+    a backend, nothing is judged."""
     if match.reason is not None or pinned(None) is not None:
         return match
     training = _is_recorded(match) if training is None else training
-    return replace(match, reason=_why_not_faster(match, convolutions, frozen, training))
+    return replace(match, reason=_why_not_faster(match, beside_others, frozen, training))
 
 
-def _why_not_faster(match: Match, convolutions: bool, frozen: bool, training: bool) -> Reason | None:
+def _why_not_faster(match: Match, beside_others: bool, frozen: bool, training: bool) -> Reason | None:
     result = tensor_of(match.nodes[-1])
     if result is None or result.device.type != "cpu" or BACKENDS["cpu"].unavailable() is not None:
         return None
@@ -62,7 +62,7 @@ def _why_not_faster(match: Match, convolutions: bool, frozen: bool, training: bo
         return None
     cpu = BACKENDS["cpu"].of(problem)
     assert isinstance(cpu, CpuConvFilm)
-    little = has_little(problem, convolutions, training)
+    little = training and beside_others and has_little(problem)
     if match.film is None:
         use = "alone packed" if frozen else "alone in training" if training else "alone"
         slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, use) or little
@@ -74,10 +74,9 @@ def _why_not_faster(match: Match, convolutions: bool, frozen: bool, training: bo
     return None if passes > 1 and result.dtype in _NARROW else Reason(_PASSES)
 
 
-def has_little(problem: ConvFilm, convolutions: bool, training: bool) -> bool:
-    """Whether a convolution has too few products to make up for what stands around its call."""
-    products = math.prod(problem.out_shape) * math.prod(problem.weight_shape[1:])
-    return products < (_LEAST_PRODUCTS_IN_TRAINING if training else 0 if convolutions else _LEAST_PRODUCTS)
+def has_little(problem: ConvFilm) -> bool:
+    """Whether a convolution has too few products to make up, in training, for what stands around its call."""
+    return math.prod(problem.out_shape) * math.prod(problem.weight_shape[1:]) < _LEAST_PRODUCTS_IN_TRAINING
 
 
 def _is_recorded(match: Match) -> bool:
@@ -93,6 +92,13 @@ def _problem_of(match: Match, dtype: torch.dtype) -> ConvFilm | None:
     options = tuple(arguments[name] for name in ("stride", "padding", "dilation", "groups"))
     if input is None or weight is None or any(isinstance(option, fx.Node) for option in options):
         return None
+    return convolution_alone(input, weight, dtype, options)
+
+
+def convolution_alone(
+    input: Tensor, weight: Tensor, dtype: torch.dtype, options: tuple[Any, ...] = (1, 0, 1, 1)
+) -> ConvFilm:
+    """The record of a convolution with nothing behind it; `options` are stride, padding, dilation and groups."""
     kinds: Any = (*(_kind_of(tensor, dtype) for tensor in (input, weight)), None, None, None)
     channels_last = writes_channels_last(input, weight)
     return problem_of(kinds, channels_last, (*options, "none", 0.01, "post", 0.0, "fast"))

@@ -25,26 +25,28 @@ def matches(
     graph: fx.Graph,
     norms: bool = True,
     convolutions: bool = False,
-    judge: Callable[[Match], Match] = lambda match: match,
+    judge: Callable[[Match, bool], Match] = lambda match, beside_others: match,
 ) -> list[Match]:
     """Every place in `graph` where FiLM stands, fusable or not, in the graph's order: one for each convolution, and one
     for each norm or other beginning without one. With `convolutions`, and every other convolution that is fusable; with
-    `norms`, and every other norm with an activation that is. `judge` may have something against a match; the norm and
-    activation behind a convolution are then free for a match of their own."""
+    `norms`, and every other norm with an activation that is. `judge` may have something against a match, which it is
+    given with whether other convolutions stand beside it; the norm and activation behind a convolution are then free
+    for a match of their own."""
     note_buffers(graph)
     name_changed_values(graph)
     factors = Factors()
     upward = Upward(graph, factors)
     with_film = _with_film(graph, factors, upward)
     taken = _taken(with_film)
-    left = (convolution_of(node) for node in (graph.nodes if convolutions else ()) if node not in taken)
-    found = [match_of_convolution(one, factors) for one in left if one is not None]
-    alone = [judge(match) for match in found if match is not None and taken.isdisjoint(match.nodes)]
+    left = [one for node in graph.nodes if node not in taken and (one := convolution_of(node)) is not None]
+    found = [match_of_convolution(one, factors) for one in left] if convolutions else []
+    alone = [judge(match, True) for match in found if match is not None and taken.isdisjoint(match.nodes)]
     taken |= _taken(alone)
     norms_left = (norm for norm in (upward.norms() if norms else ()) if taken.isdisjoint(norm.nodes))
     found = [match_of_norm(norm, factors) for norm in norms_left]
-    of_norms = [judge(match) for match in found if match is not None]
-    return sorted([*map(judge, with_film), *alone, *of_norms], key=lambda match: match.root.node)
+    of_norms = [judge(match, bool(left)) for match in found if match is not None]
+    films = [judge(match, bool(left)) for match in with_film]
+    return sorted([*films, *alone, *of_norms], key=lambda match: match.root.node)
 
 
 def _taken(matches: Iterable[Match]) -> set[fx.Node]:

@@ -39,7 +39,7 @@ class Wishes(NamedTuple):
 def found_in(graph: fx.Graph, wishes: Wishes, training: bool | None = None) -> list[Match]:
     """The sites of `graph`, one of Dynamo's or of torch.fx's, with a reason where they are not to be swapped;
     `training` as `judged` has it."""
-    judge = functools.partial(judged, convolutions=wishes.convolutions, frozen=wishes.frozen, training=training)
+    judge = functools.partial(judged, frozen=wishes.frozen, training=training)
     return matches(graph, wishes.norms, wishes.convolutions, judge)
 
 

@@ -20,9 +20,8 @@ from ..backends.cpu import CpuConvFilm
 from ..functional import conv_film
 from ..ops import is_watched
 from ..packed import conv_film_packed, remembered
-from ..problems.conv_film import problem_of
 from .effects import changed_by, may_share_memory
-from .gain import has_little
+from .gain import convolution_alone, has_little
 from .nodes import arguments_of, tensor_of
 from .swap import OURS
 
@@ -100,17 +99,15 @@ def _is_faster(node: fx.Node, smaller: fx.Node) -> bool:
         return False
     if tuple(weight.shape[2:]) != (3,) * rank:
         return False
-    parts = (weight.shape[0] * 2**rank, weight.shape[1], *(2,) * rank)
-    kind = (input.dtype, input.device, torch.strided)
-    kinds: Any = ((input.shape, *kind), (torch.Size(parts), *kind), None, None, None)
-    problem = problem_of(kinds, False, (1, 1, 1, 1, "none", 0.01, "post", 0.0, "fast"))
+    parts = weight.new_empty(weight.shape[0] * 2**rank, weight.shape[1], *(2,) * rank)
+    problem = convolution_alone(input, parts, input.dtype, (1, 1, 1, 1))
     kernels = cpu.of(problem)
     assert isinstance(kernels, CpuConvFilm)
     recorded = torch.is_grad_enabled() and result.requires_grad
     use = "alone packed" if node.target is conv_film_packed else "alone in training" if recorded else "alone"
     if kernels.why_not(problem) is not None or kernels.is_slow(problem, use):
         return False
-    return not has_little(problem, convolutions=True, training=recorded)
+    return not (recorded and has_little(problem))
 
 
 def _is_everywhere(option: Any, value: int) -> bool:
@@ -134,7 +131,7 @@ def conv_of_upsampled(
         maps = conv_film_packed(input, weight, bias, padding=1, **options)
     else:
         maps = conv_film(input, _parts(weight), None if bias is None else bias.repeat(count), padding=1, **options)
-    return _Interleaved.apply(maps)  # type: ignore[no-any-return]
+    return _Interleaved.apply(maps, True)  # type: ignore[no-any-return]
 
 
 def _parts_once(weight: Tensor, bias: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
@@ -190,34 +187,21 @@ def _like(made: Tensor, other: Tensor) -> Tensor:
 
 
 class _Interleaved(torch.autograd.Function):
-    """The large map of the small ones."""
+    """The large map of the small ones; or, which is its gradient, the small ones of the large one."""
 
     @staticmethod
-    def forward(ctx, maps):
-        rank = maps.dim() - 2
-        larger = maps.new_empty(len(maps), maps.shape[1] // 2**rank, *(2 * (size - 1) for size in maps.shape[2:]))
-        larger = _like(larger, maps)
-        for small, place in _places(maps, larger):
-            place.copy_(small)
-        return larger
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _Parted.apply(grad)
-
-
-class _Parted(torch.autograd.Function):
-    """The gradients of the small maps, from that of the large one."""
-
-    @staticmethod
-    def forward(ctx, grad):
-        rank = grad.dim() - 2
-        maps = grad.new_zeros(len(grad), grad.shape[1] * 2**rank, *(size // 2 + 1 for size in grad.shape[2:]))
-        maps = _like(maps, grad)
-        for small, place in _places(maps, grad):
-            small.copy_(place)
-        return maps
+    def forward(ctx, tensor, to_larger):
+        ctx.to_larger, rank = to_larger, tensor.dim() - 2
+        samples, channels, *sizes = tensor.shape
+        if to_larger:
+            made = tensor.new_empty(samples, channels // 2**rank, *(2 * (size - 1) for size in sizes))
+        else:
+            made = tensor.new_zeros(samples, channels * 2**rank, *(size // 2 + 1 for size in sizes))
+        made = _like(made, tensor)
+        for small, place in _places(*((tensor, made) if to_larger else (made, tensor))):
+            (place if to_larger else small).copy_(small if to_larger else place)
+        return made
 
     @staticmethod
     def backward(ctx, grad):
-        return _Interleaved.apply(grad)
+        return _Interleaved.apply(grad, not ctx.to_larger), None

@@ -146,6 +146,29 @@ def test_a_site_of_few_elements_is_left():
         assert all(site.fusable for site in find_film(Block(), (torch.randn(2, 8, 8, 8), g), norms=True))
 
 
+@pytest.mark.judged
+def test_in_training_a_small_site_is_left_between_convolutions_of_pytorchs():
+    class Block(nn.Module):
+        def __init__(self, others, size=8):
+            super().__init__()
+            self.conv = nn.Conv2d(size, size, 3, padding=1)
+            self.others = nn.Sequential(*(nn.Conv2d(size, size, 3, padding=1) for _ in range(others)))
+
+        def forward(self, x, g):
+            return self.others(F.relu(self.conv(x) * g[:, :, None, None]))
+
+    def reason(model, side=8):
+        channels = model.conv.in_channels
+        (site,) = find_film(model, (torch.randn(2, channels, side, side), torch.randn(2, channels)))
+        return site.reason
+
+    little = "not faster here: of so few products, between PyTorch's own convolutions, a call costs more than it saves"
+    assert reason(Block(0)) is None and reason(Block(1).eval()) is None
+    assert reason(Block(1)) == little
+    assert reason(Block(1, size=128), side=24) is None  # of many products
+    assert reason(Block(1), side=256) is None  # of many elements
+
+
 def test_sizes_that_change(net):
     fused = fused_copy(net)
     for size in (12, 14, 16, 18):

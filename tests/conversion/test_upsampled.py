@@ -115,7 +115,7 @@ def calls(monkeypatch):
     made = []
     real = upsampled.conv_of_upsampled
     monkeypatch.setattr(BACKENDS["cpu"].of(_problem()).__class__, "is_slow", lambda self, problem, use="alone": False)
-    monkeypatch.setattr(upsampled, "has_little", lambda problem, **_: False)
+    monkeypatch.setattr(upsampled, "has_little", lambda problem: False)
 
     def counted(*args, **kwargs):
         made.append(kwargs)

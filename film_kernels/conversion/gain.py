@@ -95,9 +95,7 @@ def _problem_of(match: Match, dtype: torch.dtype) -> ConvFilm | None:
     return convolution_alone(input, weight, dtype, options)
 
 
-def convolution_alone(
-    input: Tensor, weight: Tensor, dtype: torch.dtype, options: tuple[Any, ...] = (1, 0, 1, 1)
-) -> ConvFilm:
+def convolution_alone(input: Tensor, weight: Tensor, dtype: torch.dtype, options: tuple[Any, ...]) -> ConvFilm:
     """The record of a convolution with nothing behind it; `options` are stride, padding, dilation and groups."""
     kinds: Any = (*(_kind_of(tensor, dtype) for tensor in (input, weight)), None, None, None)
     channels_last = writes_channels_last(input, weight)

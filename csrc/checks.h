@@ -199,8 +199,8 @@ inline Problem problem_of(const Shape& input, const Argument& weight, const Opti
   const int64_t activation = geometry.next(), position = geometry.next();
   STD_TORCH_CHECK(options.smooth || (activation >= 0 && activation <= 2),
                   "film_kernels: geometry: activation must be 0, 1 or 2, got ", activation);
-  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::mish),
-                  "film_kernels: geometry: activation must be from 0 to 8, got ", activation);
+  STD_TORCH_CHECK(activation >= 0 && activation <= kLastActivation,
+                  "film_kernels: geometry: activation must be from 0 to ", kLastActivation, ", got ", activation);
   STD_TORCH_CHECK(position == 0 || position == 1, "film_kernels: geometry: position must be 0 or 1, got ", position);
   p.activation = static_cast<Activation>(activation);
   p.position = static_cast<Position>(position);

@@ -41,6 +41,16 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, co
   return {output, kept};
 }
 
+// forward's results for a backward, and copies of what that will read and nobody saves.
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_and_copy(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma,
+    const std::optional<Tensor>& beta, const std::vector<int64_t>& geometry, const std::vector<double>& numbers,
+    bool keep, bool channels_last, bool copy_bias, bool copy_beta) {
+  auto [output, kept] = forward(input, weight, bias, gamma, beta, geometry, numbers, keep, channels_last, std::nullopt);
+  const Argument x = look_at("input", input);
+  return {output, kept, copy_of(bias, copy_bias, x), copy_of(beta, copy_beta, x)};
+}
+
 // What `forward` takes as `packed`: the weight as it reads it for an input of that size.
 Tensor pack(const Tensor& weight, const std::vector<int64_t>& input_size, const std::vector<int64_t>& geometry,
             const std::vector<double>& numbers) {
@@ -67,21 +77,39 @@ Tensor grad_input(const Tensor& grad, const Tensor& bits, const Tensor& weight, 
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const Tensor& bits, const Tensor& input,
-                                                       const Tensor& weight, const std::optional<Tensor>& bias,
-                                                       const std::optional<Tensor>& gamma, bool weight_wanted,
-                                                       bool bias_wanted, bool gamma_wanted, bool beta_wanted,
-                                                       const std::vector<int64_t>& geometry,
-                                                       const std::vector<double>& numbers) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(
+    const Tensor& grad, const Tensor& bits, const Tensor& input, const Tensor& weight,
+    const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma, bool weight_wanted, bool bias_wanted,
+    bool gamma_wanted, bool beta_wanted, const std::vector<int64_t>& geometry, const std::vector<double>& numbers,
+    const std::vector<int64_t>& gamma_size, const std::vector<int64_t>& beta_size) {
   const GradWeightTensors t(grad, bits, input, weight, bias, gamma, {geometry, numbers});
   const Kernels& chosen = kernels();
-  const WeightGradients results(t.problem, t.weight, {weight_wanted, bias_wanted, gamma_wanted, beta_wanted});
+  const WeightGradients results(t.problem, t.weight, {weight_wanted, bias_wanted, gamma_wanted, beta_wanted},
+                                {gamma_size, beta_size});
   if (t.problem.positions() == 0)
     results.zero();
-  else
+  else if (weight_wanted || bias_wanted || gamma_wanted || beta_wanted)
     run(chosen.grad_weight, t.problem,
         results.args(view_of(t.grad), view_of(t.input), view_of(t.weight), t.bias, t.gamma, t.bits));
   return results.all();
+}
+
+// Both at once; an empty tensor stands for a gradient that is not wanted.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& bits, const Tensor& input,
+                                                            const Tensor& weight, const std::optional<Tensor>& bias,
+                                                            const std::optional<Tensor>& gamma, bool input_wanted,
+                                                            bool weight_wanted, bool bias_wanted, bool gamma_wanted,
+                                                            bool beta_wanted, const std::vector<int64_t>& geometry,
+                                                            const std::vector<double>& numbers, bool channels_last,
+                                                            const std::vector<int64_t>& gamma_size,
+                                                            const std::vector<int64_t>& beta_size) {
+  const Argument x = look_at("input", input);
+  const std::vector<int64_t> input_size(x.sizes, x.sizes + x.rank);
+  const Tensor dx = input_wanted ? grad_input(grad, bits, weight, gamma, input_size, channels_last, geometry, numbers)
+                                 : allocate({0}, false, x.dtype, x);
+  auto [dw, db, dgamma, dbeta] = grad_weight(grad, bits, input, weight, bias, gamma, weight_wanted, bias_wanted,
+                                             gamma_wanted, beta_wanted, geometry, numbers, gamma_size, beta_size);
+  return {dx, dw, db, dgamma, dbeta};
 }
 
 // From how many output positions on the kernels here serve a layer of these sizes faster than PyTorch's own convolution
@@ -89,13 +117,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad_weight(const Tensor& grad, const
 // so that whoever traces with symbolic ones has a number to compare them with.
 int64_t fewest_positions(const std::vector<int64_t>& weight_size, torch::headeronly::ScalarType dtype,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& dilation,
-                         const std::vector<int64_t>& padding, int64_t groups, bool channels_last, int64_t use) {
+                         const std::vector<int64_t>& padding, int64_t groups, bool channels_last, int64_t use,
+                         bool small_sample) {
   const size_t rank = stride.size();
   STD_TORCH_CHECK(
       (rank == 1 || rank == 2) && dilation.size() == rank && padding.size() == rank && weight_size.size() == rank + 2,
       "film_kernels: weight_size must have 3 or 4 sizes, and stride, dilation and padding one or two");
-  STD_TORCH_CHECK(use >= 0 && use <= static_cast<int64_t>(Use::alone_in_training),
-                  "film_kernels: use must be 0, 1, 2 or 3, got ", use);
+  STD_TORCH_CHECK(use >= 0 && use <= static_cast<int64_t>(Use::alone_packed),
+                  "film_kernels: use must be 0, 1 or 2, got ", use);
   STD_TORCH_CHECK(groups >= 1 && weight_size[0] % groups == 0, "film_kernels: groups must divide weight_size[0], ",
                   weight_size[0], ", got ", groups);
   int64_t elements = groups;
@@ -111,7 +140,7 @@ int64_t fewest_positions(const std::vector<int64_t>& weight_size, torch::headero
   p.w = axis(rank - 1);
   const auto faster_from = [&](int64_t positions) {
     p.batch = positions;
-    return !kernels().library_is_faster(p, channels_last, static_cast<Use>(use));
+    return !kernels().library_is_faster(p, {static_cast<Use>(use), channels_last, small_sample});
   };
   int64_t slow = -1, fast = kMostAlong;  // more positions never make the kernels here the slower ones
   if (!faster_from(fast)) return std::numeric_limits<int64_t>::max();
@@ -132,6 +161,10 @@ STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
   m.def(
       "forward(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
       "float[] numbers, bool keep, bool channels_last=False, Tensor? packed=None) -> (Tensor, Tensor)");
+  m.def(
+      "forward_and_copy(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
+      "float[] numbers, bool keep, bool channels_last, bool copy_bias, bool copy_beta) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def("pack(Tensor weight, int[] input_size, int[] geometry, float[] numbers) -> Tensor");
   m.def(
       "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
@@ -139,18 +172,24 @@ STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
   m.def(
       "grad_weight(Tensor grad, Tensor bits, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, "
       "bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, int[] geometry, "
-      "float[] numbers) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float[] numbers, int[] gamma_size=[], int[] beta_size=[]) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "backward(Tensor grad, Tensor bits, Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, bool input_wanted, "
+      "bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, int[] geometry, float[] numbers, "
+      "bool channels_last=False, int[] gamma_size=[], int[] beta_size=[]) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "fewest_positions(int[] weight_size, ScalarType dtype, int[] stride, int[] dilation, int[] padding, int groups, "
-      "bool channels_last, int use=0) -> int");
+      "bool channels_last, int use=0, bool small_sample=False) -> int");
   m.def("instruction_sets() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
   m.impl("forward", TORCH_BOX(&film::forward));
+  m.impl("forward_and_copy", TORCH_BOX(&film::forward_and_copy));
   m.impl("pack", TORCH_BOX(&film::pack));
   m.impl("grad_input", TORCH_BOX(&film::grad_input));
   m.impl("grad_weight", TORCH_BOX(&film::grad_weight));
+  m.impl("backward", TORCH_BOX(&film::backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CompositeExplicitAutograd, m) {

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
+#include <vector>
 
 #include "chosen_kernels.h"
 #include "norm_tensors.h"
@@ -32,11 +33,22 @@ std::tuple<Tensor, Tensor> norm_forward(const Tensor& input, const std::optional
   return {output, statistics};
 }
 
+// norm_forward's results, and copies of what backward will read and nobody saves.
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_forward_and_copy(
+    const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta, const std::vector<int64_t>& geometry,
+    const std::vector<double>& numbers, bool channels_last, bool copy_bias, bool copy_beta) {
+  auto [output, statistics] = norm_forward(input, weight, bias, gamma, beta, geometry, numbers, channels_last);
+  const Argument x = look_at("input", input);
+  return {output, statistics, copy_of(bias, copy_bias, x), copy_of(beta, copy_beta, x)};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
     const Tensor& grad, const Tensor& statistics, const Tensor& input, const std::optional<Tensor>& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
     bool input_wanted, bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted,
-    const std::vector<int64_t>& geometry, const std::vector<double>& numbers, bool channels_last) {
+    const std::vector<int64_t>& geometry, const std::vector<double>& numbers, bool channels_last,
+    const std::vector<int64_t>& gamma_size, const std::vector<int64_t>& beta_size) {
   const Argument x = look_at("input", input), g = look_at("grad", grad);
   NormShape shape(x, {geometry, numbers});
   NormProblem& p = shape.problem;
@@ -48,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(
   channels_last = channels_last && x.rank >= 4 && shape.channel_dim == 1;
 
   const NormGradients results(p, x, {input_wanted, weight_wanted, bias_wanted, gamma_wanted, beta_wanted},
-                              channels_last);
+                              channels_last, {gamma_size, beta_size});
   if (p.elements() == 0) {
     results.zero();
     return results.all();
@@ -68,12 +80,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(film_kernels_cpu, m) {
       "norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
       "float[] numbers, bool channels_last=False) -> (Tensor, Tensor)");
   m.def(
+      "norm_forward_and_copy(Tensor input, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
+      "float[] numbers, bool channels_last, bool copy_bias, bool copy_beta) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "norm_backward(Tensor grad, Tensor statistics, Tensor input, Tensor? weight, Tensor? bias, Tensor? gamma, "
       "Tensor? beta, bool input_wanted, bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, "
-      "int[] geometry, float[] numbers, bool channels_last=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int[] geometry, float[] numbers, bool channels_last=False, int[] gamma_size=[], int[] beta_size=[]) -> (Tensor, "
+      "Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
   m.impl("norm_forward", TORCH_BOX(&film::norm_forward));
+  m.impl("norm_forward_and_copy", TORCH_BOX(&film::norm_forward_and_copy));
   m.impl("norm_backward", TORCH_BOX(&film::norm_backward));
 }

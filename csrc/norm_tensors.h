@@ -39,8 +39,8 @@ struct NormShape {
     STD_TORCH_CHECK(p.norm != Norm::group || (groups >= 1 && p.channels % groups == 0),
                     "film_kernels: geometry: groups must divide the channels of input, ", p.channels, ", got ", groups);
     const int64_t activation = geometry.next(), position = geometry.next();
-    STD_TORCH_CHECK(activation >= 0 && activation <= 8, "film_kernels: geometry: activation must be 0 to 8, got ",
-                    activation);
+    STD_TORCH_CHECK(activation >= 0 && activation <= kLastActivation,
+                    "film_kernels: geometry: activation must be from 0 to ", kLastActivation, ", got ", activation);
     STD_TORCH_CHECK(position == 0 || position == 1, "film_kernels: geometry: position must be 0 or 1, got ", position);
     p.activation = static_cast<Activation>(activation), p.position = static_cast<Position>(position);
     p.eps = finite("eps", numbers.next());
@@ -156,12 +156,13 @@ struct NormWanted {
 struct NormGradients {
   Tensor input, weight, bias, gamma, beta;
 
-  NormGradients(const NormProblem& p, const Argument& x, const NormWanted& wanted, bool channels_last)
+  NormGradients(const NormProblem& p, const Argument& x, const NormWanted& wanted, bool channels_last,
+                const FactorSizes& sizes = {})
       : input(wanted.input ? allocate(shape_of(x), channels_last, x.dtype, x) : allocate({0}, false, x.dtype, x)),
         weight(allocate({wanted.weight ? p.channels : 0}, false, dtype_of_parameters(p, x), x)),
         bias(allocate({wanted.bias ? p.channels : 0}, false, dtype_of_parameters(p, x), x)),
-        gamma(allocate({wanted.gamma ? p.batch : 0, p.channels}, false, x.dtype, x)),
-        beta(allocate({wanted.beta ? p.batch : 0, p.channels}, false, x.dtype, x)) {}
+        gamma(allocate_gradient("gamma", wanted.gamma, sizes.gamma, p.batch, p.channels, x)),
+        beta(allocate_gradient("beta", wanted.beta, sizes.beta, p.batch, p.channels, x)) {}
 
   NormBackwardArgs args(const Cube& grad, const Cube& x, const Cube& grad_input, const NormFactors& by,
                         const void* statistics) const {

@@ -7,7 +7,8 @@ namespace film {
 
 enum class DType { f32, f64, bf16, f16 };
 // In the order of film_kernels/activations.py. Of the first three, which are piecewise linear, bits can be kept.
-enum class Activation { none, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, mish };
+enum class Activation { none, relu, leaky_relu, silu, gelu, gelu_tanh, sigmoid, tanh, mish, elu };
+constexpr int64_t kLastActivation = static_cast<int64_t>(Activation::elu);
 enum class Position { post, pre };
 
 // Whether a bit of each element tells the slope of the activation there.

@@ -88,11 +88,42 @@ inline Tensor allocate_gradient(const Argument& a) {
   return is_dense(a) ? allocate(shape_of(a), a.strides, a.dtype, a) : allocate(shape_of(a), false, a.dtype, a);
 }
 
-inline void fill_with_zeros(const Tensor& t) { call(aoti_torch_zero_(t.get()), "fill a tensor"); }
-
 inline void copy(const Tensor& to, const Tensor& from) {
   call(aoti_torch_copy_(to.get(), from.get(), /*non_blocking=*/0), "copy a tensor");
 }
+
+// For the gradient of a gamma or beta (N, K), in `size`, the shape that its caller has it in: (N, K, 1, 1), perhaps.
+// Nothing, (0, K), where it is not wanted.
+inline Tensor allocate_gradient(const char* name, bool wanted, const std::vector<int64_t>& size, int64_t batch,
+                                int64_t channels, const Argument& like) {
+  if (!wanted || size.empty()) return allocate({wanted ? batch : 0, channels}, false, like.dtype, like);
+  Shape shape{};
+  shape.rank = static_cast<int64_t>(size.size());
+  STD_TORCH_CHECK(shape.rank <= kMostDimensions, "film_kernels: ", name, "_size must have at most ", kMostDimensions,
+                  " dimensions, got ", shape.rank);
+  std::copy(size.begin(), size.end(), shape.sizes);
+  const auto ones = [&](int64_t from, int64_t to) {
+    return std::all_of(shape.sizes + from, shape.sizes + to, [](int64_t s) { return s == 1; });
+  };
+  const int64_t last = shape.rank - 1;
+  const bool second = last >= 1 && shape.sizes[1] == channels && ones(2, shape.rank);
+  const bool behind = last >= 1 && shape.sizes[last] == channels && ones(1, last);
+  STD_TORCH_CHECK(shape.sizes[0] == batch && (second || behind), "film_kernels: ", name, "_size must be (", batch, ", ",
+                  channels, ") with ones beside the channels, got ", text_of(shape.sizes, shape.rank));
+  return allocate(shape, false, like.dtype, like);
+}
+
+// A copy of a bias or beta, which backward reads: their owner may write into them before. Nothing where none is asked
+// for.
+inline Tensor copy_of(const std::optional<Tensor>& factor, bool asked, const Argument& like) {
+  if (!asked || !factor.has_value()) return allocate({0}, false, like.dtype, like);
+  const Argument a = look_at("a factor", *factor);
+  const Tensor made = allocate(shape_of(a), false, a.dtype, a);
+  copy(made, *factor);
+  return made;
+}
+
+inline void fill_with_zeros(const Tensor& t) { call(aoti_torch_zero_(t.get()), "fill a tensor"); }
 
 // The bits of a Problem as kernels read them, dense; nothing where there is no activation.
 class Bits {
@@ -122,6 +153,11 @@ inline Tensor allocate_bits(const Problem& p, bool keep, const Argument& like) {
   return allocate({keep ? p.positions() : 0, p.bit_row()}, false, aoti_torch_dtype_uint8(), like);
 }
 
+// The shapes that gamma's and beta's gradients are asked for in; empty for (N, K).
+struct FactorSizes {
+  std::vector<int64_t> gamma, beta;
+};
+
 // Which of the weight gradient's results are asked for.
 struct Wanted {
   bool weight, bias, gamma, beta;
@@ -131,11 +167,11 @@ struct Wanted {
 struct WeightGradients {
   Tensor weight, bias, gamma, beta;
 
-  WeightGradients(const Problem& p, const Argument& w, const Wanted& wanted)
+  WeightGradients(const Problem& p, const Argument& w, const Wanted& wanted, const FactorSizes& sizes = {})
       : weight(wanted.weight ? allocate_gradient(w) : allocate({0}, false, w.dtype, w)),
         bias(allocate({wanted.bias ? p.out_channels : 0}, false, w.dtype, w)),
-        gamma(allocate({wanted.gamma ? p.batch : 0, p.out_channels}, false, w.dtype, w)),
-        beta(allocate({wanted.beta ? p.batch : 0, p.out_channels}, false, w.dtype, w)) {}
+        gamma(allocate_gradient("gamma", wanted.gamma, sizes.gamma, p.batch, p.out_channels, w)),
+        beta(allocate_gradient("beta", wanted.beta, sizes.beta, p.batch, p.out_channels, w)) {}
 
   GradWeightArgs args(const View& grad, const View& input, const View& w, const Matrix& b, const Matrix& factor,
                       const uint8_t* bits) const {

@@ -86,6 +86,11 @@ ACTIVATIONS: dict[str, Activation] = {
             lambda v, negative_slope, inplace=False: F.mish(v, inplace),
             lambda grad, v, negative_slope: _aten.mish_backward(grad, v),
         ),
+        Activation(
+            "elu",
+            lambda v, negative_slope, inplace=False: F.elu(v, inplace=inplace),
+            lambda grad, v, negative_slope: _aten.elu_backward(grad, 1, 1, 1, False, v),
+        ),
     )
 }
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # what the compiled libraries know them by

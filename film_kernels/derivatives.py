@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .backends.base import Gradients, Kernels
 from .layouts import gradient_strides
-from .operators import Some, operator_of
+from .operators import Operator, Some, operator_of
 from .problems import Problem
 
 Wanted = Sequence[bool]
@@ -18,10 +18,15 @@ Wanted = Sequence[bool]
 def gradients(
     problem: Problem, kernels: Kernels, grad: Tensor, kept: Tensor, tensors: Some, wanted: Wanted
 ) -> Gradients:
-    """The gradients of the operator's tensors, None where `wanted` says so, that of the parameter with the parameter's
-    strides: DistributedDataParallel and optimisers compare them."""
+    """The gradients of the operator's tensors, None where `wanted` says so."""
     found = kernels.backward(problem, grad, kept, tensors, wanted)
-    at = operator_of(problem).parameter_at
+    return with_strides_of_parameter(operator_of(problem), found, tensors)
+
+
+def with_strides_of_parameter(operator: Operator, found: Gradients, tensors: Some) -> Gradients:
+    """The gradients, that of the parameter with the parameter's strides: DistributedDataParallel and optimisers compare
+    them."""
+    at = operator.parameter_at
     gradient, parameter = found[at], tensors[at]
     if gradient is not None and parameter is not None and gradient.stride() != parameter.stride():
         return *found[:at], with_strides(gradient, gradient_strides(parameter)), *found[at + 1 :]

@@ -53,7 +53,7 @@ def conv_film(
         padding: the same, for zeros on both sides; or "same" or "valid".
         groups: as in `torch.nn.functional.conv2d`.
         activation: "relu", "leaky_relu" or "none"; or, smooth, "silu", "gelu", "gelu_tanh" (its tanh approximation),
-            "sigmoid", "tanh" or "mish": `torch.nn.functional`'s functions of these names.
+            "sigmoid", "tanh", "mish" or "elu" (alpha = 1): `torch.nn.functional`'s functions of these names.
         negative_slope: of leaky_relu.
         film_position: "post" (after the activation) or "pre" (before it).
         gamma_offset: added to gamma; 1 for the `(1 + gamma) * x + beta` convention. A tensor of one element gets its
@@ -157,7 +157,7 @@ def norm_film(
         beta: as gamma; None stands for 0.
         eps: at least 0.
         activation: "silu", "relu", "leaky_relu", "gelu", "gelu_tanh" (its tanh approximation), "sigmoid", "tanh",
-            "mish" or "none": `torch.nn.functional`'s functions of these names.
+            "mish", "elu" (alpha = 1) or "none": `torch.nn.functional`'s functions of these names.
         negative_slope: of leaky_relu.
         film_position: "pre" (before the activation) or "post" (after it).
         gamma_offset: added to gamma; 1 for the `(1 + gamma) * x + beta` convention. A tensor of one element gets its

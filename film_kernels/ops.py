@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .backends import goes_plain, remembered_choice
-from .derivatives import differentiable_gradients, gradients
+from .derivatives import differentiable_gradients
 from .operators import OPERATORS, Some, operator_of
 from .plans import Plan, plan_of
 from .problems import Problem
@@ -139,7 +139,7 @@ class _Fused(torch.autograd.Function):
             return None, None, *plan.as_given(differentiable_gradients(problem, grad, tensors, wanted))
         tensors = operator.in_order((*saved, *ctx.copies))
         kept = checked_kept(problem, kept, *ctx.kept_as)
-        return None, None, *plan.as_given(gradients(problem, plan.kernels, grad, kept, tensors, wanted))
+        return None, None, *plan.gradients(grad, kept, tensors, wanted)
 
 
 @functools.cache

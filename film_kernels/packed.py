@@ -93,10 +93,10 @@ class PackedOnce:
     """`conv_film_packed` without its checks, for one problem and the weight of the last call."""
 
     @classmethod
-    def of(cls, problem: ConvFilm) -> PackedOnce | None:
-        """None where no CPU kernel serves."""
+    def of(cls, problem: ConvFilm) -> Callable[..., Tensor] | None:
+        """Such a function; where nothing is packed, that of the kernels which serve, or None where they have none."""
         kernels = _choice(problem, None)
-        return cls(kernels, problem) if isinstance(kernels, CpuConvFilm) else None
+        return cls(kernels, problem) if isinstance(kernels, CpuConvFilm) else kernels.prepared(problem)
 
     def __init__(self, kernels: CpuConvFilm, problem: ConvFilm) -> None:
         self._kernels, self._problem, self._forward = kernels, problem, kernels.prepared(problem)
@@ -119,8 +119,7 @@ def _choice(problem: ConvFilm, pin: str | None) -> Kernels:
     kernels, cpu = remembered_choice(problem, pin), BACKENDS["cpu"]
     if pin is None and problem.device.type == "cpu" and cpu.unavailable() is None and cpu.why_not(problem) is None:
         packed = cpu.of(problem)
-        assert isinstance(packed, CpuConvFilm)
-        if not packed.is_slow(problem, "alone packed"):
+        if isinstance(packed, CpuConvFilm) and not packed.is_slow(problem, "alone packed"):
             return packed
     return kernels
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from .arguments import expanded
 from .backends.base import Gradients, Kernels
+from .derivatives import Wanted, with_strides_of_parameter
 from .identity import by_identity
 from .operators import Operator, Some, operator_of
 from .problems import Problem
+
+FACTORS = (3, 4)  # gamma and beta among the tensors
 
 
 class Plan:
@@ -21,6 +26,9 @@ class Plan:
         self.problem, self.kernels, self._given = problem, kernels, shapes
         self.operator: Operator = operator_of(problem)
         expected = [shapes.get(at, shape) for at, shape in enumerate(problem.tensor_shapes)]
+        shape_of_factors = problem.tensor_shapes[-1]
+        sizes = [shapes[at] if at in shapes and shapes[at][0] == shape_of_factors[0] else () for at in FACTORS]
+        self._backward = kernels.prepared_backward(problem, sizes) or partial(kernels.backward, problem)
         self.saved_shapes, self.saved_dtypes = map(self.operator.pick_saved, (expected, problem.tensor_dtypes))
 
     def as_checked(self, tensors: Some) -> Some:
@@ -32,14 +40,19 @@ class Plan:
             results[at] = expanded(tensors[at], self.problem.tensor_shapes[at], channel_dim)  # type: ignore[arg-type]
         return results
 
+    def gradients(self, grad: Tensor, kept: Tensor, tensors: Some, wanted: Wanted) -> Gradients:
+        """The gradients as the tensors were given, None where `wanted` says so."""
+        found = self._backward(grad, kept, tensors, wanted)
+        return self.as_given(with_strides_of_parameter(self.operator, found, tensors))
+
     def as_given(self, found: Gradients) -> Gradients:
-        """Their gradients as the tensors were given."""
+        """Gradients of the tensors as the record has them, as those were given."""
         if not self._given:
             return found
         results = [*found]
         for at, shape in self._given.items():
             gradient = results[at]
-            if gradient is not None:
+            if gradient is not None and gradient.shape != shape:
                 rows = gradient if shape[0] == gradient.shape[0] else gradient.sum(0, keepdim=True)
                 results[at] = rows.reshape(shape)
         return tuple(results)

@@ -17,12 +17,11 @@ from . import arguments, norm_arguments, ops
 from .backends import is_pinned, remembered_choice
 from .functional import conv_film, film_is_apart, norm_film
 from .packed import PackedOnce, conv_film_packed
-from .plans import Plan
+from .plans import FACTORS, Plan
 from .problems import conv_film as conv
 from .problems import norm_film as norm
 
 FRONTS = (conv_film, norm_film, conv_film_packed)
-_FACTORS = (3, 4)  # gamma and beta among the tensors of each
 
 
 class Prepared:
@@ -67,7 +66,7 @@ class Prepared:
             return
         shapes = {
             at: tensors[at].shape
-            for at in _FACTORS
+            for at in FACTORS
             if tensors[at] is not None and tensors[at].shape != problem.tensor_shapes[at]
         }
         if not all(_has_ones_beside(shape, problem.tensor_shapes[-1]) for shape in shapes.values()):

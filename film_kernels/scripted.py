@@ -71,6 +71,8 @@ def activated(v: Tensor, activation: str, negative_slope: float) -> Tensor:
         return torch.tanh(v)
     if activation == "mish":
         return F.mish(v)
+    if activation == "elu":
+        return F.elu(v)
     raise ValueError(f"activation {activation} has no formula here")
 
 

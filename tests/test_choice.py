@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import film_kernels
 from film_kernels import arguments, backends
-from film_kernels.backends.cpu import _USES
+from film_kernels.backends.cpu import _USES, _is_small_sample
+from film_kernels.conversion.gain import convolution_alone
 
 X, W = torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3)
 
@@ -145,12 +147,16 @@ def test_the_automatic_choice_goes_on_to_who_can(served):
     assert served == ["vendor", "vendor", "cpu"]
 
 
-def fewest_positions(weight, dtype=torch.float32, *, stride=1, dilation=1, groups=1, channels_last=False, use=0):
+def fewest_positions(
+    weight, dtype=torch.float32, *, stride=1, dilation=1, groups=1, channels_last=False, use=0, small=False
+):
     """What the CPU library says: from how many output positions on it is faster than PyTorch's own convolution. `use`
-    is a place in `backends.cpu._USES`."""
+    is a place in `backends.cpu._USES`, and `small` whether PyTorch has a way of its own for one small sample."""
     axes = len(weight) - 2
     geometry = ([stride] * axes, [dilation] * axes, [weight[2] // 2] * axes)
-    return torch.ops.film_kernels_cpu.fewest_positions(list(weight), dtype, *geometry, groups, channels_last, use)
+    return torch.ops.film_kernels_cpu.fewest_positions(
+        list(weight), dtype, *geometry, groups, channels_last, use, small
+    )
 
 
 def has_tiles():
@@ -174,31 +180,51 @@ def test_the_cpu_kernels_say_from_where_on_they_are_the_faster_ones():
 
 
 def test_the_cpu_kernels_say_it_of_a_convolution_alone():
-    """There is no pass to save, only products: so Winograd's filtering, few output channels, and tiles where the
-    processor multiplies them, from some size on."""
-    never, alone, packed, training = 2**63 - 1, *map(_USES.index, ("alone", "alone packed", "alone in training"))
-    intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    for use in (alone, packed, training):
+    never, alone, packed = 2**63 - 1, *map(_USES.index, ("alone", "alone packed"))
+    for use in (alone, packed):
         for weight, options in (
-            ((64, 64, 1, 1), {}),
-            *((((64, 64, 3, 3), {"stride": 2}), ((64, 64, 3), {})) if use == training or not has_tiles() else ()),
-            ((1, 3, 3, 3), {}),
-        ):
+            ((64, 64, 1, 1), {}), ((64, 64, 3, 3), {"stride": 2}), ((64, 64, 3), {}), ((1, 3, 3, 3), {}),
+            ((64, 3, 1, 1), {}), ((64, 64, 3, 3), {"channels_last": True}), ((8, 4, 3, 3), {"groups": 2}),
+        ):  # fmt: skip
+            assert fewest_positions(weight, use=use, **options) == 32
+        for weight, options in (
+            ((3, 64, 3, 3), {"stride": 2}), ((64, 3, 1, 1), {"channels_last": True}), ((8, 2, 3, 3), {"groups": 4}),
+            ((64, 64, 3), {"dilation": 4000}),
+        ):  # fmt: skip
             assert fewest_positions(weight, use=use, **options) == never
         assert fewest_positions((64, 64, 3, 3), torch.float64, use=use) == never
-    channels = (16, 64, 256)
-    assert fewest_positions((3, 64, 3, 3), use=alone) == 1214
-    if has_tiles():
-        for use in (alone, packed):
-            assert [fewest_positions((n, n, 3, 3), use=use) for n in channels] == [911, 114, 32]
-            assert fewest_positions((64, 64, 3, 3), use=use, stride=2) == 114
-            assert fewest_positions((64, 64, 3), use=use) == 342
-        assert [fewest_positions((n, n, 3, 3), use=training) for n in channels] == [never, 456, 32]
-        return
-    assert [fewest_positions((n, n, 3, 3), use=alone) for n in channels] == [911, 256, 1024]
-    assert [fewest_positions((n, n, 3, 3), use=packed) for n in channels] == [911, 64, 256]
-    least = [never, 4096, 4096] if intel else [911, 256, 1024]
-    assert [fewest_positions((n, n, 3, 3), use=training) for n in channels] == least
+    # A long sum takes the transforms of Winograd's algorithm, which take positions, or tiles.
+    wide = [fewest_positions((512, 512, 3, 3), use=use) for use in (alone, packed)]
+    assert wide == ([32, 32] if has_tiles() else [1024, 32])
+    assert fewest_positions((128, 128, 5, 5), use=alone) == (32 if has_tiles() else never)
+
+
+def test_one_small_sample_has_to_have_many_products():
+    alone, packed = map(_USES.index, ("alone", "alone packed"))
+    for use, least in ((alone, 2**20 if has_tiles() else 2**24), (packed, 2**19)):
+        assert fewest_positions((64, 64, 3, 3), use=use, small=True) == max(-(-least // (64 * 64 * 9)), 32)
+    assert fewest_positions((64, 64, 1, 1), use=alone, small=True) == 1024
+
+
+@pytest.mark.parametrize(
+    ("input", "weight", "options", "small"),
+    [
+        ((1, 64, 16, 16), (64, 64, 3, 3), {}, True), ((2, 64, 16, 16), (64, 64, 3, 3), {}, False),
+        ((1, 64, 18, 18), (64, 64, 3, 3), {}, False), ((1, 64, 16, 16), (64, 64, 5, 5), {}, False),
+        ((1, 64, 256), (64, 64, 5), {}, True), ((1, 64, 16, 16), (64, 64, 3, 3), {"dilation": 2}, False),
+        ((1, 64, 16, 16), (64, 16, 3, 3), {"groups": 4}, False), ((1, 64, 16, 16), (64, 64, 3, 3), {"stride": 2}, True),
+    ],
+)  # fmt: skip
+def test_a_small_sample_is_what_pytorch_keeps_from_onednn(input, weight, options, small):
+    x, w = torch.randn(input), torch.randn(weight)
+    convolution = F.conv2d if len(input) == 4 else F.conv1d
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        convolution(x, w, **options)
+    names = {event.name for event in profile.events()}
+    asked = (options.get("stride", 1), 0, options.get("dilation", 1), options.get("groups", 1))
+    problem = convolution_alone(x, w, torch.float32, asked)
+    assert _is_small_sample(problem) is small
+    assert ("aten::_slow_conv2d_forward" in names) is small
 
 
 def test_what_the_processor_does_with_bfloat16_decides_on_wide_sums():

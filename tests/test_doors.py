@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import film_kernels
-from tests.helpers.door_calls import OPERATORS, call, calls, hostile_calls
+from film_kernels.activations import ACTIVATIONS
+from tests.helpers.door_calls import OF_EVERY_LIBRARY, OPERATORS, call, calls, hostile_calls
 from tests.helpers.spoiling import freed
 from tests.helpers.subprocesses import run_python
 
@@ -32,6 +33,13 @@ def library(request, one_thread):
     return torch.ops.film_kernels_cuda, lambda **options: calls((2, 8, 7, 8), (16, 8, 3, 3), **last, **options)
 
 
+def right_call(library, operator):
+    operators, right = library
+    if not hasattr(operators, operator):
+        pytest.skip("the CPU library's alone")
+    return right()[operator]
+
+
 def refused(operators, operator, arguments, name, words=""):
     with pytest.raises(RuntimeError, match=rf"film_kernels: [^,:]*\b{name}\b.*{words}"):
         call(operators, operator, arguments)
@@ -39,8 +47,7 @@ def refused(operators, operator, arguments, name, words=""):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_tensors_are_checked(library, operator):
-    operators, right = library
-    arguments = right()[operator]
+    operators, arguments = library[0], right_call(library, operator)
     call(operators, operator, arguments)
     for name, tensor in arguments.items():
         if not isinstance(tensor, torch.Tensor):
@@ -64,18 +71,17 @@ def test_tensors_are_checked(library, operator):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_geometry_is_checked(library, operator):
-    operators, right = library
-    arguments = right()[operator]
+    operators, arguments = library[0], right_call(library, operator)
     geometry = arguments["geometry"]
     # The CPU's forward serves smooth activations too, of which backward has a pass of its own.
-    smooth = operators is torch.ops.film_kernels_cpu and operator == "forward"
+    smooth = operators is torch.ops.film_kernels_cpu and operator.startswith("forward")
     for places, values, words in (
         ((0, 4), (0, -1, -(2**63)), "stride"),
         ((1, 5), (0, -1, -(2**63)), "dilation"),
         ((2, 6), (-1, -(2**63)), "padding"),
         ((3, 7), (-1, 1, -(2**63)), "output size"),
         ((8,), (0, -1, 3, 2**62), "groups"),
-        ((9,), (-1, 9 if smooth else 3, 2**40), "activation"),
+        ((9,), (-1, len(ACTIVATIONS) if smooth else 3, 2**40), "activation"),
         ((10,), (-1, 2, 2**40), "position"),
         ((0, 1, 2, 4, 5, 6), (2**62, 2**63 - 1), ""),
     ):
@@ -104,6 +110,28 @@ def test_input_size_is_checked(library):
         )
 
 
+@pytest.mark.parametrize("operator", ["grad_weight", "backward"])
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+def test_sizes_of_factors_are_checked(operator, name):
+    arguments = calls(INPUT, WEIGHT)[operator]
+    place = ARGUMENTS.index(name) - len(ARGUMENTS)  # of its gradient
+    for size in ([2, 10], [2, 10, 1], [2, 10, 1, 1, 1], [2, 1, 1, 10], []):
+        found = call(torch.ops.film_kernels_cpu, operator, {**arguments, f"{name}_size": size})[place]
+        assert list(found.shape) == (size or [2, 10]) and found.is_contiguous()
+    for size in ([20], [10, 2], [1, 10], [2, 5, 2], [2, 10, 2], [2, 10, 1, 1, 1, 1], [-2, -10], [2, 2**62], [2, 10, 0]):
+        refused(torch.ops.film_kernels_cpu, operator, {**arguments, f"{name}_size": size}, f"{name}_size")
+
+
+def test_copies_are_those_that_are_asked_for():
+    arguments = calls(INPUT, WEIGHT)["forward_and_copy"]
+    for bias, beta in ((True, True), (True, False), (False, True)):
+        asked = {**arguments, "copy_bias": bias, "copy_beta": beta}
+        *_, of_bias, of_beta = call(torch.ops.film_kernels_cpu, "forward_and_copy", asked)
+        for copied, name, copy in ((bias, "bias", of_bias), (beta, "beta", of_beta)):
+            assert torch.equal(copy, arguments[name]) if copied else copy.numel() == 0
+            assert copy.data_ptr() != arguments[name].data_ptr()
+
+
 def test_what_only_some_kernels_serve(emulator):
     assert film_kernels.available_backends()["cuda"] is None
     operators = torch.ops.film_kernels_cuda
@@ -115,7 +143,7 @@ def test_what_only_some_kernels_serve(emulator):
         (((2, 8, 7, 8), (12, 8, 3, 3), {**last, "dtype": torch.float16}), "multiples of 8 channels"),
         (((2, 8, 7, 8), (16, 8, 3, 3), {"matrix": True, "channels_last": False}), "must be channels_last"),
     ):
-        for operator in OPERATORS:
+        for operator in OF_EVERY_LIBRARY:
             with pytest.raises(RuntimeError, match=words):
                 call(operators, operator, calls(shape, weight, **options)[operator])
 
@@ -123,8 +151,7 @@ def test_what_only_some_kernels_serve(emulator):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_any_view_is_legal(library, operator):
     """Strides of 0 or more, negative views and gaps give what the dense tensor gives; so do bits."""
-    operators, right = library
-    arguments = right()[operator]
+    operators, arguments = library[0], right_call(library, operator)
     expected = call(operators, operator, arguments)
     matrix = arguments.get("matrix", False)
     for name, tensor in arguments.items():
@@ -169,7 +196,7 @@ def test_fakes_refuse_too():
         for name, tensor in arguments.items():
             if isinstance(tensor, torch.Tensor):
                 wrong = {**arguments, name: torch.cat([tensor, tensor])}
-                if name == "weight" and operator == "forward":
+                if name == "weight" and operator.startswith("forward"):
                     wrong["bias"] = None
                 with pytest.raises(RuntimeError, match=r"film_kernels: .* must have shape"):
                     call(torch.ops.film_kernels_cpu, operator, wrong)

@@ -204,6 +204,18 @@ struct Mish : Smooth<Mish> {
   }
 };
 
+// v where it is 0 or above, exp(v) - 1 elsewhere.
+struct Elu : Smooth<Elu> {
+  using Smooth::Smooth;
+
+  template <class A>
+  ValueAndSlope<A> both(Vector<A> v) const {
+    const auto upper = v >= 0;
+    const ExponentialOfNegative<A> e(upper ? Vector<A>{} : v);
+    return {upper ? v : e.minus_one(), upper ? splat<A>(1) : e.value()};
+  }
+};
+
 // Calls body with the activation, whose type the compiler then knows.
 template <class Body>
 void with_activation(Activation activation, double lower_slope, const Body& body) {
@@ -226,6 +238,8 @@ void with_activation(Activation activation, double lower_slope, const Body& body
       return body(Tanh(lower_slope));
     case Activation::mish:
       return body(Mish(lower_slope));
+    case Activation::elu:
+      return body(Elu(lower_slope));
   }
 }
 

@@ -3,6 +3,7 @@
 #include "convolve_amx.h"
 #include "flatten.h"
 #include "forward_weights.h"
+#include "library_is_faster.h"
 #include "modulate.h"
 #include "modulated.h"
 #include "table.h"
@@ -19,8 +20,6 @@ bool fills_tiles(const Problem& p, int64_t sources, int64_t channels) {
   const int64_t with_padding = round_up(sources, kTileProducts) * round_up(channels, kTileSide);
   return p.dtype != DType::f64 && p.positions() >= kTileSide && 4 * sources * channels > 3 * with_padding;
 }
-
-int64_t taps_of(const Problem& p) { return p.h.kernel * p.w.kernel; }
 
 bool forward_suits(const Problem& p) {
   return fills_tiles(p, p.group_in(), p.group_out()) && p.group_in() * taps_of(p) >= kLeastProducts;
@@ -163,20 +162,11 @@ void pack_for_amx(const Problem& p, const PackArgs& args) {
   });
 }
 
-// A convolution with nothing behind it is faster by its sum alone: from so many products in all on. In training it has
-// to make up for the gradients of few channels too. Of fewer positions the weight takes longer to be read than tiles
-// save.
-constexpr int64_t kProductsAlone = 4 << 20, kProductsInTraining = 16 << 20, kSumInTraining = 400;
-constexpr int64_t kLeastPositionsAlone = 32;
-
-bool library_is_faster_than_amx(const Problem& p, bool channels_last, Use use) {
-  if (p.dtype != DType::f32 || !forward_suits(p) || has_far_taps(p)) return library_is_faster(p, channels_last, use);
-  const int64_t sum = p.group_in() * taps_of(p), products = p.positions() * p.out_channels * sum;
-  if (use == Use::film) return false;
-  if (p.positions() < kLeastPositionsAlone) return true;
-  if (use == Use::alone_in_training)  // the gradients are not by tiles where there is a stride
-    return taps_of(p) == 1 || p.h.stride * p.w.stride > 1 || sum < kSumInTraining || products < kProductsInTraining;
-  return products < kProductsAlone;
+bool library_is_faster_than_amx(const Problem& p, const Asked& asked) {
+  if (p.dtype != DType::f32 || !forward_suits(p) || has_far_taps(p)) return library_is_faster(p, asked);
+  const bool packed = asked.use == Use::alone_packed;
+  return asked.use != Use::film &&
+         is_slow_alone(p, asked, packed ? kProductsOfSmallSamplePacked : kProductsOfSmallSampleByTiles);
 }
 
 template <class Engine>

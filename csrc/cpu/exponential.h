@@ -71,4 +71,23 @@ inline Vector<A> exponential(Vector<A> x) {
 #endif
 }
 
+// exp(x) and exp(x) - 1 of x that are not above 0. Both come from exp(r) - 1, so that of a small x no digits are lost.
+template <class A>
+struct ExponentialOfNegative {
+  Vector<A> rest, power;  // exp(r) - 1, and 2^n
+
+  explicit ExponentialOfNegative(Vector<A> given) {
+    using E = ExponentialOf<A>;
+    const auto vanishes = given < E::kSmallest;
+    const Vector<A> x = vanishes ? Vector<A>{} : given;
+    const Vector<A> shifted = x * A(1.44269504088896340736) + E::kRound, n = shifted - E::kRound;
+    const Vector<A> r = x - n * E::kHigh - n * E::kLow;
+    rest = (polynomial<A>(r, E::kRest) * r + 1) * r;
+    const Vector<A> scale = (Vector<A>)((typename E::Bits)splat<A>(1) + ((typename E::Bits)shifted << E::kMantissa));
+    power = vanishes ? Vector<A>{} : scale;
+  }
+  Vector<A> value() const { return rest * power + power; }
+  Vector<A> minus_one() const { return rest * power + (power - 1); }
+};
+
 }  // namespace film::FILM_ISA

@@ -5,9 +5,16 @@
 
 namespace film {
 
-// What a convolution is called for: with FiLM or an activation behind it; or alone, without a gradient, then perhaps
-// with its weight packed before, or with one.
-enum class Use { film, alone, alone_packed, alone_in_training };
+// What a convolution is called for: with FiLM or an activation behind it, or alone, then perhaps with its weight packed
+// before.
+enum class Use { film, alone, alone_packed };
+
+// What a choice between the kernels here and PyTorch's depends on beside the Problem. `small_sample` says that PyTorch
+// has a way of its own for the input, without oneDNN: one sample of few elements, which it multiplies as matrices.
+struct Asked {
+  Use use;
+  bool channels_last, small_sample;
+};
 
 struct Kernels {
   const char* name;
@@ -16,7 +23,7 @@ struct Kernels {
   void (*pack)(const Problem&, const PackArgs&);
   void (*grad_input)(const Problem&, const GradInputArgs&);
   void (*grad_weight)(const Problem&, const GradWeightArgs&);
-  bool (*library_is_faster)(const Problem&, bool channels_last, Use);  // PyTorch's own, by measurements
+  bool (*library_is_faster)(const Problem&, const Asked&);  // PyTorch's own, by measurements
   void (*norm_forward)(const NormProblem&, const NormForwardArgs&);
   void (*norm_backward)(const NormProblem&, const NormBackwardArgs&);
 };

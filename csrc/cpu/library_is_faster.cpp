@@ -1,9 +1,10 @@
 // Where PyTorch's own convolution with passes after it was measured to be faster than the kernels here: the one place
 // that says so. bench/NOTES.md has the figures ("Where the library is faster").
+#include "library_is_faster.h"
+
 #include <limits>
 
 #include "forward_weights.h"
-#include "table.h"
 
 namespace film::FILM_ISA {
 namespace {
@@ -14,7 +15,6 @@ constexpr int64_t kLeastGroup = 4;
 // In channels_last their planes have to be turned besides, which pays from so many channels on.
 constexpr int64_t kLeastGroupTurned = 8;
 
-// Taps so far apart that a block reads mostly what lies between its positions' own.
 constexpr double kFarTaps = 6144;
 
 // The kernels here widen bfloat16 to float32. Where the library multiplies it faster than that, it is ahead from so
@@ -85,18 +85,6 @@ bool has_few_positions(const Problem& p, bool packed) {
   return p.positions() < (near ? kPositionsNear : kPositionsFar);
 }
 
-// Intel's cores with AVX-512 multiply twice as many floats in a cycle as others, beside which the gradients' transforms
-// take more of the time: there a training step gains from so many positions and channels on.
-constexpr int64_t kPositionsOfGradients = 4096, kChannelsOfGradients = 64;
-
-bool multiplies_twice_as_fast() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_is("intel");
-#else
-  return false;
-#endif
-}
-
 // Whether it is one that Winograd's filtering serves from some number of positions on. Below that, what is said of few
 // positions holds all the more for the direct sum, whose weight is read for fewer still.
 bool filters_with_more_positions(Problem p) {
@@ -105,17 +93,35 @@ bool filters_with_more_positions(Problem p) {
 }
 
 // A convolution without anything behind it has no pass to save, so that its sum itself has to be faster.
-bool is_slow_alone(const Problem& p, Use use) {
-  const int64_t sums = p.group_in() * p.h.kernel * p.w.kernel;
-  if (p.dtype == DType::f64 || p.positions() * p.out_channels * sums < kProductsOfCall) return true;
-  const bool is_large = p.positions() >= kPositionsOfGradients && has_enough(p, kChannelsOfGradients, 0);
-  if (use == Use::alone_in_training && multiplies_twice_as_fast() && !is_large) return true;
+bool saves_little(const Problem& p, const Asked& asked) {
+  if (p.positions() * p.out_channels * p.group_in() * taps_of(p) < kProductsOfCall) return true;
   if (p.groups == 1 && p.out_channels <= kFewOutputs)
     return p.in_channels < kManyInputs || p.positions() < kPositionsOfPlanes || p.h.stride * p.w.stride > 1;
-  return saving_by_winograd(p) < kSavingAlone || has_few_positions(p, use == Use::alone_packed);
+  return saving_by_winograd(p) < kSavingAlone || has_few_positions(p, asked.use == Use::alone_packed);
+}
+
+// In float32 most are: a call of oneDNN's turns its input, its weight and its output. Longer sums, in which that is
+// little, are the library's, where the weight is packed at every call, or before.
+constexpr int64_t kLongSum = 2048, kLongSumPacked = 4800;
+
+bool is_slow_in_floats(const Problem& p, const Asked& asked) {
+  const bool packed = asked.use == Use::alone_packed;
+  const bool saves = saving_by_winograd(p) >= kSavingAlone && !has_few_positions(p, packed);
+  const int64_t least = packed ? kProductsOfSmallSamplePacked : kProductsOfSmallSample;
+  return is_slow_alone(p, asked, least) || (!saves && p.group_in() * taps_of(p) > (packed ? kLongSumPacked : kLongSum));
 }
 
 }  // namespace
+
+bool is_slow_alone(const Problem& p, const Asked& asked, int64_t least_products) {
+  const int64_t taps = taps_of(p);
+  if (p.positions() < kLeastPositions) return true;
+  if (p.out_channels <= kFewOutputs && p.h.stride * p.w.stride > 1) return true;
+  if (asked.channels_last && taps == 1 && p.group_in() < kManyInputs) return true;  // as it is in memory already
+  if (!asked.small_sample) return false;
+  const int64_t products = p.positions() * p.out_channels * p.group_in() * taps;
+  return products < (taps == 1 ? kProductsOfSmallSampleAtOneTap : least_products);
+}
 
 bool has_far_taps(const Problem& p) {
   const auto reach = [](const Axis& axis) { return static_cast<double>(axis.dilation) * (axis.kernel - 1); };
@@ -123,16 +129,19 @@ bool has_far_taps(const Problem& p) {
 }
 
 // From the sizes alone, without the data.
-bool library_is_faster(const Problem& p, bool channels_last, Use use) {
-  if (has_narrow_groups(p, channels_last) || has_far_taps(p)) return true;
-  if (use != Use::film && is_slow_alone(p, use)) return true;
-  if (p.dtype == DType::f32 && has_few_positions(p, use == Use::alone_packed) && filters_with_more_positions(p))
-    return true;
-  const int64_t products = p.group_in() * p.h.kernel * p.w.kernel;
+bool library_is_faster(const Problem& p, const Asked& asked) {
+  if (has_narrow_groups(p, asked.channels_last) || has_far_taps(p)) return true;
+  const bool alone = asked.use != Use::film;
+  if (p.dtype == DType::f32) {
+    if (alone) return is_slow_in_floats(p, asked);
+    return has_few_positions(p, /*packed=*/false) && filters_with_more_positions(p);
+  }
+  if (alone && (p.dtype == DType::f64 || saves_little(p, asked))) return true;
+  const int64_t products = p.group_in() * taps_of(p);
   if (p.dtype != DType::bf16 || products < kManyProducts) return false;
   switch (bfloat16_of_library()) {
     case Bfloat16::in_tiles:
-      return channels_last || products >= kManyProductsOfTiles || saving_by_winograd(p) < kLargeSaving;
+      return asked.channels_last || products >= kManyProductsOfTiles || saving_by_winograd(p) < kLargeSaving;
     case Bfloat16::twice_as_fast:
       return saving_by_winograd(p) < kLargeSaving;
     default:

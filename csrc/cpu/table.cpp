@@ -1,6 +1,8 @@
 // The row of this instruction set in the table that library.cpp chooses from.
 #include "table.h"
 
+#include "library_is_faster.h"
+
 #define FILM_STRING(x) #x
 #define FILM_NAME(x) FILM_STRING(x)
 

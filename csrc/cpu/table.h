@@ -10,8 +10,6 @@ PackedWeight packing(const Problem&, const View& weight);
 void run_pack(const Problem&, const PackArgs&);
 void run_grad_input(const Problem&, const GradInputArgs&);
 void run_grad_weight(const Problem&, const GradWeightArgs&);
-bool library_is_faster(const Problem&, bool channels_last, Use);
-bool has_far_taps(const Problem&);
 void run_norm_forward(const NormProblem&, const NormForwardArgs&);
 void run_norm_backward(const NormProblem&, const NormBackwardArgs&);
 

@@ -152,6 +152,15 @@ struct Mish {
   }
 };
 
+// v where it is 0 or above, exp(v) - 1 elsewhere.
+template <class M>
+struct Elu {
+  float slope;
+
+  __device__ __forceinline__ float value(float v) const { return v >= 0 ? v : expm1f(v); }
+  __device__ __forceinline__ float gradient(float g, float v) const { return v >= 0 ? g : g * M::exp(v); }
+};
+
 // Calls body with the activation of a code of film_kernels/activations.py, whose type the compiler then knows.
 template <class M = Exact, class Body>
 __device__ __forceinline__ void with_activation(int activation, float slope, const Body& body) {
@@ -174,6 +183,8 @@ __device__ __forceinline__ void with_activation(int activation, float slope, con
       return body(Tanh<M>{slope});
     case Activation::mish:
       return body(Mish<M>{slope});
+    case Activation::elu:
+      return body(Elu<M>{slope});
   }
 }
 

@@ -46,8 +46,8 @@ struct PassTensors {
     STD_TORCH_CHECK(is_within(kMostOfAxis, {pass.batch}) && is_within(kMostOfAxis, {pass.channels}) &&
                         is_within(kMost, {pass.batch, pass.channels, pass.positions}),
                     "film_kernels: raw is too large");
-    STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::mish),
-                    "film_kernels: activation must be from 0 to 8, got ", activation);
+    STD_TORCH_CHECK(activation >= 0 && activation <= kLastActivation, "film_kernels: activation must be from 0 to ",
+                    kLastActivation, ", got ", activation);
     STD_TORCH_CHECK(position == 0 || position == 1, "film_kernels: position must be 0 or 1, got ", position);
     pass.activation = static_cast<Activation>(activation);
     pass.post = static_cast<Position>(position) == Position::post;

@@ -10,6 +10,12 @@ from torch import Tensor
 from ..problems import Problem
 
 Gradients = tuple[Tensor | None, ...]  # of the operator's tensors, in their order
+Backward = Callable[[Tensor, Tensor, Any, Sequence[bool]], Gradients]  # (grad, kept, tensors, wanted)
+
+
+def asked_for(results: Sequence[Tensor], wanted: Sequence[bool]) -> Gradients:
+    """The gradients, where a compiled operator gives an empty tensor for one that is not wanted."""
+    return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
 
 
 class Kernels:
@@ -50,7 +56,7 @@ class Kernels:
 
     def forward_and_copy(
         self, problem: Any, tensors: Any, copied: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
         """(y, kept, copies of `copied`): `forward` for a backward that will read those tensors, which nobody saves."""
         y, kept = self.forward(problem, tensors, True)
         assert kept is not None
@@ -59,6 +65,11 @@ class Kernels:
     def backward(self, problem: Any, grad: Tensor, kept: Tensor, tensors: Any, wanted: Sequence[bool]) -> Gradients:
         """The gradients of the tensors, None where `wanted` says so."""
         raise NotImplementedError
+
+    def prepared_backward(self, problem: Any, sizes: Sequence[Sequence[int]]) -> Backward | None:
+        """`backward` as a function of its other arguments, with all else worked out, that gives gamma's and beta's
+        gradients in these sizes, () for (N, K). None where there is no shorter way."""
+        return None
 
 
 class Backend:
@@ -81,8 +92,9 @@ class Backend:
 
     def why_not(self, problem: Problem) -> str | None:
         """Why `problem`, of any kind, cannot be served, or None. Asked only where `unavailable` is None."""
-        kernels = self._by_record.get(type(problem))
-        return "it has no kernels for this operator" if kernels is None else kernels.why_not(problem)
+        if type(problem) not in self._by_record:
+            return "it has no kernels for this operator"
+        return self.of(problem).why_not(problem)
 
     def of(self, problem: Problem) -> Kernels:
         """The kernels for that kind of problem, where `why_not` is None."""

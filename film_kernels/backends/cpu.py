@@ -4,21 +4,23 @@ bits, or for smooth activations z = conv(input, weight) + bias."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..activations import ACTIVATIONS
+from ..problems import Problem
 from ..problems.conv_film import ConvFilm, Tensors
 from ..problems.norm_film import NormFilm
 from . import cpu_library, cpu_pass, library
-from .base import Backend
+from .base import Backend, Kernels, asked_for
 from .compiled import packed_norm_options, packed_options
 from .conv_film import ConvFilmKernels, bits_like
+from .cpu_scaling import CpuScaling, is_scaling
 from .norm_film import NormFilmKernels
 
-_USES = ("film", "alone", "alone packed", "alone in training")  # in the kernels' order
+_USES = ("film", "alone", "alone packed")  # in the kernels' order
 
 
 def _has_bits(problem: ConvFilm) -> bool:
@@ -38,6 +40,19 @@ def _convolution_of(problem: ConvFilm) -> ConvFilm:
     )
 
 
+def _is_small_sample(problem: ConvFilm) -> bool:
+    """Whether PyTorch multiplies the input as a matrix itself, in place of a call of oneDNN: `use_mkldnn` in its
+    aten/src/ATen/native/Convolution.cpp."""
+    kernel = problem.weight_shape[2:]
+    dense = problem.groups == 1 and all(dilation == 1 for dilation in problem.dilation)
+    large_kernel = len(kernel) == 2 and min(kernel) > 3
+    return dense and not large_kernel and problem.batch == 1 and math.prod(problem.input_shape) <= 20480
+
+
+def _are_there(tensors: Sequence[Tensor | None]) -> list[bool]:
+    return [tensor is not None for tensor in tensors]
+
+
 class CpuConvFilm(ConvFilmKernels):
     def why_not(self, problem: ConvFilm) -> str | None:
         if (reason := cpu_library.why_not(problem)) is not None:
@@ -49,15 +64,16 @@ class CpuConvFilm(ConvFilmKernels):
         return None
 
     def is_slow(self, problem: ConvFilm, use: str = "alone") -> bool:
-        """`use`, of a convolution with nothing behind it, is "alone", "alone packed" where its weight has been packed
-        before, or "alone in training"."""
+        """`use`, of a convolution with nothing behind it, is "alone", or "alone packed" where its weight was packed
+        before."""
         # The rule is that of the kernels (csrc/cpu/library_is_faster.cpp).
         code = _USES.index(use if is_alone(problem) else "film")
+        small = code != 0 and _is_small_sample(problem)
         weight_shape = tuple(map(int, problem.weight_shape))  # each symbolic size gets a graph of its own
         with torch._C._DisableTorchDispatch():  # whoever traces may not know that a number is asked for
             fewest = torch.ops.film_kernels_cpu.fewest_positions(
                 weight_shape, problem.dtype, problem.stride, problem.dilation, problem.padding_before,
-                problem.groups, problem.channels_last, code,
+                problem.groups, problem.channels_last, code, small,
             )  # fmt: skip
         return problem.batch * math.prod(problem.out_size) < fewest
 
@@ -77,9 +93,17 @@ class CpuConvFilm(ConvFilmKernels):
         y, kept = torch.ops.film_kernels_cpu.forward(*tensors, *packed_options(problem), keeps, problem.channels_last)
         return y, (library.nothing_like(problem) if for_backward and not keeps else kept)
 
+    def forward_and_copy(self, problem, tensors, copied):
+        keeps = not _makes_z_again(problem)
+        asked = _are_there(copied)
+        y, kept, *copies = torch.ops.film_kernels_cpu.forward_and_copy(
+            *tensors, *packed_options(problem), keeps, problem.channels_last, *asked
+        )
+        return y, (kept if keeps else library.nothing_like(problem)), asked_for(copies, asked)
+
     def backward(self, problem, grad, kept, tensors, wanted):
         if _has_bits(problem):
-            return super().backward(problem, grad, kept, tensors, wanted)
+            return self.prepared_backward(problem, ((), ()))(grad, kept, tensors, wanted)
         input, weight, bias, gamma, beta = tensors
         convolution = _convolution_of(problem)
         if _makes_z_again(problem):  # by the way that forward took, which depends on the activation; y is not read
@@ -91,7 +115,7 @@ class CpuConvFilm(ConvFilmKernels):
         dz, *sums = cpu_pass.backward(problem, grad, kept, gamma, beta, asked)
         if dz is None:
             return None, None, *sums
-        found = super().backward(
+        found = self.backward(
             convolution,
             dz,
             bits_like(convolution),
@@ -99,6 +123,17 @@ class CpuConvFilm(ConvFilmKernels):
             (*wanted[:2], False, False, False),
         )
         return *found[:2], *sums
+
+    def prepared_backward(self, problem, sizes):
+        if not _has_bits(problem):
+            return None
+        operator, options = torch.ops.film_kernels_cpu.backward.default, packed_options(problem)
+        rest = (*options, problem.channels_last, *map(list, sizes))
+
+        def backward(grad, kept, tensors, wanted):
+            return asked_for(operator(grad, kept, *tensors[:4], *wanted, *rest), wanted)
+
+        return backward
 
     def pack(self, problem: ConvFilm, weight: Tensor) -> Tensor:
         """`weight` as forward reads it, so that a call which is given it need not do that work. Its layout is that of
@@ -126,7 +161,7 @@ class CpuConvFilm(ConvFilmKernels):
 
     def grad_weight(self, problem, grad, kept, tensors, wanted):
         results = torch.ops.film_kernels_cpu.grad_weight(grad, kept, *tensors[:4], *wanted, *packed_options(problem))
-        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+        return asked_for(results, wanted)
 
 
 def is_alone(problem: ConvFilm) -> bool:
@@ -150,16 +185,35 @@ class CpuNormFilm(NormFilmKernels):
 
         return forward
 
-    def backward(self, problem, grad, kept, tensors, wanted):
-        results = torch.ops.film_kernels_cpu.norm_backward(
-            grad, kept, *tensors, *wanted, *packed_norm_options(problem), problem.channels_last
+    def forward_and_copy(self, problem, tensors, copied):
+        asked = _are_there(copied)
+        y, kept, *copies = torch.ops.film_kernels_cpu.norm_forward_and_copy(
+            *tensors, *packed_norm_options(problem), problem.channels_last, *asked
         )
-        return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+        return y, kept, asked_for(copies, asked)
+
+    def backward(self, problem, grad, kept, tensors, wanted):
+        return self.prepared_backward(problem, ((), ()))(grad, kept, tensors, wanted)
+
+    def prepared_backward(self, problem, sizes):
+        operator, options = torch.ops.film_kernels_cpu.norm_backward.default, packed_norm_options(problem)
+        rest = (*options, problem.channels_last, *map(list, sizes))
+
+        def backward(grad, kept, tensors, wanted):
+            return asked_for(operator(grad, kept, *tensors, *wanted, *rest), wanted)
+
+        return backward
 
 
 class Cpu(Backend):
     name = "cpu"
     kernels = (CpuConvFilm(), CpuNormFilm())
+    _scaling = CpuScaling()
+
+    def of(self, problem: Problem) -> Kernels:
+        if isinstance(problem, ConvFilm) and is_scaling(problem):
+            return self._scaling
+        return super().of(problem)
 
     def unavailable(self) -> str | None:
         return cpu_library.unavailable()

@@ -69,6 +69,11 @@ def _forward(input, weight, bias, gamma, beta, geometry, numbers, keep, channels
     return y, input.new_empty((rows if keep and geometry.activation else 0, row), dtype=torch.uint8)
 
 
+def _forward_and_copy(input, weight, bias, gamma, beta, geometry, numbers, keep, channels_last, copy_bias, copy_beta):
+    y, kept = _forward(input, weight, bias, gamma, beta, geometry, numbers, keep, channels_last)
+    return y, kept, *_copies(input, (bias, copy_bias), (beta, copy_beta))
+
+
 def _pack(weight, input_size, geometry, numbers):
     """How long it is depends on the weight's values."""
     _check("weight", weight, None)
@@ -85,8 +90,9 @@ def _grad_input(grad, bits, weight, gamma, input_size, channels_last, geometry, 
 
 
 def _grad_weight(
-    grad, bits, input, weight, bias, gamma, weight_wanted, bias_wanted, gamma_wanted, beta_wanted, geometry, numbers
-):
+    grad, bits, input, weight, bias, gamma, weight_wanted, bias_wanted, gamma_wanted, beta_wanted, geometry, numbers,
+    gamma_size=(), beta_size=(),
+):  # fmt: skip
     geometry = Geometry.read(geometry)
     _check("input", input, None)
     _check("weight", weight, input)
@@ -95,9 +101,38 @@ def _grad_weight(
     return (
         weight.new_empty_strided(weight.shape, gradient_strides(weight)) if weight_wanted else weight.new_empty(0),
         weight.new_empty(weight.shape[0] if bias_wanted else 0),
-        weight.new_empty(input.shape[0] if gamma_wanted else 0, weight.shape[0]),
-        weight.new_empty(input.shape[0] if beta_wanted else 0, weight.shape[0]),
+        _factor_gradient("gamma", gamma_wanted, gamma_size, weight, input.shape[0], weight.shape[0]),
+        _factor_gradient("beta", beta_wanted, beta_size, weight, input.shape[0], weight.shape[0]),
     )
+
+
+def _backward(
+    grad, bits, input, weight, bias, gamma, input_wanted, weight_wanted, bias_wanted, gamma_wanted, beta_wanted,
+    geometry, numbers, channels_last=False, gamma_size=(), beta_size=(),
+):  # fmt: skip
+    dx = input.new_empty(0)
+    if input_wanted:
+        dx = _grad_input(grad, bits, weight, gamma, input.shape, channels_last, geometry, numbers)
+    wanted = (weight_wanted, bias_wanted, gamma_wanted, beta_wanted)
+    return dx, *_grad_weight(grad, bits, input, weight, bias, gamma, *wanted, geometry, numbers, gamma_size, beta_size)
+
+
+def _factor_gradient(name: str, wanted: bool, size: Sequence[int], like: Tensor, batch: int, channels: int) -> Tensor:
+    if not wanted:
+        return like.new_empty(0, channels)
+    if not size:
+        return like.new_empty(batch, channels)
+    if len(size) < 2 or size[0] != batch or math.prod(size) != batch * channels or channels not in (size[1], size[-1]):
+        raise RuntimeError(f"film_kernels: {name}_size must be ({batch}, {channels}) with ones beside the channels")
+    return like.new_empty(tuple(size))
+
+
+def _copies(input: Tensor, *given: tuple[Tensor | None, bool]) -> list[Tensor]:
+    none = input.new_empty(0)
+    return [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) if asked and tensor is not None else none
+        for tensor, asked in given
+    ]
 
 
 def _norm_shape(input: Tensor, geometry: Sequence[int]) -> NormGeometry:
@@ -132,9 +167,14 @@ def _norm_forward(input, weight, bias, gamma, beta, geometry, numbers, channels_
     return _empty(input, input.shape, channels_last), _statistics(input, geometry)
 
 
+def _norm_forward_and_copy(input, weight, bias, gamma, beta, geometry, numbers, channels_last, copy_bias, copy_beta):
+    y, statistics = _norm_forward(input, weight, bias, gamma, beta, geometry, numbers, channels_last)
+    return y, statistics, *_copies(input, (bias, copy_bias), (beta, copy_beta))
+
+
 def _norm_backward(
     grad, statistics, input, weight, bias, gamma, beta, input_wanted, weight_wanted, bias_wanted, gamma_wanted,
-    beta_wanted, geometry, numbers, channels_last=False,
+    beta_wanted, geometry, numbers, channels_last=False, gamma_size=(), beta_size=(),
 ):  # fmt: skip
     _check("input", input, None)
     geometry = _norm_shape(input, geometry)
@@ -146,8 +186,8 @@ def _norm_backward(
         _empty(input, input.shape, channels_last) if input_wanted else input.new_empty(0),
         parameter.new_empty(channels if weight_wanted else 0),
         parameter.new_empty(channels if bias_wanted else 0),
-        input.new_empty(input.shape[0] if gamma_wanted else 0, channels),
-        input.new_empty(input.shape[0] if beta_wanted else 0, channels),
+        _factor_gradient("gamma", gamma_wanted, gamma_size, input, input.shape[0], channels),
+        _factor_gradient("beta", beta_wanted, beta_size, input, input.shape[0], channels),
     )
 
 
@@ -157,5 +197,8 @@ def register() -> None:
     torch.library.register_fake("film_kernels_cpu::pack", _pack)
     torch.library.register_fake("film_kernels_cpu::grad_input", _grad_input)
     torch.library.register_fake("film_kernels_cpu::grad_weight", _grad_weight)
+    torch.library.register_fake("film_kernels_cpu::backward", _backward)
+    torch.library.register_fake("film_kernels_cpu::forward_and_copy", _forward_and_copy)
     torch.library.register_fake("film_kernels_cpu::norm_forward", _norm_forward)
+    torch.library.register_fake("film_kernels_cpu::norm_forward_and_copy", _norm_forward_and_copy)
     torch.library.register_fake("film_kernels_cpu::norm_backward", _norm_backward)

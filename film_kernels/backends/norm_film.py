@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..problems.conv_film import ConvFilm
 from ..problems.norm_film import NormFilm
 from .base import Kernels
 
@@ -22,7 +23,11 @@ class NormFilmKernels(Kernels):
         return torch.empty(problem.statistics_shape, dtype=problem.accumulates_in, device=problem.device)
 
     def reads(self, problem: NormFilm, wanted: Sequence[bool]) -> tuple[bool, ...]:
-        """What the activation was given is made again, from bias and, where FiLM stands before it, beta; and dgamma
-        sums what FiLM was given."""
-        bent = problem.activation != "none"
-        return bent or wanted[3], bent and problem.film_position == "pre"
+        return read_of_modulation(problem, wanted)
+
+
+def read_of_modulation(problem: NormFilm | ConvFilm, wanted: Sequence[bool]) -> tuple[bool, bool]:
+    """Whether backward reads bias and beta. What the activation was given is made again, from bias and, where FiLM
+    stands before it, beta; and dgamma sums what FiLM was given."""
+    bent = problem.activation != "none"
+    return bent or wanted[3], bent and problem.film_position == "pre"

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from ..backends import BACKENDS, choose, pinned
 from ..backends.cpu import CpuConvFilm
+from ..backends.cpu_scaling import CpuScaling
 from ..layouts import writes_channels_last
 from ..problems.conv_film import ConvFilm, problem_of
 from .match import Match
@@ -28,44 +29,43 @@ _NARROW = (torch.float16, torch.bfloat16)
 _ALONE = "not faster here: PyTorch's own convolution is, of these sizes"
 _SMALL = "not faster here: of so few elements a call costs more than it saves"
 _LITTLE = "not faster here: of so few products, between PyTorch's own convolutions, a call costs more than it saves"
-# Below so many elements norm_film costs more in its call than it saves in passes, where it stands for a norm and an
-# activation. Every operation more, of FiLM or of a norm that is written out, halves that.
-_LEAST_ELEMENTS, _LEAST_ELEMENTS_IN_TRAINING = 1 << 14, 1 << 18
-# In a training step, one of the kernels here between convolutions of PyTorch's costs the model some 0.4 ms beside its
-# own time: each drives the other's code out of the caches, forward and backward, and autograd calls Python. It has to
+# In a training step, one of the kernels here among PyTorch's costs the model some 0.4 ms beside its own time: each
+# drives the other's code out of the caches, forward and backward, and autograd calls Python. There a convolution has to
 # have so many products, or save passes over so many elements.
 _LEAST_PRODUCTS_IN_TRAINING = 1 << 27
 _MANY_ELEMENTS = 1 << 19
+# Below so many elements norm_film costs more in its call than it saves in passes, where it stands for a norm and an
+# activation. Every operation more, of FiLM or of a norm that is written out, halves that.
+_LEAST_ELEMENTS, _LEAST_ELEMENTS_AMONG_OTHERS = 1 << 14, 1 << 18
 
 
-def judged(match: Match, beside_others: bool, frozen: bool, training: bool | None) -> Match:
-    """`match`, with a reason where it would be fused and gain nothing by it. `beside_others` says whether convolutions
-    of PyTorch's stand in the same graph, `frozen` whether weights are packed once, and `training` whether a backward
-    will follow; where that is None, it is taken from whether autograd records the graph now. Where the user insists on
-    a backend, nothing is judged."""
+def judged(match: Match, among_others: bool, frozen: bool, training: bool | None) -> Match:
+    """`match`, with a reason where it would be fused and gain nothing by it. `among_others` says whether what stands
+    around it is mostly PyTorch's own, `frozen` whether weights are packed once, and `training` whether a backward will
+    follow; where that is None, it is taken from whether autograd records the graph now. Where the user insists on a
+    backend, nothing is judged."""
     if match.reason is not None or pinned(None) is not None:
         return match
     training = _is_recorded(match) if training is None else training
-    return replace(match, reason=_why_not_faster(match, beside_others, frozen, training))
+    return replace(match, reason=_why_not_faster(match, among_others, frozen, training))
 
 
-def _why_not_faster(match: Match, beside_others: bool, frozen: bool, training: bool) -> Reason | None:
+def _why_not_faster(match: Match, among_others: bool, frozen: bool, training: bool) -> Reason | None:
     result = tensor_of(match.nodes[-1])
     if result is None or result.device.type != "cpu" or BACKENDS["cpu"].unavailable() is not None:
         return None
     if match.norm is not None:
-        least = _LEAST_ELEMENTS_IN_TRAINING if training else _LEAST_ELEMENTS
+        least = _LEAST_ELEMENTS_AMONG_OTHERS if training and among_others else _LEAST_ELEMENTS
         more = max(len(match.nodes) - 2, 0)
         return Reason(_SMALL) if math.prod(_known(result.shape)) < least >> more else None
     problem = _problem_of(match, result.dtype)
     if problem is None:
         return None
     cpu = BACKENDS["cpu"].of(problem)
-    assert isinstance(cpu, CpuConvFilm)
-    little = training and beside_others and has_little(problem)
+    assert isinstance(cpu, (CpuConvFilm, CpuScaling))
+    little = training and among_others and isinstance(cpu, CpuConvFilm) and has_little(problem)
     if match.film is None:
-        use = "alone packed" if frozen else "alone in training" if training else "alone"
-        slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, use) or little
+        slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, "alone packed" if frozen else "alone")
         return Reason(_ALONE) if slow else None
     activation = "none" if match.activation is None else match.activation.name
     if choose(problem._replace(has_gamma=True, has_beta=True, activation=activation), None).name == "cpu":

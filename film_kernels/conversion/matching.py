@@ -25,13 +25,13 @@ def matches(
     graph: fx.Graph,
     norms: bool = True,
     convolutions: bool = False,
-    judge: Callable[[Match, bool], Match] = lambda match, beside_others: match,
+    judge: Callable[[Match, bool], Match] = lambda match, among_others: match,
 ) -> list[Match]:
     """Every place in `graph` where FiLM stands, fusable or not, in the graph's order: one for each convolution, and one
     for each norm or other beginning without one. With `convolutions`, and every other convolution that is fusable; with
     `norms`, and every other norm with an activation that is. `judge` may have something against a match, which it is
-    given with whether other convolutions stand beside it; the norm and activation behind a convolution are then free
-    for a match of their own."""
+    given with whether it would stand among PyTorch's own convolutions, or among other operations of PyTorch's; the norm
+    and activation behind a convolution are then free for a match of their own."""
     note_buffers(graph)
     name_changed_values(graph)
     factors = Factors()
@@ -40,12 +40,14 @@ def matches(
     taken = _taken(with_film)
     left = [one for node in graph.nodes if node not in taken and (one := convolution_of(node)) is not None]
     found = [match_of_convolution(one, factors) for one in left] if convolutions else []
-    alone = [judge(match, True) for match in found if match is not None and taken.isdisjoint(match.nodes)]
+    alone = [judge(match, False) for match in found if match is not None and taken.isdisjoint(match.nodes)]
     taken |= _taken(alone)
     norms_left = (norm for norm in (upward.norms() if norms else ()) if taken.isdisjoint(norm.nodes))
     found = [match_of_norm(norm, factors) for norm in norms_left]
-    of_norms = [judge(match, bool(left)) for match in found if match is not None]
-    films = [judge(match, bool(left)) for match in with_film]
+    of_norms = [match for match in [*with_film, *found] if match is not None and match.norm is not None]
+    films = [judge(match, bool(left) and not convolutions) for match in with_film if match.norm is None]
+    ours = sum(match.reason is None for match in (*films, *alone))
+    of_norms = [judge(match, not convolutions or ours < len(of_norms)) for match in of_norms]
     return sorted([*films, *alone, *of_norms], key=lambda match: match.root.node)
 
 

@@ -50,12 +50,12 @@ _ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_", nn.Sigmoid), "sigmoid"),
     **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_", nn.Tanh), "tanh"),
     **dict.fromkeys((F.mish, nn.Mish), "mish"),
+    **dict.fromkeys((F.elu, F.elu_, nn.ELU), "elu"),
+    **dict.fromkeys((F.celu, F.celu_, torch.celu, torch.celu_, nn.CELU), "celu"),
 }
 _OTHER_ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((torch.prelu, "prelu", nn.PReLU), "prelu"),
-    **dict.fromkeys((F.elu, F.elu_, nn.ELU), "elu"),
     **dict.fromkeys((F.selu, torch.selu, nn.SELU), "selu"),
-    **dict.fromkeys((F.celu, torch.celu, nn.CELU), "celu"),
     **dict.fromkeys((F.relu6, nn.ReLU6), "relu6"),
     **dict.fromkeys((F.hardtanh, nn.Hardtanh), "hardtanh"),
     **dict.fromkeys((F.hardswish, nn.Hardswish), "hardswish"),
@@ -141,6 +141,12 @@ def _activation(node: fx.Node, passing: fx.Node) -> Activation | None:
     if name == "gelu":
         approximate = module.approximate if module else node.kwargs.get("approximate", "none")
         name = "gelu_tanh" if approximate == "tanh" else "gelu"
+    if name in ("elu", "celu"):  # with alpha = 1 they are the same
+        alpha = module.alpha if module else arguments_of(node, ("input", "alpha", "inplace")).get("alpha", 1.0)
+        reason = (
+            None if alpha == 1 else Reason(f"{name} with alpha = {alpha} is not an activation of the kernels: 1 is")
+        )
+        return Activation(node, "elu", reason=reason)
     if name != "leaky_relu":
         return Activation(node, name)
     given = arguments_of(node, ("input", "negative_slope"))

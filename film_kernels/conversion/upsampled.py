@@ -104,7 +104,7 @@ def _is_faster(node: fx.Node, smaller: fx.Node) -> bool:
     kernels = cpu.of(problem)
     assert isinstance(kernels, CpuConvFilm)
     recorded = torch.is_grad_enabled() and result.requires_grad
-    use = "alone packed" if node.target is conv_film_packed else "alone in training" if recorded else "alone"
+    use = "alone packed" if node.target is conv_film_packed else "alone"
     if kernels.why_not(problem) is not None or kernels.is_slow(problem, use):
         return False
     return not (recorded and has_little(problem))

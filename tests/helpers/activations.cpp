@@ -23,7 +23,7 @@ void print_all(double lower_slope) {
   std::vector<A> numbers;
   for (A number; std::fread(&number, sizeof number, 1, stdin) == 1;) numbers.push_back(number);
   if (numbers.size() % kLanes<A> != 0) std::exit(2);
-  for (int code = 0; code <= static_cast<int>(Activation::mish); ++code)
+  for (int code = 0; code <= kLastActivation; ++code)
     with_activation(static_cast<Activation>(code), lower_slope, [&](auto act) {
       print<A>(numbers, [&](Vector<A> v) { return act.template value<A>(v); });
       print<A>(numbers, [&](Vector<A> v) { return act.template slope<A>(v); });

@@ -76,6 +76,8 @@ GEOMETRIES = (
     Case("one_dimension", (3, 6, 50), (9, 6, 5), padding=4, dilation=2),
     Case("one_position", (4, 3, 3, 3), (1, 3, 3, 3)),
     Case("long_row", (1, 2, 2, 700), (3, 2, 1, 3), padding=(0, 1)),
+    Case("scaling", (2, 6, 7, 9), (6, 1, 1, 1), groups=6),
+    Case("scaling_1d", (3, 5, 40), (5, 1, 1), groups=5),
 )
 FORMULAS = (("relu", "post"), ("relu", "pre"), ("leaky_relu", "post"), ("leaky_relu", "pre"), ("none", "post"))
 CASES = tuple(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import film_kernels
+from film_kernels.activations import ACTIVATIONS
 from tests.helpers.spoiling import (
     ABSURD,
     ABSURD_NUMBERS,
@@ -25,12 +26,15 @@ from tests.helpers.spoiling import (
 
 assert film_kernels.available_backends()["cpu"] is None  # which registers the operators too
 
-OPERATORS = ("forward", "grad_input", "grad_weight")
 _TENSORS = {
     "forward": ("input", "weight", "bias", "gamma", "beta"),
     "grad_input": ("grad", "bits", "weight", "gamma"),
     "grad_weight": ("grad", "bits", "input", "weight", "bias", "gamma"),
+    "forward_and_copy": ("input", "weight", "bias", "gamma", "beta"),
+    "backward": ("grad", "bits", "input", "weight", "bias", "gamma"),
 }
+OPERATORS = tuple(_TENSORS)
+OF_EVERY_LIBRARY = OPERATORS[:3]  # the others are the CPU library's
 
 
 def sizes_of_output(input, kernel, stride, dilation, padding) -> list[int]:
@@ -75,7 +79,7 @@ def calls(
     last, family = {"channels_last": channels_last}, {} if matrix is None else {"matrix": matrix}
     packed = w.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2) if matrix else w
     wanted = {f"{name}_wanted": True for name in ("weight", "bias", "gamma", "beta")}
-    return {
+    made = {
         "forward": {
             "input": x, "weight": w, "bias": draw(k), "gamma": draw(n, k), "beta": draw(n, k), **last, **options,
             **family, "keep": True,
@@ -89,6 +93,11 @@ def calls(
             **linear, **family,
         },
     }  # fmt: skip
+    if matrix is None:
+        made["forward_and_copy"] = {**made["forward"], "copy_bias": True, "copy_beta": True}
+        sizes = {"gamma_size": [n, k, 1, 1], "beta_size": [n, 1, k]}
+        made["backward"] = {**made["grad_weight"], "input_wanted": True, **last, **sizes}
+    return made
 
 
 def call(operators: Any, operator: str, arguments: dict[str, Any]) -> Any:
@@ -110,7 +119,7 @@ def _drawn(r: random.Random, matrix: bool | None) -> dict[str, dict[str, Any]]:
         dilation=tuple(r.choice([1, 1, 2]) for _ in kernel),
         padding=tuple(r.choice([0, 1, 2]) for _ in kernel),
         groups=groups,
-        activation=r.randrange(9 if matrix is None else 3),
+        activation=r.randrange(len(ACTIVATIONS) if matrix is None else 3),
         position=r.randrange(2),
         dtype=dtype,
         channels_last=bool(matrix) or (rank == 2 and r.random() < 0.5),
@@ -135,7 +144,7 @@ def hostile_calls(namespace: str, seed: int, count: int) -> tuple[int, int]:
     answered = raised = 0
     for _ in range(count):
         matrix = None if namespace == "film_kernels_cpu" else r.random() < 0.5
-        operator = r.choice(OPERATORS)
+        operator = r.choice(OPERATORS if matrix is None else OF_EVERY_LIBRARY)
         arguments = _drawn(r, matrix)[operator]
         for name in r.sample(list(arguments), r.choice([0, 1, 1, 1, 2, 3])):
             _spoil(arguments, name, operator, r)

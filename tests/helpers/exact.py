@@ -83,6 +83,7 @@ def activation(name, negative_slope):
             lambda v: v * np.tanh(_softplus(v)),
             lambda v: np.tanh(_softplus(v)) + v * (1 - np.tanh(_softplus(v)) ** 2) * _sigmoid(v),
         ),
+        "elu": (lambda v: np.where(v <= 0, np.expm1(v), v), lambda v: np.exp(np.minimum(v, 0))),
         "gelu": (lambda v: v * _normal(v), lambda v: _normal(v) + v * np.exp(-v * v / 2) / np.sqrt(2 * _PI)),
         "gelu_tanh": (
             lambda v: v * (1 + np.tanh(_cubic(v))) / 2,

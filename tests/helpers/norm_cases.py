@@ -40,6 +40,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "mish": F.mish,
+    "elu": F.elu,
 }
 
 

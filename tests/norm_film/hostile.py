@@ -85,8 +85,9 @@ def _drawn(r: random.Random, library: str) -> dict[str, tuple[Any, dict[str, Any
     dim = -1 if norm not in ("group", "batch") and r.random() < 0.3 else 1
     dtype = r.choice([torch.float32, torch.float64, torch.bfloat16, torch.float16])
     mixed = torch.float32 if dtype in (torch.bfloat16, torch.float16) and r.random() < 0.5 else None
+    activation = r.randrange(len(film_kernels.activations.ACTIVATIONS))
     return right_calls(
-        (n, c, *spatial) if dim == 1 else (n, *spatial, c), norm, groups, dim, r.randrange(9), r.randrange(2), dtype,
+        (n, c, *spatial) if dim == 1 else (n, *spatial, c), norm, groups, dim, activation, r.randrange(2), dtype,
         mixed, len(spatial) > 1 and dim == 1 and r.random() < 0.5, r.choice(["", library, "vendor", "reference"]),
         library,
     )  # fmt: skip

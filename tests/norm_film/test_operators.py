@@ -94,7 +94,7 @@ def test_options_are_checked(name):
         (0, (-1, 6, 2**40, -(2**63)), "norm"),
         (1, (0, -1, 3, 2**62), "groups"),
         (2, (-1, 0, 2, -(2**63)), "channel_dim"),
-        (3, (-1, 9, 2**40), "activation"),
+        (3, (-1, 10, 2**40), "activation"),
         (4, (-1, 2, 2**40), "position"),
     ):
         for value in values:

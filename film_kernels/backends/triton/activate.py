@@ -26,10 +26,13 @@ def activate(v, negative_slope: tl.constexpr, ACTIVATION: tl.constexpr):
         result = 1.0 / (1.0 + tl.exp(-v))
     elif ACTIVATION == "tanh":
         result = tanh(v)
-    else:
-        tl.static_assert(ACTIVATION == "mish")
+    elif ACTIVATION == "mish":
         n = mish_ratio(v)
         result = tl.where(v > 20.0, v, v * (n / (n + 2.0)))
+    else:
+        tl.static_assert(ACTIVATION == "elu")
+        t = tanh(0.5 * v)  # exp(v) - 1 = 2 t / (1 - t), which loses no digits of a small v
+        result = tl.where(v >= 0.0, v, 2.0 * t / (1.0 - t))
     return result
 
 
@@ -54,11 +57,13 @@ def activation_gradient(g, v, negative_slope: tl.constexpr, ACTIVATION: tl.const
         result = g * (s * (1.0 - s))
     elif ACTIVATION == "tanh":
         result = g * tanh_slope(v)
-    else:
-        tl.static_assert(ACTIVATION == "mish")
+    elif ACTIVATION == "mish":
         n = mish_ratio(v)
         slope = n / (n + 2.0) + v * (4.0 * (n + 1.0) / ((n + 2.0) * (n + 2.0))) / (1.0 + tl.exp(-v))
         result = tl.where(v > 20.0, g, g * slope)
+    else:
+        tl.static_assert(ACTIVATION == "elu")
+        result = tl.where(v >= 0.0, g, g * tl.exp(v))
     return result
 
 

@@ -166,6 +166,8 @@ REFUSED = (
     Refusal("dropout", **through(drop=lambda: nn.Dropout(0.3)), word="active dropout"),
     Refusal("functional dropout", lambda m, x, g, b, e: film(F.dropout2d(m["conv"](x), 0.3), g, b), "active dropout"),
     Refusal("PReLU", **through(act=nn.PReLU), word="prelu is not"),
+    Refusal("ELU of its own alpha", **through(act=lambda: nn.ELU(0.5)), word="elu with alpha = 0.5 is not"),
+    Refusal("celu of its own alpha", lambda m, x, g, b, e: film(F.celu(m["conv"](x), 2.0), g, b), "alpha = 2.0 is not"),
     Refusal("two activations", **through(act=nn.ReLU, again=nn.Tanh), word="two activations"),
     Refusal("map", lambda m, x, g, b, e: m["conv"](x) * position_map(g) + position_map(b), "varies over positions"),
     Refusal("map by addcmul", lambda m, x, g, b, e: torch.addcmul(position_map(b), m["conv"](x), position_map(g)),

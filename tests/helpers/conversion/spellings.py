@@ -92,6 +92,9 @@ SPELLINGS = (
     Spelling("sigmoid", lambda v, g, b, e: (tall(g) * v + tall(b)).sigmoid(), ("film", "sigmoid")),
     Spelling("tanh", lambda v, g, b, e: torch.tanh(tall(g) * v + tall(b)), ("film", "tanh")),
     Spelling("mish", lambda v, g, b, e: F.mish(tall(g) * v + tall(b)), ("film", "mish")),
+    Spelling("elu", lambda v, g, b, e: F.elu(tall(g) * v + tall(b)), ("film", "elu")),
+    Spelling("elu in place", lambda v, g, b, e: tall(g) * F.elu(v, 1.0, True) + tall(b), ("elu", "film")),
+    Spelling("celu with elu's alpha", lambda v, g, b, e: tall(g) * torch.celu(v) + tall(b), ("elu", "film")),
     *(
         Spelling(
             f"nn.{type(module).__name__}",
@@ -102,6 +105,7 @@ SPELLINGS = (
         for name, module in (
             ("relu", nn.ReLU(inplace=True)), ("leaky_relu", nn.LeakyReLU(0.2)), ("silu", nn.SiLU()),
             ("gelu_tanh", nn.GELU("tanh")), ("sigmoid", nn.Sigmoid()), ("tanh", nn.Tanh()), ("mish", nn.Mish()),
+            ("elu", nn.ELU(inplace=True)), ("elu", nn.CELU()),
         )
     ),
     Spelling("residual", lambda v, g, b, e: F.relu(tall(g) * v + tall(b) + F.pad(tall(b), (0, 4, 0, 5)))),

@@ -1,0 +1,77 @@
+"""A convolution that only scales each channel: depthwise, of one tap that goes over every position.
+
+It is the modulation that norm_film's compiled kernels make of an input that is not normalised, weight and bias being
+one more scale and shift in front of FiLM, and it takes a pass over memory each way. A kernel that loops over products
+of channels has nothing to loop over there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..problems.conv_film import ConvFilm
+from ..problems.norm_film import sums_of
+from . import cpu_library, library
+from .base import Backward, Kernels, asked_for
+from .compiled import packed_pass_options
+from .norm_film import read_of_modulation
+
+
+def is_scaling(problem: ConvFilm) -> bool:
+    """Whether each output element is one input element times a number of its channel."""
+    return (
+        problem.groups == problem.out_channels
+        and problem.weight_shape[1] == 1
+        and all(size == 1 for size in (*problem.weight_shape[2:], *problem.stride))
+        and not any(before or after for before, after in problem.padding)
+    )
+
+
+class CpuScaling(Kernels):
+    """For problems of which `is_scaling` is true."""
+
+    record = ConvFilm
+
+    def why_not(self, problem: ConvFilm) -> str | None:
+        return cpu_library.why_not(problem)
+
+    def is_slow(self, problem: ConvFilm, use: str = "alone") -> bool:
+        """A pass is never slower than a convolution."""
+        return False
+
+    def kept_like(self, problem: ConvFilm) -> Tensor:
+        """Nothing is kept: what the activation was given is made again."""
+        return library.nothing_like(problem)
+
+    def reads(self, problem, wanted):
+        return read_of_modulation(problem, wanted)
+
+    def forward(self, problem, tensors, for_backward):
+        return self.prepared(problem)(*tensors), (library.nothing_like(problem) if for_backward else None)
+
+    def prepared(self, problem: ConvFilm) -> Callable[..., Tensor]:
+        operator, channels_last = torch.ops.film_kernels_cpu.norm_forward.default, problem.channels_last
+        geometry, numbers = packed_pass_options(problem)
+
+        def forward(input, weight, bias, gamma, beta):
+            return operator(input, weight.view(-1), bias, gamma, beta, geometry, numbers, channels_last)[0]
+
+        return forward
+
+    def backward(self, problem, grad, kept, tensors, wanted):
+        return self.prepared_backward(problem, ((), ()))(grad, kept, tensors, wanted)
+
+    def prepared_backward(self, problem, sizes) -> Backward:
+        operator, options = torch.ops.film_kernels_cpu.norm_backward.default, packed_pass_options(problem)
+        rest = (*options, problem.channels_last, *map(list, sizes))
+        no_statistics = torch.empty(0, 0, dtype=sums_of(problem.dtype))
+
+        def backward(grad, kept, tensors, wanted):
+            input, weight, *factors = tensors
+            found = operator(grad, no_statistics, input, weight.view(-1), *factors, *wanted, *rest)
+            input, weight, *others = asked_for(found, wanted)
+            return input, (None if weight is None else weight.view(problem.weight_shape)), *others
+
+        return backward

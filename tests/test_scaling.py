@@ -113,6 +113,7 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_fuse_takes_them_with_the_other_convolutions(training, frozen):
+    torch.manual_seed(0)
     model = Residual().train(training)
     inputs = (torch.randn(2, C, 500), torch.randn(2, C), torch.randn(2, C))
     sites = find_film(model, inputs, convolutions=True)
@@ -125,4 +126,4 @@ def test_fuse_takes_them_with_the_other_convolutions(training, frozen):
     torch.testing.assert_close(y, model(*inputs))
     if training and not frozen:
         found, wanted = (torch.autograd.grad(m(*inputs).square().sum(), list(m.parameters())) for m in (fused, model))
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)  # float32's sums over 1000 positions

@@ -48,7 +48,7 @@ BAD = [
     ("dilation", ValueError, "at least 1", {"dilation": 0}),
     ("groups", ValueError, "divide", {"groups": 4, "weight": W[:, :2], "input": torch.randn(4, 8, 9, 9)}),
     ("groups", TypeError, "integer", {"groups": "two"}),
-    ("activation", ValueError, "'relu', 'leaky_relu', 'silu', .*'mish', got 'swish'", {"activation": "swish"}),
+    ("activation", ValueError, "'relu', 'leaky_relu', 'silu', .*'elu', got 'swish'", {"activation": "swish"}),
     ("film_position", ValueError, "'post', 'pre', got 'middle'", {"film_position": "middle"}),
     ("negative_slope", TypeError, "number", {"negative_slope": "steep"}),
     ("gamma_offset", ValueError, "finite", {"gamma_offset": float("nan")}),

@@ -198,7 +198,7 @@ BAD = (  # what is changed, and a word of the error
     ({"bias": torch.ones(3)}, "bias must have shape"),
     ({"gamma": torch.ones(4)}, "gamma must have shape"),
     ({"channels_last": True}, "channels_last"),
-    ({"activation": 9}, "activation must be"),
+    ({"activation": 10}, "activation must be"),
     ({"activation": -1}, "activation must be"),
     ({"position": 2}, "position must be"),
     ({"lower_slope": float("nan")}, "lower_slope must be finite"),

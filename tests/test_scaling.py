@@ -21,7 +21,7 @@ CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 
 def leaves(rank, dtype=torch.float64, format=torch.contiguous_format):
     torch.manual_seed(rank)
-    shapes = ((2, C, *(4, 5, 3)[:rank]), (C, 1, *(1,) * rank), (C,), (2, C), (2, C))
+    shapes = ((2, C, *((20,), (4, 5), (4, 5, 3))[rank - 1]), (C, 1, *(1,) * rank), (C,), (2, C), (2, C))
     x, *others = (torch.randn(shape, dtype=dtype) for shape in shapes)
     return [t.requires_grad_() for t in (x.contiguous(memory_format=format), *others)]
 

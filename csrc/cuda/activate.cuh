@@ -152,12 +152,23 @@ struct Mish {
   }
 };
 
-// v where it is 0 or above, exp(v) - 1 elsewhere.
+// v where it is 0 or above, exp(v) - 1 elsewhere: 2^n (exp(r) - 1) + (2^n - 1) with v = n ln 2 + r, which loses no
+// digits of a small v. The polynomial is that of the kernels for CPUs.
 template <class M>
 struct Elu {
   float slope;
 
-  __device__ __forceinline__ float value(float v) const { return v >= 0 ? v : expm1f(v); }
+  __device__ __forceinline__ float value(float v) const {
+    const float x = v < -80 ? -80.f : v, n = rintf(x * 1.44269504089f);
+    const float r = (x - n * 0.693359375f) + n * 2.12194440055e-4f;
+    float p = 1.392617589e-03f;
+    p = p * r + 8.363173343e-03f;
+    p = p * r + 4.166655615e-02f;
+    p = p * r + 1.666657776e-01f;
+    p = p * r + 0.5f;
+    const float rest = r + r * r * p, scale = exp2f(n);
+    return v >= 0 ? v : scale * rest + (scale - 1);
+  }
   __device__ __forceinline__ float gradient(float g, float v) const { return v >= 0 ? g : g * M::exp(v); }
 };
 

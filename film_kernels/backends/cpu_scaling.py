@@ -6,6 +6,7 @@ of channels has nothing to loop over there."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,14 +19,19 @@ from .base import Backward, Kernels, asked_for
 from .compiled import packed_pass_options
 from .norm_film import read_of_modulation
 
+# Of samples with fewer positions, what the pass holds for each sample and channel would be as large as they are.
+_LEAST_POSITIONS = 16
+
 
 def is_scaling(problem: ConvFilm) -> bool:
-    """Whether each output element is one input element times a number of its channel."""
+    """Whether each output element is one input element times a number of its channel, and samples are no smaller than
+    a pass should have them."""
     return (
         problem.groups == problem.out_channels
         and problem.weight_shape[1] == 1
         and all(size == 1 for size in (*problem.weight_shape[2:], *problem.stride))
         and not any(before or after for before, after in problem.padding)
+        and math.prod(problem.input_shape[2:]) >= _LEAST_POSITIONS
     )
 
 

@@ -169,7 +169,7 @@ struct Elu {
     const float rest = r + r * r * p, scale = exp2f(n);
     return v >= 0 ? v : scale * rest + (scale - 1);
   }
-  __device__ __forceinline__ float gradient(float g, float v) const { return v >= 0 ? g : g * M::exp(v); }
+  __device__ __forceinline__ float gradient(float g, float v) const { return g * M::exp(v >= 0 ? 0.f : v); }
 };
 
 // Calls body with the activation of a code of film_kernels/activations.py, whose type the compiler then knows.

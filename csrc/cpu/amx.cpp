@@ -164,9 +164,7 @@ void pack_for_amx(const Problem& p, const PackArgs& args) {
 
 bool library_is_faster_than_amx(const Problem& p, const Asked& asked) {
   if (p.dtype != DType::f32 || !forward_suits(p) || has_far_taps(p)) return library_is_faster(p, asked);
-  const bool packed = asked.use == Use::alone_packed;
-  return asked.use != Use::film &&
-         is_slow_alone(p, asked, packed ? kProductsOfSmallSamplePacked : kProductsOfSmallSampleByTiles);
+  return asked.use != Use::film && is_slow_alone(p, asked, kProductsByTiles);
 }
 
 template <class Engine>

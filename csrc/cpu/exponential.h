@@ -45,13 +45,27 @@ struct ExponentialOf<double> {
                                      0x1.af389ecfc4b9cp-26};
 };
 
+// n, as `shifted` has it in its lowest bits and as a number, and r.
+template <class A>
+struct Reduced {
+  Vector<A> shifted, n, r;
+
+  explicit Reduced(Vector<A> x) {
+    using E = ExponentialOf<A>;
+    shifted = x * A(1.44269504088896340736) + E::kRound;
+    n = shifted - E::kRound;
+    r = x - n * E::kHigh;
+    r = r - n * E::kLow;
+  }
+};
+
 // exp(x): infinity past the largest number, NaN for NaN. What is below the smallest normal number may be 0.
 template <class A>
 inline Vector<A> exponential(Vector<A> x) {
   using E = ExponentialOf<A>;
-  const Vector<A> shifted = x * A(1.44269504088896340736) + E::kRound, n = shifted - E::kRound;
-  Vector<A> r = x - n * E::kHigh;
-  r = r - n * E::kLow;
+  const Reduced<A> reduced(x);
+  const Vector<A> shifted = reduced.shifted, n = reduced.n;
+  Vector<A> r = reduced.r;
 #if defined(__AVX512DQ__)
   // The smaller in size of r and 0.5, with the sign of r. NaN counts as the larger: so what is infinite or far too
   // large leaves a sensible r, and n alone decides.
@@ -80,10 +94,10 @@ struct ExponentialOfNegative {
     using E = ExponentialOf<A>;
     const auto vanishes = given < E::kSmallest;
     const Vector<A> x = vanishes ? Vector<A>{} : given;
-    const Vector<A> shifted = x * A(1.44269504088896340736) + E::kRound, n = shifted - E::kRound;
-    const Vector<A> r = x - n * E::kHigh - n * E::kLow;
-    rest = (polynomial<A>(r, E::kRest) * r + 1) * r;
-    const Vector<A> scale = (Vector<A>)((typename E::Bits)splat<A>(1) + ((typename E::Bits)shifted << E::kMantissa));
+    const Reduced<A> reduced(x);
+    rest = (polynomial<A>(reduced.r, E::kRest) * reduced.r + 1) * reduced.r;
+    using Bits = typename E::Bits;
+    const Vector<A> scale = (Vector<A>)((Bits)splat<A>(1) + ((Bits)reduced.shifted << E::kMantissa));
     power = vanishes ? Vector<A>{} : scale;
   }
   Vector<A> value() const { return rest * power + power; }

@@ -100,27 +100,32 @@ bool saves_little(const Problem& p, const Asked& asked) {
   return saving_by_winograd(p) < kSavingAlone || has_few_positions(p, asked.use == Use::alone_packed);
 }
 
-// In float32 most are: a call of oneDNN's turns its input, its weight and its output. Longer sums, in which that is
-// little, are the library's, where the weight is packed at every call, or before.
+constexpr int64_t kLeastPositions = 32;
+// Of a small sample.
+constexpr int64_t kProductsAtOneTap = 4 << 20, kProductsPacked = 1 << 19;
+
+// In float32 most are faster: a call of oneDNN's turns its input, its weight and its output. Longer sums, in which that
+// is little, are the library's, where the weight is packed at every call, or before.
 constexpr int64_t kLongSum = 2048, kLongSumPacked = 4800;
 
 bool is_slow_in_floats(const Problem& p, const Asked& asked) {
   const bool packed = asked.use == Use::alone_packed;
   const bool saves = saving_by_winograd(p) >= kSavingAlone && !has_few_positions(p, packed);
-  const int64_t least = packed ? kProductsOfSmallSamplePacked : kProductsOfSmallSample;
-  return is_slow_alone(p, asked, least) || (!saves && p.group_in() * taps_of(p) > (packed ? kLongSumPacked : kLongSum));
+  return is_slow_alone(p, asked, kProductsByVectors) ||
+         (!saves && p.group_in() * taps_of(p) > (packed ? kLongSumPacked : kLongSum));
 }
 
 }  // namespace
 
-bool is_slow_alone(const Problem& p, const Asked& asked, int64_t least_products) {
+bool is_slow_alone(const Problem& p, const Asked& asked, int64_t least) {
   const int64_t taps = taps_of(p);
   if (p.positions() < kLeastPositions) return true;
   if (p.out_channels <= kFewOutputs && p.h.stride * p.w.stride > 1) return true;
   if (asked.channels_last && taps == 1 && p.group_in() < kManyInputs) return true;  // as it is in memory already
   if (!asked.small_sample) return false;
   const int64_t products = p.positions() * p.out_channels * p.group_in() * taps;
-  return products < (taps == 1 ? kProductsOfSmallSampleAtOneTap : least_products);
+  if (taps == 1) return products < kProductsAtOneTap;
+  return products < (asked.use == Use::alone_packed ? kProductsPacked : least);
 }
 
 bool has_far_taps(const Problem& p) {

@@ -14,11 +14,9 @@ bool library_is_faster(const Problem&, const Asked&);
 bool has_far_taps(const Problem&);
 // and, of a convolution with nothing behind it, in float32: too few positions, to which the weight takes longer to be
 // read than the sum; what a library writes, or reads, as it lies in memory; and of a small sample, which PyTorch
-// multiplies in half of oneDNN's time or less, fewer products than these. By tiles, or from a packed weight, it takes
-// fewer.
-constexpr int64_t kLeastPositions = 32;
-constexpr int64_t kProductsOfSmallSampleAtOneTap = 4 << 20, kProductsOfSmallSample = 16 << 20;
-constexpr int64_t kProductsOfSmallSamplePacked = 1 << 19, kProductsOfSmallSampleByTiles = 1 << 20;
-bool is_slow_alone(const Problem&, const Asked&, int64_t least_products_of_small_sample);
+// multiplies in half of oneDNN's time or less, too few products: `least`, by vectors or by tiles, where the weight is
+// not packed.
+constexpr int64_t kProductsByVectors = 16 << 20, kProductsByTiles = 1 << 20;
+bool is_slow_alone(const Problem&, const Asked&, int64_t least);
 
 }  // namespace film::FILM_ISA

@@ -12,6 +12,8 @@ from ..problems import Problem
 Gradients = tuple[Tensor | None, ...]  # of the operator's tensors, in their order
 Backward = Callable[[Tensor, Tensor, Any, Sequence[bool]], Gradients]  # (grad, kept, tensors, wanted)
 
+AS_ROWS: tuple[Sequence[int], Sequence[int]] = ((), ())  # the sizes of gamma's and beta's gradients: (N, K)
+
 
 def asked_for(results: Sequence[Tensor], wanted: Sequence[bool]) -> Gradients:
     """The gradients, where a compiled operator gives an empty tensor for one that is not wanted."""
@@ -66,7 +68,7 @@ class Kernels:
         """The gradients of the tensors, None where `wanted` says so."""
         raise NotImplementedError
 
-    def prepared_backward(self, problem: Any, sizes: Sequence[Sequence[int]]) -> Backward | None:
+    def prepared_backward(self, problem: Any, sizes: Sequence[Sequence[int]] = AS_ROWS) -> Backward | None:
         """`backward` as a function of its other arguments, with all else worked out, that gives gamma's and beta's
         gradients in these sizes, () for (N, K). None where there is no shorter way."""
         return None

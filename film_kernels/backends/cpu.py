@@ -14,7 +14,7 @@ from ..problems import Problem
 from ..problems.conv_film import ConvFilm, Tensors
 from ..problems.norm_film import NormFilm
 from . import cpu_library, cpu_pass, library
-from .base import Backend, Kernels, asked_for
+from .base import AS_ROWS, Backend, Kernels, asked_for
 from .compiled import packed_norm_options, packed_options
 from .conv_film import ConvFilmKernels, bits_like
 from .cpu_scaling import CpuScaling, is_scaling
@@ -103,7 +103,7 @@ class CpuConvFilm(ConvFilmKernels):
 
     def backward(self, problem, grad, kept, tensors, wanted):
         if _has_bits(problem):
-            return self.prepared_backward(problem, ((), ()))(grad, kept, tensors, wanted)
+            return self.prepared_backward(problem)(grad, kept, tensors, wanted)
         input, weight, bias, gamma, beta = tensors
         convolution = _convolution_of(problem)
         if _makes_z_again(problem):  # by the way that forward took, which depends on the activation; y is not read
@@ -124,11 +124,11 @@ class CpuConvFilm(ConvFilmKernels):
         )
         return *found[:2], *sums
 
-    def prepared_backward(self, problem, sizes):
+    def prepared_backward(self, problem, sizes=AS_ROWS):
         if not _has_bits(problem):
             return None
         operator, options = torch.ops.film_kernels_cpu.backward.default, packed_options(problem)
-        rest = (*options, problem.channels_last, *map(list, sizes))
+        rest = (*options, problem.channels_last, *sizes)
 
         def backward(grad, kept, tensors, wanted):
             return asked_for(operator(grad, kept, *tensors[:4], *wanted, *rest), wanted)
@@ -193,11 +193,11 @@ class CpuNormFilm(NormFilmKernels):
         return y, kept, asked_for(copies, asked)
 
     def backward(self, problem, grad, kept, tensors, wanted):
-        return self.prepared_backward(problem, ((), ()))(grad, kept, tensors, wanted)
+        return self.prepared_backward(problem)(grad, kept, tensors, wanted)
 
-    def prepared_backward(self, problem, sizes):
+    def prepared_backward(self, problem, sizes=AS_ROWS):
         operator, options = torch.ops.film_kernels_cpu.norm_backward.default, packed_norm_options(problem)
-        rest = (*options, problem.channels_last, *map(list, sizes))
+        rest = (*options, problem.channels_last, *sizes)
 
         def backward(grad, kept, tensors, wanted):
             return asked_for(operator(grad, kept, *tensors, *wanted, *rest), wanted)

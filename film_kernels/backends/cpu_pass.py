@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from ..problems.conv_film import ConvFilm
-from .base import Gradients
+from ..problems.norm_film import sums_of
+from .base import AS_ROWS, Gradients, asked_for
 from .compiled import packed_pass_options
 
 
-def forward(problem: ConvFilm, z: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """y, from z (N, K, *out)."""
+def forward(
+    problem: ConvFilm,
+    z: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """y, from z (N, K, *out), or from weight * z + bias, of a number a channel each."""
     y, _ = torch.ops.film_kernels_cpu.norm_forward(
-        z, None, None, gamma, beta, *packed_pass_options(problem), problem.channels_last
+        z, weight, bias, gamma, beta, *packed_pass_options(problem), problem.channels_last
     )
     return y
 
@@ -27,10 +35,21 @@ def backward(
     """(dz, db, dgamma, dbeta), None where `wanted`, of these four, says so. beta is read in "pre" alone."""
     if not any(wanted):
         return None, None, None, None
-    none_kept = z.new_empty(0, 0, dtype=torch.float64 if z.dtype == torch.float64 else torch.float32)
-    dz, *others = torch.ops.film_kernels_cpu.norm_backward(
-        grad, none_kept, z, None, None, gamma, beta,
-        wanted[0], False, *wanted[1:], *packed_pass_options(problem), problem.channels_last,
-    )  # fmt: skip
-    results = (dz, *others[1:])
-    return tuple(result if asked else None for result, asked in zip(results, wanted, strict=True))
+    found = gradients(problem, grad, z, (None, None, gamma, beta), (wanted[0], False, *wanted[1:]))
+    return found[0], *found[2:]
+
+
+def gradients(
+    problem: ConvFilm,
+    grad: Tensor,
+    z: Tensor,
+    factors: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    sizes: Sequence[Sequence[int]] = AS_ROWS,
+) -> Gradients:
+    """Those of z and of `factors`, weight, bias, gamma and beta, as `Kernels.prepared_backward` has `sizes`."""
+    none_kept = z.new_empty(0, 0, dtype=sums_of(z.dtype))
+    found = torch.ops.film_kernels_cpu.norm_backward(
+        grad, none_kept, z, *factors, *wanted, *packed_pass_options(problem), problem.channels_last, *sizes
+    )
+    return asked_for(found, wanted)

@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..problems.conv_film import ConvFilm
-from ..problems.norm_film import sums_of
-from . import cpu_library, library
-from .base import Backward, Kernels, asked_for
-from .compiled import packed_pass_options
+from . import cpu_library, cpu_pass, library
+from .base import AS_ROWS, Backward, Kernels
 from .norm_film import read_of_modulation
 
 # Of samples with fewer positions, what the pass holds for each sample and channel would be as large as they are.
@@ -58,26 +55,19 @@ class CpuScaling(Kernels):
         return self.prepared(problem)(*tensors), (library.nothing_like(problem) if for_backward else None)
 
     def prepared(self, problem: ConvFilm) -> Callable[..., Tensor]:
-        operator, channels_last = torch.ops.film_kernels_cpu.norm_forward.default, problem.channels_last
-        geometry, numbers = packed_pass_options(problem)
-
         def forward(input, weight, bias, gamma, beta):
-            return operator(input, weight.view(-1), bias, gamma, beta, geometry, numbers, channels_last)[0]
+            return cpu_pass.forward(problem, input, gamma, beta, weight.view(-1), bias)
 
         return forward
 
     def backward(self, problem, grad, kept, tensors, wanted):
-        return self.prepared_backward(problem, ((), ()))(grad, kept, tensors, wanted)
+        return self.prepared_backward(problem)(grad, kept, tensors, wanted)
 
-    def prepared_backward(self, problem, sizes) -> Backward:
-        operator, options = torch.ops.film_kernels_cpu.norm_backward.default, packed_pass_options(problem)
-        rest = (*options, problem.channels_last, *map(list, sizes))
-        no_statistics = torch.empty(0, 0, dtype=sums_of(problem.dtype))
-
+    def prepared_backward(self, problem, sizes=AS_ROWS) -> Backward:
         def backward(grad, kept, tensors, wanted):
-            input, weight, *factors = tensors
-            found = operator(grad, no_statistics, input, weight.view(-1), *factors, *wanted, *rest)
-            input, weight, *others = asked_for(found, wanted)
-            return input, (None if weight is None else weight.view(problem.weight_shape)), *others
+            input, weight, *others = tensors
+            factors = (weight.view(-1), *others)
+            dx, dw, *found = cpu_pass.gradients(problem, grad, input, factors, wanted, sizes)
+            return dx, (None if dw is None else dw.view(problem.weight_shape)), *found
 
         return backward

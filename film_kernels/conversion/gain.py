@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ..backends import BACKENDS, choose, pinned
 from ..backends.cpu import CpuConvFilm
-from ..backends.cpu_scaling import CpuScaling
+from ..backends.cpu_scaling import CpuScaling, is_scaling
 from ..layouts import writes_channels_last
 from ..problems.conv_film import ConvFilm, problem_of
 from .match import Match
@@ -63,13 +63,13 @@ def _why_not_faster(match: Match, among_others: bool, frozen: bool, training: bo
         return None
     cpu = BACKENDS["cpu"].of(problem)
     assert isinstance(cpu, (CpuConvFilm, CpuScaling))
-    little = training and among_others and isinstance(cpu, CpuConvFilm) and has_little(problem)
     if match.film is None:
         slow = cpu.why_not(problem) is not None or cpu.is_slow(problem, "alone packed" if frozen else "alone")
         return Reason(_ALONE) if slow else None
     activation = "none" if match.activation is None else match.activation.name
     if choose(problem._replace(has_gamma=True, has_beta=True, activation=activation), None).name == "cpu":
-        return Reason(_LITTLE) if little and math.prod(problem.out_shape) < _MANY_ELEMENTS else None
+        little = has_little(problem) and math.prod(problem.out_shape) < _MANY_ELEMENTS
+        return Reason(_LITTLE) if training and among_others and little and not is_scaling(problem) else None
     passes = sum(isinstance(link.operation, (Affine, Norm)) for link in match.links) + (activation != "none")
     return None if passes > 1 and result.dtype in _NARROW else Reason(_PASSES)
 

@@ -198,6 +198,13 @@ def test_opcheck_of_the_compiled_kernels(channels_last):
         (grad, bits, x, w, b, gamma, True, False, True, True, geometry, numbers),
         test_utils=checks,
     )
+    wanted, sizes = (True, True, False, True, True), ([*gamma.shape, 1, 1], [])
+    torch.library.opcheck(
+        kernels.backward.default,
+        (grad, bits, x, w, b, gamma, *wanted, geometry, numbers, channels_last, *sizes),
+        test_utils=checks,
+    )
+    torch.library.opcheck(kernels.forward_and_copy.default, (*forward, True, False), test_utils=checks)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

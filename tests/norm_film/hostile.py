@@ -68,7 +68,7 @@ def right_calls(
     }  # fmt: skip
     wanted = {f"{name}_wanted": True for name in tensors}
     last = {"channels_last": channels_last}
-    return {
+    made = {
         "norm_forward": (lib.norm_forward, {**tensors, **codes, **last}),
         "norm_backward": (lib.norm_backward, {"grad": grad, "statistics": kept, **tensors, **wanted, **codes, **last}),
         "norm_film": (named.norm_film, {**tensors, **options, "keep": True, **last}),
@@ -76,6 +76,11 @@ def right_calls(
             named.norm_film_backward, {"grad": grad, "kept": kept, **tensors, **options, "wanted": [True] * 5, **last},
         ),
     }  # fmt: skip
+    if library == "cpu":  # which copies what backward reads, and gives gradients of gamma and beta in any shape
+        copies = {"copy_bias": True, "copy_beta": True}
+        made["norm_forward_and_copy"] = (lib.norm_forward_and_copy, {**tensors, **codes, **last, **copies})
+        made["norm_backward"][1].update(gamma_size=[n, c, 1, 1], beta_size=[n, 1, c])
+    return made
 
 
 def _drawn(r: random.Random, library: str) -> dict[str, tuple[Any, dict[str, Any]]]:

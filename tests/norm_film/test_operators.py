@@ -68,7 +68,7 @@ def right_calls(*args, **options):
     return right_calls(*args, **options)
 
 
-@pytest.mark.parametrize("name", ["norm_forward", "norm_backward"])
+@pytest.mark.parametrize("name", ["norm_forward", "norm_backward", "norm_forward_and_copy"])
 def test_tensors_are_checked(name):
     operator, arguments = right_calls((2, 4, 5, 6))[name]
     operator(**arguments)
@@ -80,13 +80,13 @@ def test_tensors_are_checked(name):
             tensor.flatten()[:1], tensor.new_empty([0] * tensor.dim()), freed(tensor),
             freed(tensor, tensor.numel() * tensor.element_size() - 1),
         ):  # fmt: skip
-            if argument == "input" and name == "norm_forward" and wrong.dtype != torch.float32:
+            if argument == "input" and name.startswith("norm_forward") and wrong.dtype != torch.float32:
                 continue  # then all the others are blamed
             with pytest.raises(RuntimeError, match=r"film_kernels: .*(input|weight|bias|gamma|beta|grad|statistics)"):
                 operator(**{**arguments, argument: wrong})
 
 
-@pytest.mark.parametrize("name", ["norm_forward", "norm_backward"])
+@pytest.mark.parametrize("name", ["norm_forward", "norm_backward", "norm_forward_and_copy"])
 def test_options_are_checked(name):
     operator, arguments = right_calls((2, 4, 5, 6))[name]
     geometry, numbers = arguments["geometry"], arguments["numbers"]
@@ -113,14 +113,27 @@ def test_options_are_checked(name):
             operator(**{**arguments, "numbers": wrong})
 
 
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+def test_sizes_of_factors_are_checked(name):
+    operator, arguments = right_calls((2, 4, 5, 6))["norm_backward"]
+    for size in ([], [2, 4], [2, 4, 1, 1], [2, 1, 1, 4]):
+        found = operator(**{**arguments, f"{name}_size": size})[["gamma", "beta"].index(name) - 2]
+        assert list(found.shape) == (size or [2, 4])
+    for size in ([8], [4, 2], [2, 2, 2], [2, 4, 2], [1, 4], [-2, -4], [2, 4, 1, 1, 1, 1], [2, 2**62]):
+        with pytest.raises(RuntimeError, match=f"film_kernels: {name}_size must"):
+            operator(**{**arguments, f"{name}_size": size})
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("norm", ["group", "batch", "channel", "l2"])
 def test_opcheck_of_the_compiled_kernels(norm, channels_last):
-    for operator, arguments in list(right_calls((2, 4, 5, 6), norm, channels_last=channels_last).values())[:2]:
+    calls = right_calls((2, 4, 5, 6), norm, channels_last=channels_last)
+    for name in ("norm_forward", "norm_backward", "norm_forward_and_copy"):
+        operator, arguments = calls[name]
         torch.library.opcheck(operator.default, (), arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("name", ["norm_forward", "norm_backward"])
+@pytest.mark.parametrize("name", ["norm_forward", "norm_backward", "norm_forward_and_copy"])
 def test_fakes_refuse_too(name):
     with torch.device("meta"):
         operator, arguments = right_calls((2, 4, 5, 6))[name]

@@ -113,15 +113,22 @@ class PackedOnce:
         return self._forward(input, weight, bias, gamma, beta, packed)
 
 
-@by_identity
 def _choice(problem: ConvFilm, pin: str | None) -> Kernels:
     """The kernels that serve where the weight is packed."""
-    kernels, cpu = remembered_choice(problem, pin), BACKENDS["cpu"]
-    if pin is None and problem.device.type == "cpu" and cpu.unavailable() is None and cpu.why_not(problem) is None:
-        packed = cpu.of(problem)
-        if isinstance(packed, CpuConvFilm) and not packed.is_slow(problem, "alone packed"):
-            return packed
-    return kernels
+    kernels = remembered_choice(problem, pin)  # not remembered here, for it may be forgotten
+    packed = _which_gain(problem) if pin is None else None
+    return kernels if packed is None else packed
+
+
+@by_identity
+def _which_gain(problem: ConvFilm) -> CpuConvFilm | None:
+    """Kernels that are fast with a packed weight, whether or not they are chosen without."""
+    cpu = BACKENDS["cpu"]
+    if problem.device.type == "cpu" and cpu.unavailable() is None and cpu.why_not(problem) is None:
+        kernels = cpu.of(problem)
+        if isinstance(kernels, CpuConvFilm) and not kernels.is_slow(problem, "alone packed"):
+            return kernels
+    return None
 
 
 class _WithoutGradient(torch.autograd.Function):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from film_kernels import conv_film, packed, use_backend
+from film_kernels import available_backends, conv_film, packed, use_backend
 from film_kernels.arguments import prepare
 from film_kernels.backends.compiled import packed_options
 from film_kernels.packed import conv_film_packed, remembered
@@ -20,6 +20,7 @@ from tests.helpers.spoiling import SPOILERS
 from tests.test_winograd import CASES
 
 OPERATORS = torch.ops.film_kernels_cpu
+IN_USE = OPERATORS.instruction_sets().partition(" ")[0] if available_backends()["cpu"] is None else ""
 
 
 def packed_by_hand(x, weight, **options):
@@ -52,6 +53,25 @@ def test_other_kernels_from_packed_weights_are_the_same(dtype, shape, weight, op
     given = {"gamma": gamma.to(dtype), "activation": "relu", "film_position": "pre", **options}
     with use_backend("cpu"):
         assert torch.equal(conv_film_packed(x, w, **given), conv_film(x, w, **given))
+
+
+@pytest.mark.skipif("amx" not in IN_USE, reason="it is a rule of the kernels with tiles")
+@pytest.mark.parametrize(("dtype", "stays"), [(torch.float32, True), (torch.float16, True), (torch.bfloat16, False)])
+def test_what_is_read_once_is_split_as_it_is_read(dtype, stays):
+    w = torch.randn(128, 128, 3, 3, dtype=dtype)
+    few, many = (
+        packed_by_hand(torch.randn(4, 128, *size, dtype=dtype), w, padding=1)[0] for size in ((8, 8), (16, 16))
+    )
+    assert (few.numel() < 64) == stays and many.nbytes > w.nbytes
+
+
+def test_a_choice_that_is_forgotten_is_asked_for_again(monkeypatch):
+    x, w, asked = torch.randn(1, 4, 5, 5, dtype=torch.float64), torch.randn(4, 4, 3, 3, dtype=torch.float64), []
+    choice = packed.remembered_choice
+    monkeypatch.setattr(packed, "remembered_choice", lambda *given: asked.append(1) or choice(*given))
+    for calls in (1, 2):
+        torch.testing.assert_close(conv_film_packed(x, w, activation="none"), F.conv2d(x, w))
+        assert len(asked) == calls
 
 
 def test_sparse_data_takes_the_tiles_that_it_needs():

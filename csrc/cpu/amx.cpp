@@ -148,13 +148,21 @@ void grad_weight_with_amx(const Problem& p, const GradWeightArgs& args) {
   if (!grad_weight_by_amx<Engine>(p, args)) run_grad_weight(p, args);
 }
 
+// Limbs are more bytes than the weight, most of the time of a call that reads it once. Such a call splits it itself.
+bool is_packed_at_every_call(const Problem& p) {
+  const AmxLayout layout = forward_layout(p);
+  return p.dtype != DType::bf16 && is_cut_by_panels(forward_pass<float>(p), p.batch, layout, layout.limbs);
+}
+
 PackedWeight amx_packing(const Problem& p, const View& weight) {
   if (!forward_suits(p)) return packing(p, weight);
+  if (is_packed_at_every_call(p)) return {nullptr, kUnpackedWay, 0};
   return {nullptr, amx_way(p), packed_floats(forward_layout(p))};
 }
 
 void pack_for_amx(const Problem& p, const PackArgs& args) {
   if (!forward_suits(p)) return run_pack(p, args);
+  if (is_packed_at_every_call(p)) return;
   with_limbs(p.dtype, [&](auto limbs) {
     const Pass<float> pass = forward_pass<float>(p);
     AmxWeights<limbs>{forward_layout(p), pass, p, args.weight, /*transposed=*/false}.pack(

@@ -131,21 +131,30 @@ inline int64_t gather_rows(float* rows, int64_t row, uint32_t mask) {
   return count;
 }
 
-// How the pass is cut. A block's limbs stay in L2 beside a panel of weights. Where all positions are few, each thread
-// takes some of the panels of all of them, so that no weight is read twice; otherwise some of the positions.
-inline Blocks plan_amx_blocks(const Pass<float>& pass, int64_t batch, int64_t groups, const AmxLayout& layout,
-                              int position_limbs) {
+// How many positions a block may have, whose limbs stay in L2 beside a panel of weights.
+inline int64_t most_amx_positions(const AmxLayout& layout, int position_limbs) {
   constexpr int64_t kBytes = 1792 << 10;
   const int64_t bytes = (layout.chunks() + 1) * kTileProducts * position_limbs * static_cast<int64_t>(sizeof(uint16_t));
-  const int64_t most = std::max<int64_t>(kBytes / bytes, 2 * kTileSide);
+  return std::max<int64_t>(kBytes / bytes, 2 * kTileSide);
+}
+
+// Where all positions are few, each thread takes some of the panels of all of them, so that no weight is read twice.
+inline bool is_cut_by_panels(const Pass<float>& pass, int64_t batch, const AmxLayout& layout, int position_limbs) {
+  const int64_t positions = batch * pass.h.count * pass.w.count;
+  const bool whole_bytes = layout.groups == 1 || layout.panels.channels % 8 == 0;
+  return positions <= most_amx_positions(layout, position_limbs) && whole_bytes &&
+         layout.panels.count() % thread_count() == 0 && positions <= 3 * layout.panels.channels;
+}
+
+// How the pass is cut: by panels, or each thread takes some of the positions.
+inline Blocks plan_amx_blocks(const Pass<float>& pass, int64_t batch, const AmxLayout& layout, int position_limbs) {
   const int64_t rows = pass.h.count, columns = pass.w.count, map = rows * columns, threads = thread_count();
-  const bool whole_bytes = groups == 1 || layout.panels.channels % 8 == 0;
-  if (batch * map <= most && whole_bytes && layout.panels.count() % threads == 0 &&
-      batch * map <= 3 * layout.panels.channels) {
+  if (is_cut_by_panels(pass, batch, layout, position_limbs)) {
     Blocks b = blocks_of(batch, rows, columns, batch, pass.h, pass.w);
     b.parts = threads;
     return b;
   }
+  const int64_t most = most_amx_positions(layout, position_limbs);
   const int64_t target = std::max<int64_t>(std::min(most, (batch * map + threads - 1) / threads), 2 * kTileSide);
   if (map <= target)
     return blocks_of(share_among_threads(batch, target / map, 1), rows, columns, batch, pass.h, pass.w);
@@ -164,7 +173,7 @@ bool convolve_amx(const Pass<float>& pass, const AmxWeights<LB>& weights, int64_
   if (batch * pass.h.count * pass.w.count == 0) return true;
   const AmxLayout& layout = weights.layout;
   const Panels<float>& panels = layout.panels;
-  const Blocks blocks = plan_amx_blocks(pass, batch, layout.groups, layout, LA);
+  const Blocks blocks = plan_amx_blocks(pass, batch, layout, LA);
   const Extent largest{0, blocks.samples, 0, blocks.rows, 0, blocks.columns};
   const LimbsOfBlock most(largest, pass, layout.sources);
   constexpr int64_t kMostBytes = 32 << 20;  // of a thread's block

@@ -8,12 +8,15 @@ import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import film_kernels
 from film_kernels.activations import ACTIVATIONS
 from tests.helpers.door_calls import OF_EVERY_LIBRARY, OPERATORS, call, calls, hostile_calls
 from tests.helpers.spoiling import freed
 from tests.helpers.subprocesses import run_python
+from tests.norm_film.hostile import right_calls as right_norm_calls
 
 INPUT, WEIGHT = (2, 4, 7, 8), (10, 4, 3, 3)
 ARGUMENTS = ("input", "weight", "bias", "gamma", "beta")
@@ -120,6 +123,34 @@ def test_sizes_of_factors_are_checked(operator, name):
         assert list(found.shape) == (size or [2, 10]) and found.is_contiguous()
     for size in ([20], [10, 2], [1, 10], [2, 5, 2], [2, 10, 2], [2, 10, 1, 1, 1, 1], [-2, -10], [2, 2**62], [2, 10, 0]):
         refused(torch.ops.film_kernels_cpu, operator, {**arguments, f"{name}_size": size}, f"{name}_size")
+
+
+@pytest.mark.parametrize("operator", [*OPERATORS, "norm_forward", "norm_forward_and_copy", "norm_backward"])
+def test_whoever_traces_may_give_the_factors_that_kernels_take(operator):
+    if operator.startswith("norm"):
+        arguments = right_norm_calls((2, 10, 5, 6))[operator][1]
+    else:
+        arguments = calls(INPUT, WEIGHT)[operator]
+    taken = []
+    for name in {"gamma", "beta"} & arguments.keys():
+        for shape in ((2, 10), (2, 10, 1), (2, 10, 1, 1), (2, 1, 1, 10), (1, 10, 1, 1), (1, 10), (2, 1, 10, 1),
+                      (2, 10, 2, 1), (10,), (10, 1, 1), (3, 10, 1, 1), (2, 5, 2, 1), (2, 10, 1, 0), ()):  # fmt: skip
+            given = {**arguments, name: torch.randn(shape)}
+            found = [takes(operator, given)]
+            with FakeTensorMode() as mode:
+                found.append(takes(operator, tree_map_only(torch.Tensor, mode.from_tensor, given)))
+            assert found[0] == found[1], (name, shape)
+            taken.append(found[0])
+    assert {True, False} == set(taken)
+
+
+def takes(operator, arguments):
+    """Whether the CPU library's operator answers."""
+    try:
+        call(torch.ops.film_kernels_cpu, operator, arguments)
+    except RuntimeError:
+        return False
+    return True
 
 
 def test_copies_are_those_that_are_asked_for():

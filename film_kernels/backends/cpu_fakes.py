@@ -36,10 +36,25 @@ def _out_shape(input_shape: Sequence[int], weight: Tensor, geometry: Geometry) -
 def _check_factors(
     weight: Tensor, batch: int, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None = None
 ) -> None:
-    rows = (batch, weight.shape[0])
-    for name, tensor, shape in (("bias", bias, rows[1:]), ("gamma", gamma, rows), ("beta", beta, rows)):
-        if tensor is not None:
-            _check(name, tensor, weight, shape)
+    if bias is not None:
+        _check("bias", bias, weight, weight.shape[:1])
+    for name, factor in (("gamma", gamma), ("beta", beta)):
+        if factor is not None:
+            _check_factor(name, factor, weight, batch, weight.shape[0])
+
+
+def _check_factor(name: str, factor: Tensor, like: Tensor, batch: int, channels: int) -> None:
+    """A gamma or beta (N, K). It may have ones beside its channels and, if it has, one row for all samples."""
+    has_ones = factor.dim() > 2 and factor.shape[0] in (1, batch) and _has_ones_beside(factor.shape, channels)
+    _check(name, factor, like, None if has_ones else (batch, channels))
+
+
+def _has_ones_beside(size: Sequence[int], channels: int) -> bool:
+    """Whether there are so many channels in the second or the last dimension, and ones in the others but the first."""
+    return any(
+        size[at] == channels and all(other == 1 for d, other in enumerate(size) if d not in (0, at))
+        for at in (1, len(size) - 1)
+    )
 
 
 def _bits_shape(out_shape: Sequence[int]) -> tuple[int, int]:
@@ -122,7 +137,7 @@ def _factor_gradient(name: str, wanted: bool, size: Sequence[int], like: Tensor,
         return like.new_empty(0, channels)
     if not size:
         return like.new_empty(batch, channels)
-    if len(size) < 2 or size[0] != batch or math.prod(size) != batch * channels or channels not in (size[1], size[-1]):
+    if len(size) < 2 or size[0] != batch or not _has_ones_beside(size, channels):
         raise RuntimeError(f"film_kernels: {name}_size must be ({batch}, {channels}) with ones beside the channels")
     return like.new_empty(tuple(size))
 
@@ -150,7 +165,7 @@ def _check_norm_factors(input: Tensor, channels: int, weight, bias, gamma, beta)
             _check(name, parameter, None, (channels,))
     for name, factor in (("gamma", gamma), ("beta", beta)):
         if factor is not None:
-            _check(name, factor, input, (input.shape[0], channels))
+            _check_factor(name, factor, input, input.shape[0], channels)
 
 
 def _statistics(input: Tensor, geometry: NormGeometry) -> Tensor:

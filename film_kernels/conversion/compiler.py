@@ -22,7 +22,7 @@ def film_kernels(
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """`torch.compile(model, backend="film_kernels")`: fusable sites become calls of `film_kernels.conv_film` and
-    `norm_film`, then Inductor compiles the graph.
+    `norm_film`, then Inductor compiles the graph. On CPUs those are left to it that it serves as fast.
 
     Args:
         module: Dynamo's graph; it is changed.
@@ -38,7 +38,7 @@ def film_kernels(
     patches = dict(options or {})
     name, norms = patches.pop("backend", "inductor"), patches.pop("norms", True)
     keep = check_choice("keep", patches.pop("keep", "fast"), KEEPS)
-    wishes = Wishes(norms, keep, patches.pop("convolutions", False))
+    wishes = Wishes(norms, keep, patches.pop("convolutions", False), before_inductor=name == "inductor")
     if name != "inductor" and (mode or patches):
         raise ValueError(f"mode={mode!r} and options {sorted(patches)} are Inductor's; options['backend'] is {name!r}")
     swap(module, wishes)

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from ..backends import BACKENDS, choose, pinned
 from ..backends.cpu import CpuConvFilm
 from ..backends.cpu_scaling import CpuScaling, is_scaling
-from ..layouts import writes_channels_last
+from ..layouts import is_channels_last, writes_channels_last
 from ..problems.conv_film import ConvFilm, problem_of
 from .match import Match
 from .nodes import tensor_of
@@ -28,6 +28,7 @@ _PASSES = (
 _NARROW = (torch.float16, torch.bfloat16)
 _ALONE = "not faster here: PyTorch's own convolution is, of these sizes"
 _SMALL = "not faster here: of so few elements a call costs more than it saves"
+_INDUCTOR = "not faster here: Inductor has as few passes over memory, in the memory format that it chooses"
 _LITTLE = "not faster here: of so few products, between PyTorch's own convolutions, a call costs more than it saves"
 # In a training step, one of the kernels here among PyTorch's costs the model some 0.4 ms beside its own time: each
 # drives the other's code out of the caches, forward and backward, and autograd calls Python. There a convolution has to
@@ -39,21 +40,27 @@ _MANY_ELEMENTS = 1 << 19
 _LEAST_ELEMENTS, _LEAST_ELEMENTS_AMONG_OTHERS = 1 << 14, 1 << 18
 
 
-def judged(match: Match, among_others: bool, frozen: bool, training: bool | None) -> Match:
+def judged(
+    match: Match, among_others: bool, frozen: bool, training: bool | None, before_inductor: bool = False
+) -> Match:
     """`match`, with a reason where it would be fused and gain nothing by it. `among_others` says whether what stands
     around it is mostly PyTorch's own, `frozen` whether weights are packed once, and `training` whether a backward will
-    follow; where that is None, it is taken from whether autograd records the graph now. Where the user insists on a
-    backend, nothing is judged."""
+    follow; where that is None, it is taken from whether autograd records the graph now. `before_inductor` says whether
+    Inductor compiles what is left. Where the user insists on a backend, nothing is judged."""
     if match.reason is not None or pinned(None) is not None:
         return match
     training = _is_recorded(match) if training is None else training
-    return replace(match, reason=_why_not_faster(match, among_others, frozen, training))
+    return replace(match, reason=_why_not_faster(match, among_others, frozen, training, before_inductor))
 
 
-def _why_not_faster(match: Match, among_others: bool, frozen: bool, training: bool) -> Reason | None:
+def _why_not_faster(
+    match: Match, among_others: bool, frozen: bool, training: bool, before_inductor: bool
+) -> Reason | None:
     result = tensor_of(match.nodes[-1])
     if result is None or result.device.type != "cpu" or BACKENDS["cpu"].unavailable() is not None:
         return None
+    if before_inductor and _is_inductors(match, among_others, result):
+        return Reason(_INDUCTOR)
     if match.norm is not None:
         least = _LEAST_ELEMENTS_AMONG_OTHERS if training and among_others else _LEAST_ELEMENTS
         more = max(len(match.nodes) - 2, 0)
@@ -72,6 +79,17 @@ def _why_not_faster(match: Match, among_others: bool, frozen: bool, training: bo
         return Reason(_LITTLE) if training and among_others and little and not is_scaling(problem) else None
     passes = sum(isinstance(link.operation, (Affine, Norm)) for link in match.links) + (activation != "none")
     return None if passes > 1 and result.dtype in _NARROW else Reason(_PASSES)
+
+
+def _is_inductors(match: Match, among_others: bool, result: Tensor) -> bool:
+    """Whether Inductor, which makes one pass of a norm and of all that stands around it, is as fast on CPUs. Of a
+    convolution with FiLM it is where something else still reads the result in a pass, as an activation does that is not
+    taken in; and where it has maps in channels_last for the convolutions that are left to it, so that each call here
+    would turn them twice."""
+    if match.norm is not None:
+        return True
+    turned = result.dim() == 4 and not is_channels_last(result)
+    return match.film is not None and among_others and (match.activation is None or turned)
 
 
 def has_little(problem: ConvFilm) -> bool:

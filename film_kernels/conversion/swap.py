@@ -28,18 +28,20 @@ _NAMES = {("scale", False): "scale", ("scale", True): "divide", ("shift", False)
 
 
 class Wishes(NamedTuple):
-    """What a user of `fuse` chooses for all sites: its arguments of these names."""
+    """What a user of `fuse` chooses for all sites: its arguments of these names; and whether Inductor compiles what is
+    left."""
 
     norms: bool = True
     keep: str = "fast"
     convolutions: bool = False
     frozen: bool = False
+    before_inductor: bool = False
 
 
 def found_in(graph: fx.Graph, wishes: Wishes, training: bool | None = None) -> list[Match]:
     """The sites of `graph`, one of Dynamo's or of torch.fx's, with a reason where they are not to be swapped;
     `training` as `judged` has it."""
-    judge = functools.partial(judged, frozen=wishes.frozen, training=training)
+    judge = functools.partial(judged, frozen=wishes.frozen, training=training, before_inductor=wishes.before_inductor)
     return matches(graph, wishes.norms, wishes.convolutions, judge)
 
 

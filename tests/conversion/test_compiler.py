@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from film_kernels.conversion.compiler import film_kernels
+from film_kernels.conversion.swap import Wishes, found_in
 from tests.helpers.conversion.equality import assert_as_good, counted_calls, outputs_and_gradients
 from tests.helpers.conversion.spellings import K, batch_norm, tall
 
@@ -54,6 +55,60 @@ def test_inductor_calls_the_operator():
         events.append({event.name for event in profile.events()})
     assert "aten::convolution" in events[0] and "film_kernels::conv_film" not in events[0]
     assert "film_kernels::conv_film" in events[1] and "aten::relu" not in events[1]
+
+
+class Mixed(nn.Module):
+    """A convolution with FiLM, perhaps with an activation, and perhaps another convolution behind it."""
+
+    def __init__(self, convolution, activation, others):
+        super().__init__()
+        self.conv, self.activation = convolution(64, 64, 3, padding=1), activation
+        self.others = nn.Sequential(*(convolution(64, 64, 3, padding=1) for _ in range(others)))
+
+    def forward(self, x, g):
+        return self.others(self.activation(self.conv(x) * g.view(*g.shape, *(1 for _ in x.shape[2:]))))
+
+
+@pytest.mark.judged
+@pytest.mark.parametrize(("convolution", "activation", "others", "format", "left"), [
+    (nn.Conv2d, nn.ReLU(), 1, torch.contiguous_format, True),  # Inductor turns what the others read
+    (nn.Conv2d, nn.ReLU(), 1, torch.channels_last, False),
+    (nn.Conv2d, nn.ReLU(), 0, torch.contiguous_format, False),
+    (nn.Conv1d, nn.ReLU(), 1, torch.contiguous_format, False),
+    (nn.Conv1d, nn.PReLU(), 1, torch.contiguous_format, True),  # which takes a pass in any case
+])  # fmt: skip
+def test_what_inductor_is_as_fast_at_is_left_to_it(convolution, activation, others, format, left):
+    model = Mixed(convolution, activation, others).requires_grad_(False)
+    x = torch.randn(2, 64, *(24 for _ in model.conv.kernel_size)).contiguous(memory_format=format)
+    reasons = []
+
+    def look(module, _):
+        for inductor in (False, True):
+            (site,) = found_in(module.graph, Wishes(before_inductor=inductor))
+            reasons.append(None if site.reason is None else site.reason.text)
+        return module.forward
+
+    torch.compile(model, backend=look, fullgraph=True)(x, torch.randn(2, 64))
+    as_fast = "not faster here: Inductor has as few passes over memory, in the memory format that it chooses"
+    assert reasons == [None, as_fast if left else None]
+
+
+@pytest.mark.judged
+@pytest.mark.parametrize("options", [None, {"backend": "eager"}], ids=str)
+def test_norms_are_inductors(options):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.GroupNorm(4, 32)
+
+        def forward(self, x, g):
+            return nn.functional.silu(self.norm(x) * g[:, :, None, None])
+
+    model, x, g = Block().requires_grad_(False), torch.randn(2, 32, 40, 40), torch.randn(2, 32)
+    with counted_calls() as calls:
+        found = torch.compile(model, backend=film_kernels, options=options)(x, g)
+    torch.testing.assert_close(found, model(x, g))
+    assert bool(calls) == (options is not None)
 
 
 def test_options_and_mode_are_inductors():

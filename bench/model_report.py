@@ -15,11 +15,11 @@ _NOT_FASTER = "not faster here"  # how such a reason begins
 _OURS = tuple(name for name in WAYS if "fuse" in name or "film_kernels" in name)
 _OTHERS = tuple(name for name in WAYS if name != PLAIN)
 _ABOUT = """\
-Times: medians of rounds in turn, in one process for each model; shown is plain PyTorch's time / the way's. What a way
-gives is held against plain PyTorch first, in training the gradients too. glibc's malloc keeps all memory in these runs,
-alike for all ways; the tables with its default settings are further down. onnxruntime and OpenVINO run alone, in blocks
-that take turns with plain PyTorch's, with their threads as they are by default. Bold: slower than plain PyTorch by more
-than 2%."""
+Times: medians of rounds in turn, in one process for each model, and another for what torch.compile makes; shown is
+plain PyTorch's time / the way's. What a way gives is held against plain PyTorch first, in training the gradients too.
+glibc's malloc keeps all memory in these runs, alike for all ways; the tables with its default settings are further
+down. onnxruntime and OpenVINO run alone, in blocks that take turns with plain PyTorch's, with their threads as they
+are by default. Bold: slower than plain PyTorch by more than 2%."""
 
 
 def report(data: Mapping[str, Any]) -> str:

@@ -70,16 +70,19 @@ def measure(name: str, found: Found, parts: Sequence[str], ways: Sequence[str], 
     found.pop("not installed", None)
     found.update(about)
     for part in parts:
-        names = {"times": ways, "default malloc": [way for way in ways if way in EAGER], "peers": tuple(RUNTIMES)}
         if part in ("times", "default malloc"):
-            for kind, rows in run(part, name, names[part], seconds, small).items():
-                found.setdefault(part, {}).setdefault(kind, {}).update(_medians(rows))
+            eager = [way for way in ways if way in EAGER]
+            compiled = [way for way in ways if way not in EAGER and part == "times"]
+            # Apart: of a module's code Dynamo looks through all that it has captured, whichever copy of it is called.
+            for names in filter(None, (eager, compiled)):
+                for kind, rows in run(part, name, names, seconds, small).items():
+                    found.setdefault(part, {}).setdefault(kind, {}).update(_medians(rows))
         elif part == "peak":
             for way in ways:
                 for kind, size in run(part, name, [way], seconds, small).items():
                     found.setdefault(part, {}).setdefault(kind, {})[way] = size
         elif part == "peers":
-            for peer, row in run(part, name, names[part], seconds, small).items():
+            for peer, row in run(part, name, tuple(RUNTIMES), seconds, small).items():
                 found.setdefault(part, {})[peer] = _of_plain(peer, row)
 
 

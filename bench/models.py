@@ -74,7 +74,8 @@ def measure(name: str, found: Found, parts: Sequence[str], ways: Sequence[str], 
             eager = [way for way in ways if way in EAGER]
             compiled = [way for way in ways if way not in EAGER and part == "times"]
             # Apart: of a module's code Dynamo looks through all that it has captured, whichever copy of it is called.
-            for names in filter(None, (eager, compiled)):
+            # Plain PyTorch is in each of them.
+            for names in [some for some in (eager, compiled) if {*some} - {PLAIN}] or [[PLAIN]]:
                 for kind, rows in run(part, name, names, seconds, small).items():
                     found.setdefault(part, {}).setdefault(kind, {}).update(_medians(rows))
         elif part == "peak":

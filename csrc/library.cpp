@@ -59,7 +59,7 @@ Tensor pack(const Tensor& weight, const std::vector<int64_t>& input_size, const 
   const Problem p = problem_of(shape, w, {geometry, numbers, /*smooth=*/true});
   PackedWeight packing = kernels().packing(p, view_of(w));
   const Tensor made = allocate_packed(packing, w);
-  run(kernels().pack, p, PackArgs{view_of(w), packing.data});
+  if (packing.elements > 0) run(kernels().pack, p, PackArgs{view_of(w), packing.data});
   return made;
 }
 

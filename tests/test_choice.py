@@ -18,6 +18,7 @@ import film_kernels
 from film_kernels import arguments, backends
 from film_kernels.backends.cpu import _USES, _is_small_sample
 from film_kernels.conversion.gain import convolution_alone
+from tests.helpers.tiles import has_tiles
 
 X, W = torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3)
 
@@ -157,11 +158,6 @@ def fewest_positions(
     return torch.ops.film_kernels_cpu.fewest_positions(
         list(weight), dtype, *geometry, groups, channels_last, use, small
     )
-
-
-def has_tiles():
-    """Whether the CPU kernels multiply tiles (AMX)."""
-    return torch.ops.film_kernels_cpu.instruction_sets().startswith(("amx", "emulated_amx"))
 
 
 def test_the_cpu_kernels_say_from_where_on_they_are_the_faster_ones():

@@ -11,16 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from film_kernels import available_backends, conv_film, packed, use_backend
+from film_kernels import conv_film, packed, use_backend
 from film_kernels.arguments import prepare
 from film_kernels.backends.compiled import packed_options
 from film_kernels.packed import conv_film_packed, remembered
 from tests.helpers.cases import tensors_of
 from tests.helpers.spoiling import SPOILERS
+from tests.helpers.tiles import has_tiles
 from tests.test_winograd import CASES
 
 OPERATORS = torch.ops.film_kernels_cpu
-IN_USE = OPERATORS.instruction_sets().partition(" ")[0] if available_backends()["cpu"] is None else ""
 
 
 def packed_by_hand(x, weight, **options):
@@ -55,9 +55,9 @@ def test_other_kernels_from_packed_weights_are_the_same(dtype, shape, weight, op
         assert torch.equal(conv_film_packed(x, w, **given), conv_film(x, w, **given))
 
 
-@pytest.mark.skipif("amx" not in IN_USE, reason="it is a rule of the kernels with tiles")
+@pytest.mark.skipif(not has_tiles(), reason="it is a rule of the kernels with tiles")
 @pytest.mark.parametrize(("dtype", "stays"), [(torch.float32, True), (torch.float16, True), (torch.bfloat16, False)])
-def test_what_is_read_once_is_split_as_it_is_read(dtype, stays):
+def test_what_is_read_once_is_split_as_it_is_read(one_thread, dtype, stays):
     w = torch.randn(128, 128, 3, 3, dtype=dtype)
     few, many = (
         packed_by_hand(torch.randn(4, 128, *size, dtype=dtype), w, padding=1)[0] for size in ((8, 8), (16, 16))

@@ -162,7 +162,6 @@ PackedWeight amx_packing(const Problem& p, const View& weight) {
 
 void pack_for_amx(const Problem& p, const PackArgs& args) {
   if (!forward_suits(p)) return run_pack(p, args);
-  if (is_packed_at_every_call(p)) return;
   with_limbs(p.dtype, [&](auto limbs) {
     const Pass<float> pass = forward_pass<float>(p);
     AmxWeights<limbs>{forward_layout(p), pass, p, args.weight, /*transposed=*/false}.pack(

@@ -20,7 +20,7 @@ struct Kernels {
   const char* name;
   void (*forward)(const Problem&, const ForwardArgs&);
   PackedWeight (*packing)(const Problem&, const View& weight);  // what `pack` makes, without its data
-  void (*pack)(const Problem&, const PackArgs&);
+  void (*pack)(const Problem&, const PackArgs&);                // not called where that has no elements
   void (*grad_input)(const Problem&, const GradInputArgs&);
   void (*grad_weight)(const Problem&, const GradWeightArgs&);
   bool (*library_is_faster)(const Problem&, const Asked&);  // PyTorch's own, by measurements

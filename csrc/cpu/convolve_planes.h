@@ -19,21 +19,15 @@ constexpr int kFewPlaneChannels = kPlaneChannels / 2, kMostPlaneVectors = 4;
 template <class A, int K, int V>
 void multiply_planes(const int64_t* offsets, int64_t products, const A* base, const A* __restrict weights,
                      A* __restrict out) {
-  constexpr int L = kLanes<A>;
   for (int64_t begin = 0; begin == 0 || begin < products; begin += kChunk) {
-    Vector<A> sum[K][V] = {};
+    TileSums<A, K, V> sums;
     const int64_t end = std::min(begin + kChunk, products);
     for (int64_t r = begin; r < end; ++r, weights += K) {
-      const A* src = base + offsets[r];
-      Vector<A> x[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) x[v] = load(src + v * L);
+      const TileLanes<A, V> x(base + offsets[r]);
 #pragma GCC unroll 16
-      for (int k = 0; k < K; ++k)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[k][v] += weights[k] * x[v];
+      for (int k = 0; k < K; ++k) sums.add(k, weights[k], x);
     }
-    put_sums(out, sum, begin == 0);
+    sums.put(out, begin == 0);
   }
 }
 

@@ -53,7 +53,7 @@ struct WinogradConvolution {
                 int64_t point) const {
     const int vectors = panels.vectors(panel);
     const int64_t width = vectors * kLanes<float>;
-    const auto multiply = tile.multiplier(vectors, layout.tiles);
+    const auto multiply = tile.multiplier(panels.used(panel), layout.tiles);
     for (int64_t stack = 0; stack < layout.result_stacks(); ++stack)
       for (int64_t piece = 0; piece < pieces.count(); ++piece)
         multiply(source_channels,

@@ -11,10 +11,9 @@ struct RowTile {
   using Function = MultiplyRows<A>;
   static constexpr int kRows = kTileRows;
 
-  template <int V, int M>
+  template <int V, int H, int M>
   static void multiply(const Stretch* stretch, const Stretch* end, const A* base, int64_t pitch,
                        const A* __restrict weights, A* __restrict out) {
-    constexpr int L = kLanes<A>;
     using Bytes = const char*;
     const auto value = [](Bytes p) {
       A x;
@@ -24,16 +23,14 @@ struct RowTile {
     int64_t one = pitch * sizeof(A), three = 3 * one, five = 5 * one;
     asm("" : "+r"(one), "+r"(three), "+r"(five));
     for (bool first = true; stretch < end; first = false) {
-      Vector<A> sum[M][V] = {};
+      TileSums<A, M, V, H> sums;
       for (bool more = true; more; ++stretch) {
         more = !stretch->last;
         Bytes low = reinterpret_cast<Bytes>(base + stretch->offset), high = low + 7 * one;
-        for (int64_t r = stretch->count; r > 0; --r, weights += V * L) {
+        for (int64_t r = stretch->count; r > 0; --r, weights += sums.kRow) {
           // The compiler is kept from making a pointer of each row, for which there are not enough registers.
           asm("" : "+r"(low), "+r"(high));
-          Vector<A> w[V];
-#pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) w[v] = load(weights + v * L);
+          const TileLanes<A, V, H> w(weights);
 #pragma GCC unroll 16
           for (int m = 0; m < M; ++m) {
             Bytes p = m < 7 ? low : high;
@@ -57,14 +54,12 @@ struct RowTile {
                 p += 2 * three;
                 break;
             }
-            const A x = value(p);
-#pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
+            sums.add(m, value(p), w);
           }
           low += sizeof(A), high += sizeof(A);
         }
       }
-      put_sums(out, sum, first);
+      sums.put(out, first);
     }
   }
 };
@@ -72,11 +67,11 @@ struct RowTile {
 }  // namespace
 
 template <class A>
-MultiplyRows<A> rows_multiplier(int vectors, int64_t rows) {
-  return choose_tile<RowTile<A>>(vectors, rows);
+MultiplyRows<A> rows_multiplier(int64_t channels, int64_t rows) {
+  return choose_tile<RowTile<A>, A>(channels, rows);
 }
 
-template MultiplyRows<float> rows_multiplier<float>(int, int64_t);
-template MultiplyRows<double> rows_multiplier<double>(int, int64_t);
+template MultiplyRows<float> rows_multiplier<float>(int64_t, int64_t);
+template MultiplyRows<double> rows_multiplier<double>(int64_t, int64_t);
 
 }  // namespace film::FILM_ISA

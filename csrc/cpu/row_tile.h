@@ -20,9 +20,9 @@ template <class A>
 using MultiplyRows = void (*)(const Stretch* begin, const Stretch* end, const A* base, int64_t pitch, const A* weights,
                               A* out);
 
-// The tile of V vectors (at most kTileVectors) and M rows (at most kTileRows), from row_tile.cpp.
+// The tile for so many channels and rows, as tile_multiplier has it, from row_tile.cpp.
 template <class A>
-MultiplyRows<A> rows_multiplier(int vectors, int64_t rows);
+MultiplyRows<A> rows_multiplier(int64_t channels, int64_t rows);
 
 // Whether tiles read the strip. They do where all positions of a tile are neighbours in one row, which fills at least
 // half of the tile, and where channels are too few to make up for packing patches.

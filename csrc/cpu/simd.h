@@ -42,6 +42,20 @@ using Mask = typename VectorOf<A>::mask;
 template <class A>
 constexpr int kLanes = kVectorBytes / sizeof(A);
 
+// Half a vector. Where half the work takes half the time, the last lanes of a tile are one (tile_choice.h): cores that
+// run 64 bytes in two steps, as Zen 4 does.
+#if defined(__AVX512F__)
+constexpr bool kHasHalves = true;
+#else
+constexpr bool kHasHalves = false;
+#endif
+template <class A>
+struct HalfOf {
+  typedef A type __attribute__((vector_size(kVectorBytes / 2)));
+};
+template <class A>
+using Half = typename HalfOf<A>::type;
+
 template <class A>
 inline Vector<A> load(const A* p) {
   Vector<A> v;

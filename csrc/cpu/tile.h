@@ -25,29 +25,79 @@ inline int64_t share_evenly(int64_t total, int64_t most) {
   return (total + parts - 1) / parts;
 }
 
-// Stores a tile's sums to out[M][V * lanes], or adds them to what is there where they are not the first.
-template <class A, int M, int V>
-[[gnu::always_inline]] inline void put_sums(A* out, const Vector<A> (&sum)[M][V], bool first) {
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
+// What all rows of a tile multiply next: as many lanes as a row has sums.
+template <class A, int V, int H = 0>
+struct TileLanes {
+  Vector<A> full[V];
+  Half<A> half[H];
+
+  [[gnu::always_inline]] explicit TileLanes(const A* at) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      A* at = out + (m * V + v) * kLanes<A>;
-      store(at, first ? sum[m][v] : load(at) + sum[m][v]);
+    for (int v = 0; v < V; ++v) full[v] = load(at + v * kLanes<A>);
+    if constexpr (H == 1) std::memcpy(&half[0], at + V * kLanes<A>, sizeof half[0]);
+  }
+};
+
+// The sums of a register tile: of each row V vectors, and half a one behind them where H is 1.
+template <class A, int M, int V, int H = 0>
+struct TileSums {
+  static constexpr int64_t kRow = (V + H) * kLanes<A>;  // elements of a row of weights or of results
+  Vector<A> full[M][V] = {};
+  Half<A> half[M * H] = {};
+
+  // Adds the products of x, row m's, and the lanes.
+  [[gnu::always_inline]] void add(int m, A x, const TileLanes<A, V, H>& lanes) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) full[m][v] += x * lanes.full[v];
+    if constexpr (H == 1) half[m] += x * lanes.half[0];
+  }
+
+  [[gnu::always_inline]] void add(const TileSums& other) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) full[m][v] += other.full[m][v];
+      if constexpr (H == 1) half[m] += other.half[m];
     }
-}
+  }
+
+  // Stores them to out[M][kRow], or adds them to what is there where they are not the first.
+  [[gnu::always_inline]] void put(A* out, bool first) const {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m, out += kRow) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        A* at = out + v * kLanes<A>;
+        store(at, first ? full[m][v] : load(at) + full[m][v]);
+      }
+      if constexpr (H == 1) {
+        A* at = out + V * kLanes<A>;
+        Half<A> sum = half[m];
+        if (first) {
+          store(at, Vector<A>{});  // no lane stays unwritten
+        } else {
+          Half<A> before;
+          std::memcpy(&before, at, sizeof before);
+          sum += before;
+        }
+        std::memcpy(at, &sum, sizeof sum);
+      }
+    }
+  }
+};
 
 // out[M][V * lanes] = patches[M][R] * weights[R][V * lanes], which is added to what is there where it is not the first.
 template <class A>
 using MultiplyTile = void (*)(int64_t R, const A* patches, const A* weights, A* out, bool first);
 
-// The tile of V vectors (at most kTileVectors) and M rows (at most kTileRows), from tile.cpp.
+// The tile of so many vectors that `channels` (at most those of kTileVectors) fit into them, and of M rows (at most
+// kTileRows), from tile.cpp. Lanes past the last channel hold products with the zeros there, or zeros.
 template <class A, int64_t CHUNK = kChunk>
-MultiplyTile<A> tile_multiplier(int vectors, int64_t rows);
+MultiplyTile<A> tile_multiplier(int64_t channels, int64_t rows);
 
 // A tile that keeps more digits, of fewer rows (at most kPreciseRows), for patches in chunks of kShortChunk.
 constexpr int64_t kPreciseRows = kTileRows / 2;
-MultiplyTile<float> precise_tile_multiplier(int vectors, int64_t rows);
+MultiplyTile<float> precise_tile_multiplier(int64_t channels, int64_t rows);
 
 // The output channels of a group, cut into panels of kTileVectors vectors; the last one has fewer where that is enough.
 template <class A>

@@ -24,9 +24,9 @@ inline int64_t apart(int64_t elements) { return elements + 64 / static_cast<int6
 
 // How points are multiplied, and how exactly.
 struct PointTile {
-  int64_t most_rows;                                             // of the register tile
-  MultiplyTile<float> (*multiplier)(int vectors, int64_t rows);  // the register tile of that size
-  bool weights_in_double, results_in_double;                     // what those are transformed in
+  int64_t most_rows;                                                  // of the register tile
+  MultiplyTile<float> (*multiplier)(int64_t channels, int64_t rows);  // the register tile of that size
+  bool weights_in_double, results_in_double;                          // what those are transformed in
 };
 
 // Digits are short in float32 alone, since the types of 16 bits are worked on in float32. Larger tiles T lose more

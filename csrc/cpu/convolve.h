@@ -60,10 +60,12 @@ void convolve(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t source
           const A* weights = pass.weights[g] + panel * panels.kWidth * pass.products;
           for (const TileStart<A>& start : tiles) {
             if (direct)
-              rows_multiplier<A>(panels.used(panel), start.count)(stretches.data(), stretches.data() + stretches.size(), start.at,
-                                                       pass.w.step * source_channels, weights, tile);
+              rows_multiplier<A>(panels.used(panel), start.count)(stretches.data(), stretches.data() + stretches.size(),
+                                                                  start.at, pass.w.step * source_channels, weights,
+                                                                  tile);
             else
-              tile_multiplier<A>(panels.used(panel), start.count)(pass.products, start.at, weights, tile, /*first=*/true);
+              tile_multiplier<A>(panels.used(panel), start.count)(pass.products, start.at, weights, tile,
+                                                                  /*first=*/true);
             epilogue(static_cast<A*>(tile), vectors, &places[start.first], start.count, g, panel * panels.kWidth,
                      panels.used(panel));
           }

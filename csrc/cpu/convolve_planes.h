@@ -21,6 +21,7 @@ void multiply_planes(const int64_t* offsets, int64_t products, const A* base, co
                      A* __restrict out) {
   for (int64_t begin = 0; begin == 0 || begin < products; begin += kChunk) {
     TileSums<A, K, V> sums;
+    sums.clear();
     const int64_t end = std::min(begin + kChunk, products);
     for (int64_t r = begin; r < end; ++r, weights += K) {
       const TileLanes<A, V> x(base + offsets[r]);

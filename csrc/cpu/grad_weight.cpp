@@ -207,7 +207,6 @@ class GradWeight {
 
   // Some products, for all output channels of the task.
   void add_products(const Unit& unit, const ProductRange& range, const Task& task, bool fresh, Workspace& space) {
-    constexpr int L = kLanes<A>;
     const Extent& e = unit.extent;
     const Taps &h = pass_.h, &w = pass_.w;
     const int64_t line = w.extent(e.columns) * task.sources;
@@ -219,8 +218,8 @@ class GradWeight {
     A* grad_weight = weight_wanted() ? space.grad_weight + product : nullptr;
     Vector<A>* grad_gamma = space.grad_gamma + unit.place * task.channels;
     const A* gamma = gamma_.at(e.n0, task.group) + task.first;
-    const auto tiles = [&](auto vectors) {
-      UnitTile<A, decltype(vectors)::value> tile;
+    const auto tiles = [&](auto vectors, auto half) {
+      UnitTile<A, decltype(vectors)::value, decltype(half)::value> tile;
       tile.x = x;
       tile.u_pitch = kGradRows;
       tile.positions = {e.rows, e.columns, h.step * line, w.step * task.sources};
@@ -236,7 +235,7 @@ class GradWeight {
         tile();
       }
     };
-    with_constant<kGradVectors>((range.count + L - 1) / L, tiles);
+    with_lanes<A, kGradVectors>(range.count, tiles);
   }
 
   // dW = the sum of the splits, in their order.

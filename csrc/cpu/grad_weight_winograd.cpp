@@ -70,6 +70,7 @@ class GradWeightWinograd {
   // Whether the sums over Q * X themselves are needed, and have to be kept from one round to the next.
   bool sums_wanted() const { return weight_wanted() || (is_single_sample() && gamma_wanted()); }
   bool keeps_sums() const { return layout_.round_units < layout_.units && sums_wanted(); }
+  int64_t used_inputs(const WeightPart& part) const { return std::min(Layout::kInputs, p_.group_in() - part.c); }
   int64_t used_outputs(const WeightPart& part) const { return std::min(kOutputs, p_.group_out() - part.k); }
 
   // Sets <w, m> of the units that have had their mean taken out (centre.h).
@@ -99,23 +100,25 @@ class GradWeightWinograd {
         const WeightPart part = layout_.part(g, number);
         float* sums = own_sums;
         if (keeps_sums()) sums = kept_sums_ + number * part_size();
-        with_constant<kGradVectors>(
-            part.vectors, [&](auto vectors) { multiply_part<decltype(vectors)::value>(round, part, weight, sums); });
+        with_lanes<float, kGradVectors>(used_inputs(part), [&](auto vectors, auto half) {
+          multiply_part<decltype(vectors)::value, decltype(half)::value>(round, part, weight, sums);
+        });
       }
     });
   }
 
-  // A part of V vectors of input channels, for all points and for all units of the round; `weight` is room for a part
-  // of W at the points.
-  template <int V>
+  // A part of WHOLE vectors of input channels, and HALF a one behind them, for all points and for all units of the
+  // round; `weight` is room for a part of W at the points.
+  template <int WHOLE, int HALF>
   void multiply_part(const Round& round, const WeightPart& part, float* weight, float* sums) {
+    constexpr int V = WHOLE + HALF;  // which have room
     const bool dots_wanted = gamma_wanted() && !is_single_sample();
     Scratch<Vector<float>> dots(round.count * kOutputs);  // [unit][output channel], a sum in each lane
     dots.zero(round.count * kOutputs);
     float ones[kOutputs];
     std::fill(ones, ones + kOutputs, 1.0f);
     if (dots_wanted) transform_weight<V>(weight, part);
-    UnitTile<float, V> tile;
+    UnitTile<float, WHOLE, HALF> tile;
     tile.u_pitch = kOutputs;
     tile.chain = p_.dtype == DType::f32 ? kChainTiles : Layout::kMostTiles;
     for (int64_t point = 0; point < kPoints; ++point)

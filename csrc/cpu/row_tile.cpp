@@ -24,6 +24,7 @@ struct RowTile {
     asm("" : "+r"(one), "+r"(three), "+r"(five));
     for (bool first = true; stretch < end; first = false) {
       TileSums<A, M, V, H> sums;
+      sums.clear();
       for (bool more = true; more; ++stretch) {
         more = !stretch->last;
         Bytes low = reinterpret_cast<Bytes>(base + stretch->offset), high = low + 7 * one;

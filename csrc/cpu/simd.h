@@ -56,6 +56,18 @@ struct HalfOf {
 template <class A>
 using Half = typename HalfOf<A>::type;
 
+// Half a vector's lanes, and as many zeros behind them.
+template <class A>
+inline Vector<A> with_zeros(Half<A> half) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return (Vector<A>)_mm512_maskz_broadcast_f32x8(0x00ff, (__m256)half);
+  if constexpr (sizeof(A) == 8) return (Vector<A>)_mm512_maskz_broadcast_f64x4(0x0f, (__m256d)half);
+#endif
+  Vector<A> whole{};
+  std::memcpy(&whole, &half, sizeof half);
+  return whole;
+}
+
 template <class A>
 inline Vector<A> load(const A* p) {
   Vector<A> v;

@@ -4,11 +4,13 @@
 namespace film::FILM_ISA {
 namespace {
 
-// One chain: the sums over `count` products r of rows[m * PITCH + r] * weights[r]. Leaves `weights` at the next chain's.
+// One chain: the sums over `count` products r of rows[m * PITCH + r] * weights[r]. Leaves `weights` at the next
+// chain's.
 template <int64_t PITCH, class A, int M, int V, int H>
 [[gnu::always_inline]] inline TileSums<A, M, V, H> sum_chain(const A* __restrict rows, const A* __restrict& weights,
                                                              int64_t count) {
   TileSums<A, M, V, H> sums;
+  sums.clear();
   for (int64_t r = 0; r < count; ++r, weights += sums.kRow) {
     const TileLanes<A, V, H> w(weights);
 #pragma GCC unroll 16
@@ -46,9 +48,11 @@ struct PreciseTile {
     static_assert(kPart % kChainProducts == 0);
     for (int64_t begin = 0; begin == 0 || begin < R; begin += kTogether) {
       TileSums<float, M, V, H> total;
+      total.clear();
       for (int64_t from = begin; from < std::min(begin + kTogether, R); from += kChainProducts) {
         const float* rows = patches + from / kPart * kPreciseRows * kRowPitch + from % kPart;
-        total.add(sum_chain<kRowPitch, float, M, V, H>(rows, weights, std::min(kChainProducts, R - from)));
+        total.add(sum_chain<kRowPitch, float, M, V, H>(rows, weights, std::min(kChainProducts, R - from)),
+                  /*first=*/false);
       }
       total.put(out, first && begin == 0);
     }

@@ -25,6 +25,19 @@ inline int64_t share_evenly(int64_t total, int64_t most) {
   return (total + parts - 1) / parts;
 }
 
+// Calls body(V, H) with the vectors (at most MOST) that hold so many lanes: V whole ones, and where H is 1 half a one
+// behind them. The compiler knows both.
+template <class A, int MOST, int VECTORS = 1, class Body>
+auto with_lanes(int64_t lanes, const Body& body) {
+  constexpr int64_t L = kLanes<A>;
+  if constexpr (VECTORS < MOST)
+    if (lanes > VECTORS * L) return with_lanes<A, MOST, VECTORS + 1>(lanes, body);
+  if constexpr (kHasHalves)
+    if (2 * (lanes - (VECTORS - 1) * L) <= L)
+      return body(std::integral_constant<int, VECTORS - 1>(), std::integral_constant<int, 1>());
+  return body(std::integral_constant<int, VECTORS>(), std::integral_constant<int, 0>());
+}
+
 // What all rows of a tile multiply next: as many lanes as a row has sums.
 template <class A, int V, int H = 0>
 struct TileLanes {
@@ -42,8 +55,17 @@ struct TileLanes {
 template <class A, int M, int V, int H = 0>
 struct TileSums {
   static constexpr int64_t kRow = (V + H) * kLanes<A>;  // elements of a row of weights or of results
-  Vector<A> full[M][V] = {};
-  Half<A> half[M * H] = {};
+  Vector<A> full[M][V];
+  Half<A> half[M * H];
+
+  [[gnu::always_inline]] void clear() {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) full[m][v] = Vector<A>{};
+      if constexpr (H == 1) half[m] = Half<A>{};
+    }
+  }
 
   // Adds the products of x, row m's, and the lanes.
   [[gnu::always_inline]] void add(int m, A x, const TileLanes<A, V, H>& lanes) {
@@ -52,13 +74,21 @@ struct TileSums {
     if constexpr (H == 1) half[m] += x * lanes.half[0];
   }
 
-  [[gnu::always_inline]] void add(const TileSums& other) {
+  // Adds another tile's, or takes them where they are the first.
+  [[gnu::always_inline]] void add(const TileSums& other, bool first) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) full[m][v] += other.full[m][v];
-      if constexpr (H == 1) half[m] += other.half[m];
+      for (int v = 0; v < V; ++v) full[m][v] = first ? other.full[m][v] : full[m][v] + other.full[m][v];
+      if constexpr (H == 1) half[m] = first ? other.half[m] : half[m] + other.half[m];
     }
+  }
+
+  // Vector v of row m, with zeros behind half a one.
+  [[gnu::always_inline]] Vector<A> lanes(int m, int v) const {
+    if constexpr (H == 1)
+      if (v == V) return with_zeros<A>(half[m]);
+    return full[m][v];
   }
 
   // Stores them to out[M][kRow], or adds them to what is there where they are not the first.
@@ -72,15 +102,8 @@ struct TileSums {
       }
       if constexpr (H == 1) {
         A* at = out + V * kLanes<A>;
-        Half<A> sum = half[m];
-        if (first) {
-          store(at, Vector<A>{});  // no lane stays unwritten
-        } else {
-          Half<A> before;
-          std::memcpy(&before, at, sizeof before);
-          sum += before;
-        }
-        std::memcpy(at, &sum, sizeof sum);
+        const Vector<A> sum = with_zeros<A>(half[m]);  // no lane stays unwritten
+        store(at, first ? sum : load(at) + sum);
       }
     }
   }

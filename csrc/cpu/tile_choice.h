@@ -13,17 +13,14 @@ typename Tile::Function tile_of_rows(int64_t rows, std::integer_sequence<int, M.
   return all[rows - 1];
 }
 
-// Tile::multiply<V, H, M> for M = `rows` (at most Tile::kRows), and so many vectors V that `channels` fit into them (at
-// most kTileVectors), the last of which is half a one (H = 1, V without it) where that is enough.
-template <class Tile, class A, int VECTORS = 1>
+// Tile::multiply<V, H, M> for M = `rows` (at most Tile::kRows), and V and H as with_lanes has them for `channels` (at
+// most those of kTileVectors).
+template <class Tile, class A>
 typename Tile::Function choose_tile(int64_t channels, int64_t rows) {
-  constexpr int64_t L = kLanes<A>;
-  if constexpr (VECTORS < kTileVectors)
-    if (channels > VECTORS * L) return choose_tile<Tile, A, VECTORS + 1>(channels, rows);
-  constexpr auto all_rows = std::make_integer_sequence<int, Tile::kRows>();
-  if constexpr (kHasHalves)
-    if (2 * (channels - (VECTORS - 1) * L) <= L) return tile_of_rows<Tile, VECTORS - 1, 1>(rows, all_rows);
-  return tile_of_rows<Tile, VECTORS, 0>(rows, all_rows);
+  return with_lanes<A, kTileVectors>(channels, [rows](auto vectors, auto half) {
+    return tile_of_rows<Tile, decltype(vectors)::value, decltype(half)::value>(
+        rows, std::make_integer_sequence<int, Tile::kRows>());
+  });
 }
 
 }  // namespace film::FILM_ISA

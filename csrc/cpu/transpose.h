@@ -41,7 +41,7 @@ inline void store_part(A* p, Vector<A> v, int64_t count) {
 // One step of a transpose, of rows a and b that are STEP apart and consist of blocks of STEP lanes: a keeps its even
 // blocks and gets those of b beside them, b keeps its odd blocks and gets those of a.
 template <class A, int STEP>
-inline void swap_blocks(Vector<A>& a, Vector<A>& b) {
+[[gnu::always_inline]] inline void swap_blocks(Vector<A>& a, Vector<A>& b) {
   Mask<A> low, high;
   for (int lane = 0; lane < kLanes<A>; ++lane) {
     low[lane] = lane & STEP ? kLanes<A> + lane - STEP : lane;
@@ -53,7 +53,7 @@ inline void swap_blocks(Vector<A>& a, Vector<A>& b) {
 }
 
 template <class A, int STEP = 1>
-inline void transpose(Vector<A> (&rows)[kLanes<A>]) {
+[[gnu::always_inline]] inline void transpose(Vector<A> (&rows)[kLanes<A>]) {
   if constexpr (STEP < kLanes<A>) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<A>; ++i)

@@ -1,6 +1,7 @@
 // The register tile of the weight gradient: kGradRows output channels x V vectors of products, over a unit's positions.
 #pragma once
 
+#include "tile.h"
 #include "transpose.h"
 
 namespace film::FILM_ISA {
@@ -29,9 +30,12 @@ struct TileWeights {
 };
 
 // U[channel][product] = the sum over positions of u[channel] * x[product]; then both uses of it: dW += gamma * U and
-// dgamma += <W, U>.
-template <class A, int V>
+// dgamma += <W, U>. There are V vectors of products, and half a one behind them where H is 1.
+template <class A, int V, int H = 0>
 struct UnitTile {
+  using Sums = TileSums<A, kGradRows, V, H>;
+  static constexpr int kVectors = V + H;
+
   const A* u;       // [position][channel], positions numbered through
   const A* x;       // the first position's products
   int64_t u_pitch;  // elements from one position of u to the next
@@ -45,22 +49,18 @@ struct UnitTile {
   // Not inlined: among others' variables the compiler does not keep the sums in registers.
   [[gnu::noinline]] void operator()() const {
     const int64_t rows = positions.rows, columns = positions.columns;
-    Vector<A> sum[kGradRows][V];
+    const A* uu = u;
+    Sums sums;
     if (rows * columns <= chain) {
-      const A* uu = u;
-      add_chain(sum, uu, 0, 0, rows, columns);
-      return finish(sum);
+      add_chain(sums, uu, 0, 0, rows, columns);
+      return finish(sums);
     }
     // Rows that are longer than a chain are cut into chains, and shorter ones are put together.
-    Vector<A> total[kGradRows][V];
-    const A* uu = u;
+    Sums total;
     bool first = true;
     const auto add = [&](int64_t h, int64_t w, int64_t some_rows, int64_t some) {
-      add_chain(sum, uu, h, w, some_rows, some);
-#pragma GCC unroll 16
-      for (int m = 0; m < kGradRows; ++m)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) total[m][v] = first ? sum[m][v] : total[m][v] + sum[m][v];
+      add_chain(sums, uu, h, w, some_rows, some);
+      total.add(sums, first);
       first = false;
     };
     if (columns >= chain) {
@@ -74,66 +74,58 @@ struct UnitTile {
   }
 
  private:
-  // sums = the products of u and x over columns [w, w + count) of some rows. Leaves `uu` at the next position.
-  inline void add_chain(Vector<A> (&sums)[kGradRows][V], const A*& uu, int64_t h0, int64_t w, int64_t some_rows,
-                        int64_t count) const {
-    constexpr int L = kLanes<A>;
-    Vector<A> sum[kGradRows][V] = {};
+  // results = the sums of the products of u and x over columns [w, w + count) of some rows. Leaves `uu` at the next
+  // position.
+  inline void add_chain(Sums& results, const A*& uu, int64_t h0, int64_t w, int64_t some_rows, int64_t count) const {
+    Sums sums;
+    sums.clear();
     for (int64_t h = h0; h < h0 + some_rows; ++h) {
       const A* xx = x + h * positions.x_row + w * positions.x_column;
       for (int64_t i = 0; i < count; ++i, xx += positions.x_column, uu += u_pitch) {
-        Vector<A> value[V];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) value[v] = load(xx + v * L);
+        const TileLanes<A, V, H> products(xx);
 #pragma GCC unroll 16
-        for (int m = 0; m < kGradRows; ++m) {
-          const A scalar = uu[m];
-#pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) sum[m][v] += scalar * value[v];
-        }
+        for (int m = 0; m < kGradRows; ++m) sums.add(m, uu[m], products);
       }
     }
-#pragma GCC unroll 16
-    for (int m = 0; m < kGradRows; ++m)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sums[m][v] = sum[m][v];
+    results = sums;
   }
 
-  void finish(const Vector<A> (&total)[kGradRows][V]) const {
-    if (weights.valid == V * kLanes<A>)
+  void finish(const Sums& total) const {
+    if (weights.valid == kVectors * kLanes<A>)
       use<true>(total);
     else
       use<false>(total);
   }
 
   template <bool Whole>
-  void use(const Vector<A> (&total)[kGradRows][V]) const {
+  void use(const Sums& total) const {
     constexpr int L = kLanes<A>;
     // These are copies because no store can change them, so that the compiler need not read them again.
     const A *const w = weights.weight, *const f = gamma;
     A* const dw = weights.grad_weight;
     Vector<A>* const dots = grad_gamma;
-    const int64_t pitch = weights.row, in_last = Whole ? L : weights.valid - (V - 1) * L;
+    const int64_t pitch = weights.row, in_last = Whole ? L : weights.valid - (kVectors - 1) * L;
     const bool first = fresh;
     // Lanes past the last valid product hold a neighbour's, or anything, and the memory there is a neighbour's.
     const Mask<A> inside = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(in_last);
     const auto part = [&](int m, int v) {
-      return Whole || v + 1 < V ? total[m][v] : (inside ? total[m][v] : Vector<A>{});
+      const Vector<A> sum = total.lanes(m, v);
+      return Whole || v + 1 < kVectors ? sum : (inside ? sum : Vector<A>{});
     };
-    const auto count = [&](int v) { return Whole || v + 1 < V ? L : in_last; };
+    const auto count = [&](int v) { return Whole || v + 1 < kVectors ? L : in_last; };
     if (dots != nullptr)
 #pragma GCC unroll 16
       for (int m = 0; m < kGradRows; ++m) {
         Vector<A> dot{};
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) dot += part(m, v) * load_part(w + m * pitch + v * L, count(v));
+        for (int v = 0; v < kVectors; ++v) dot += part(m, v) * load_part(w + m * pitch + v * L, count(v));
         dots[m] += dot;
       }
     if (dw != nullptr)
 #pragma GCC unroll 16
       for (int m = 0; m < kGradRows; ++m)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) {
+        for (int v = 0; v < kVectors; ++v) {
           A* at = dw + m * pitch + v * L;
           const Vector<A> product = f[m] * part(m, v);
           store_part(at, first ? product : load_part(at, count(v)) + product, count(v));

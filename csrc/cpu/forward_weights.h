@@ -9,7 +9,9 @@ namespace film::FILM_ISA {
 // Calls body(tiles) with the tiles that serve forward, as with_tiles has it.
 template <class Factors, class Body>
 bool with_forward_tiles(const Problem& p, const Factors& spread, const Body& body) {
-  return with_tiles<Square<2, 4>, Line<4, 3>>(p, pads_by_more_than_half(p), spread, body);
+  if (with_tiles<Square<2, 4>, Line<4, 3>>(p, pads_by_more_than_half(p), spread, body)) return true;
+  return with_strided_tiles(
+      p, [&](auto tiles) { return (p.dtype != DType::f32 || spread().density >= kNotSparse) && body(tiles); });
 }
 
 template <class A>
@@ -22,7 +24,7 @@ Pass<A> forward_pass(const Problem& p) {
 constexpr int64_t kUnpackedWay = 0, kPanelsWay = 1;
 template <class T>
 constexpr int64_t tiles_way() {
-  return ((T::H::M * 10 + T::H::R) * 10 + T::W::M) * 10 + T::W::R;
+  return (((T::H::STRIDE * 10 + T::H::M) * 10 + T::H::R) * 10 + T::W::M) * 10 + T::W::R;
 }
 
 // The elements of a packed weight, where it was made in that way and for these sizes; otherwise null.

@@ -34,7 +34,7 @@ struct PointTile {
 template <class T>
 PointTile point_tile(DType dtype, bool of_gradient) {
   const bool exact = dtype == DType::f32;
-  if (exact && T::W::N > 4) return {kPreciseRows, precise_tile_multiplier, true, of_gradient};
+  if (exact && T::W::POINTS > 4) return {kPreciseRows, precise_tile_multiplier, true, of_gradient};
   return {kTileRows, tile_multiplier<float, kShortChunk>, exact, exact && of_gradient};
 }
 
@@ -207,13 +207,13 @@ Extent whole_tiles(const Extent& e) {
 template <class T>
 void transform_tiles(float* transformed, const TileStacks& layout, const float* strip, const Extent& e,
                      const Pieces<T>& pieces, int64_t channels) {
-  constexpr int64_t MH = T::H::M, MW = T::W::M;
+  constexpr int64_t down = T::H::M * T::H::STRIDE, right = T::W::M * T::W::STRIDE;  // from one tile to the next
   const int64_t high = layout.high + pieces.along_h - 1, wide = layout.wide + pieces.along_w - 1;
-  const int64_t line = (wide * MW + T::W::R - 1) * channels, map = (high * MH + T::H::R - 1) * line;
+  const int64_t line = ((wide - 1) * right + T::W::N) * channels, map = ((high - 1) * down + T::H::N) * line;
   for (int64_t n = 0; n < e.samples; ++n)
     for (int64_t h = 0; h < high; ++h)
       for (int64_t w = 0; w < wide; ++w) {
-        const float* corner = strip + n * map + h * MH * line + w * MW * channels;
+        const float* corner = strip + n * map + h * down * line + w * right * channels;
         for (int64_t c = 0; c < channels; c += kLanes<float>)
           for (int64_t copy = std::max<int64_t>(0, w - layout.wide + 1); copy < std::min(pieces.along_w, w + 1); ++copy)
             transform_tile<T>(

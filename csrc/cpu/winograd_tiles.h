@@ -23,6 +23,9 @@ using Line = Tiles<Filtering<1, 1>, Filtering<MW, R>>;    // MW results of R tap
 using Square5 = Tiles<Filtering<2, 3>, Filtering<2, 5>>;  // 5 x 5 taps in two pieces: 48 products instead of 100
 using Square7 = Tiles<Filtering<3, 4>, Filtering<3, 4>>;  // 7 x 7 taps in four pieces: 144 products instead of 441
 
+using Strided3 = Tiles<Strided<3, 3>, Strided<3, 3>>;  // 3 x 3 taps at a stride of 2: 49 products instead of 81
+using Strided5 = Tiles<Strided<2, 5>, Strided<2, 5>>;  // 5 x 5 taps at a stride of 2: 49 products instead of 100
+
 // A kernel of more taps than the filter has is cut into pieces, in each dimension of M taps and the last one of R.
 // Piece (i, j) reads the tiles that are i further down and j further right, and all pieces add to the same products.
 template <class T>
@@ -49,9 +52,10 @@ struct Pieces {
 // and have digits to spare.
 //
 // The least density at which tiles serve:
-constexpr double kDense = 0.4;           // Square<2, 4>, Line<4, 3> and Line<2, 5>
-constexpr double kHalfDense = 0.3;       // Square5 and Square7
-constexpr double kNotSparse = 1.0 / 12;  // Square<2, 2> and Line<2, 3>; below this, everything is summed directly
+constexpr double kDense = 0.4;      // Square<2, 4>, Line<4, 3> and Line<2, 5>
+constexpr double kHalfDense = 0.3;  // Square5 and Square7
+constexpr double kNotSparse =
+    1.0 / 12;  // Square<2, 2>, Line<2, 3>, Strided3 and Strided5; below this, everything is summed directly
 // Where fewer channels count, or where filters have more coherence (transforms make those larger), none but the tiles
 // of kNotSparse serve.
 constexpr double kFewChannels = 5, kConstant = 0.5;
@@ -118,7 +122,18 @@ bool with_large_tiles(const Problem& p, bool unusual_padding, const Factors& spr
   return p.h.kernel == 7 ? body(Square7()) : body(Square<2, 2>());
 }
 
-// The same for every kernel of forward and grad_input.
+// Calls body(tiles) for a kernel at a stride of 2 that has tiles; otherwise returns false.
+template <class Body>
+bool with_strided_tiles(const Problem& p, const Body& body) {
+  const auto is_strided = [](const Axis& a, int64_t taps) {
+    return a.kernel == taps && a.stride == 2 && a.dilation == 1;
+  };
+  if (p.dtype == DType::f64 || !has_enough(p, 16, 64)) return false;
+  if (is_strided(p.h, 3) && is_strided(p.w, 3)) return body(Strided3());
+  return is_strided(p.h, 5) && is_strided(p.w, 5) && body(Strided5());
+}
+
+// The same for every kernel of forward and grad_input at a stride of 1.
 template <class SQUARE, class LINE, class Factors, class Body>
 bool with_tiles(const Problem& p, bool unusual_padding, const Factors& spread, const Body& body) {
   if (p.dtype == DType::f64) return false;
@@ -134,9 +149,11 @@ template <class Density, class Body>
 bool with_gradient_tiles(const Problem& p, const Density& density, const Body& body) {
   const auto is_square = [&] { return has_taps(p.h, 3) && has_taps(p.w, 3) && has_enough(p, 16, 64); };
   if (p.dtype == DType::f64) return false;
+  const auto has_terms = [&] { return p.dtype != DType::f32 || p.positions() * density() >= kFewTerms; };
+  if (p.h.kernel == 5 && with_strided_tiles(p, [&](auto tiles) { return has_terms() && body(tiles); })) return true;
   if (p.dtype == DType::f32) {
     if (!is_square() && !(has_large_kernel(p) && p.groups == 1 && has_enough(p, 12, 256))) return false;
-    return p.positions() * density() >= kFewTerms && body(Square<2, 2>());
+    return has_terms() && body(Square<2, 2>());
   }
   if (is_square()) return body(Square<4, 4>());
   if (has_taps(p.h, 1) && has_taps(p.w, 3) && has_enough(p, 64, 128)) return body(Line<4, 3>());

@@ -7,6 +7,8 @@
 // 3/2} has half of {1, 2}'s.
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 
 namespace film::FILM_ISA {
@@ -22,9 +24,12 @@ struct Pairs<2> {
   static constexpr double at[] = {2.0 / 3, 3.0 / 2};
 };
 
+//
+// STRIDE is the kernel's, so that one tile's inputs begin M * STRIDE after the last one's, and POINTS are those of one
+// polynomial: the more there are, the more digits are lost.
 template <int M_, int R_>
 struct Filtering {
-  static constexpr int M = M_, R = R_, N = M + R - 1, P = (N - 2) / 2;
+  static constexpr int M = M_, R = R_, STRIDE = 1, N = M + R - 1, POINTS = N, P = (N - 2) / 2;
   static_assert(N % 2 == 0, "0, pairs and infinity");
 
   // Coefficients in x^2 of the product of (x^2 - p^2) over all pairs but `left_out`, lowest power first.
@@ -140,29 +145,117 @@ struct Filtering {
   }
 };
 
-// A dimension in which the kernel has a single tap: nothing is transformed.
-template <>
-struct Filtering<1, 1> {
-  static constexpr int M = 1, R = 1, N = 1;
+// A single tap: nothing is transformed.
+template <int M_>
+struct Filtering<M_, 1> {
+  static constexpr int M = M_, R = 1, STRIDE = 1, N = M, POINTS = N;
   template <class V>
-  static void data(const V (&d)[1], V (&out)[1]) {
-    out[0] = d[0];
+  static void data(const V (&d)[N], V (&out)[N]) {
+    std::copy(d, d + N, out);
   }
   template <class V>
-  static void results(const V (&m)[1], V (&y)[1]) {
-    y[0] = m[0];
+  static void results(const V (&m)[N], V (&y)[M]) {
+    std::copy(m, m + N, y);
   }
   template <class V>
-  static void filter_gradient(const V (&m)[1], V (&dg)[1]) {
+  static void filter_gradient(const V (&m)[N], V (&dg)[1]) {
     dg[0] = m[0];
+    for (int i = 1; i < N; ++i) dg[0] += m[i];
   }
   template <class V>
-  static void gradient(const V (&u)[1], V (&q)[1]) {
-    q[0] = u[0];
+  static void gradient(const V (&u)[M], V (&q)[N]) {
+    std::copy(u, u + M, q);
   }
   template <class V>
-  static void filter(const V (&g)[1], V (&w)[1]) {
-    w[0] = g[0];
+  static void filter(const V (&g)[1], V (&w)[N]) {
+    std::fill(w, w + N, g[0]);
+  }
+};
+
+// Three points: 0, 1 and infinity.
+template <>
+struct Filtering<2, 2> {
+  static constexpr int M = 2, R = 2, STRIDE = 1, N = 3, POINTS = N;
+  template <class V>
+  static void data(const V (&d)[3], V (&out)[3]) {
+    out[0] = d[0] - d[1], out[1] = d[1], out[2] = d[2] - d[1];
+  }
+  template <class V>
+  static void results(const V (&m)[3], V (&y)[2]) {
+    y[0] = m[0] + m[1], y[1] = m[1] + m[2];
+  }
+  template <class V>
+  static void filter_gradient(const V (&m)[3], V (&dg)[2]) {
+    dg[0] = m[0] + m[1], dg[1] = m[1] + m[2];
+  }
+  template <class V>
+  static void gradient(const V (&u)[2], V (&q)[3]) {
+    q[0] = u[0], q[1] = u[0] + u[1], q[2] = u[1];
+  }
+  template <class V>
+  static void filter(const V (&g)[2], V (&w)[3]) {
+    w[0] = g[0], w[1] = g[0] + g[1], w[2] = g[1];
+  }
+};
+
+// M results of R taps at a stride of 2. Taps with even numbers meet inputs with even numbers, and odd ones odd ones: it
+// is the sum of two filterings at a stride of 1, whose points stand one after the other.
+template <int M_, int R_>
+struct Strided {
+  using Even = Filtering<M_, (R_ + 1) / 2>;
+  using Odd = Filtering<M_, R_ / 2>;
+  static constexpr int M = M_, R = R_, STRIDE = 2, N = Even::N + Odd::N, POINTS = Even::N;
+
+  template <class V>
+  static void data(const V (&d)[N], V (&out)[N]) {
+    V even[Even::N], odd[Odd::N], at_even[Even::N], at_odd[Odd::N];
+    deal(d, even, odd);
+    Even::data(even, at_even), Odd::data(odd, at_odd);
+    append(at_even, at_odd, out);
+  }
+  template <class V>
+  static void filter(const V (&g)[R], V (&w)[N]) {
+    V even[Even::R], odd[Odd::R], at_even[Even::N], at_odd[Odd::N];
+    deal(g, even, odd);
+    Even::filter(even, at_even), Odd::filter(odd, at_odd);
+    append(at_even, at_odd, w);
+  }
+  template <class V>
+  static void gradient(const V (&u)[M], V (&q)[N]) {
+    V even[Even::N], odd[Odd::N];
+    Even::gradient(u, even), Odd::gradient(u, odd);
+    append(even, odd, q);
+  }
+  template <class V>
+  static void results(const V (&m)[N], V (&y)[M]) {
+    V even[Even::N], odd[Odd::N], other[M];
+    cut(m, even, odd);
+    Even::results(even, y), Odd::results(odd, other);
+    for (int i = 0; i < M; ++i) y[i] += other[i];
+  }
+  template <class V>
+  static void filter_gradient(const V (&m)[N], V (&dg)[R]) {
+    V even[Even::N], odd[Odd::N], of_even[Even::R], of_odd[Odd::R];
+    cut(m, even, odd);
+    Even::filter_gradient(even, of_even), Odd::filter_gradient(odd, of_odd);
+    for (int i = 0; i < R; ++i) dg[i] = i % 2 == 0 ? of_even[i / 2] : of_odd[i / 2];
+  }
+
+ private:
+  // Elements with even and with odd numbers.
+  template <class V, int ALL, int EVEN, int ODD>
+  static void deal(const V (&all)[ALL], V (&even)[EVEN], V (&odd)[ODD]) {
+    static_assert(EVEN + ODD == ALL);
+    for (int i = 0; i < ALL; ++i) (i % 2 == 0 ? even : odd)[i / 2] = all[i];
+  }
+  // The first ones and the others; and back.
+  template <class V, int FIRST, int OTHERS>
+  static void cut(const V (&all)[FIRST + OTHERS], V (&first)[FIRST], V (&others)[OTHERS]) {
+    std::copy(all, all + FIRST, first), std::copy(all + FIRST, all + FIRST + OTHERS, others);
+  }
+  template <class V, int FIRST, int OTHERS>
+  static void append(const V (&first)[FIRST], const V (&others)[OTHERS], V (&all)[FIRST + OTHERS]) {
+    std::copy(first, first + FIRST, all), std::copy(others, others + OTHERS, all + FIRST);
   }
 };
 

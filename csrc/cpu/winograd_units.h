@@ -182,7 +182,8 @@ class TransformedUnits {
         for (int64_t c = 0; c < pixel; c += L) {
           const int64_t range = c / Layout::kInputs * Layout::kInputs;
           float* x = x_ + layout.x_at(range, i, h * wide + w) + c - range;
-          transform_tile<T>({x, layout.x_point()}, strip + h * MH * line + w * MW * pixel + c, {line, pixel});
+          const float* corner = strip + h * MH * T::H::STRIDE * line + w * MW * T::W::STRIDE * pixel;
+          transform_tile<T>({x, layout.x_point()}, corner + c, {line, pixel});
         }
   }
 

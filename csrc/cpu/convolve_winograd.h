@@ -1,11 +1,15 @@
-// What convolve does, by Winograd's filtering (winograd.h), in one of two orders.
+// What convolve does, by Winograd's filtering (winograd.h), in one of three orders.
 //
 // Block by block, everything of a block stays in L2, and all weights are read once for each block. Those of wide layers
 // are many times as long as L2, and their tiles so long that a block has few of them: 512 channels have 25 MB of
 // weights at all points, and 10 tiles a block. There it is point by point: all tiles are transformed, then the products
 // of one point after another are made for all of them, then all results; and the weights are read once.
 //
-// Either way each product is the same sum, in the same order.
+// Where such a layer has few positions, even that is most of the work: each weight is written and read for a few
+// products. There it is panel by panel: all tiles are transformed, and then a thread makes the weights of a panel and
+// of some source channels, which stay in L2, and multiplies all tiles by them before it makes the next ones.
+//
+// In any order each product is the same sum, in the same order.
 #pragma once
 
 #include <atomic>
@@ -19,7 +23,7 @@ template <class T, class Source, class Epilogue>
 struct WinogradConvolution {
   const PointTile& tile;
   const Pass<float>& pass;
-  const WinogradWeights<T>& weights;
+  WinogradWeights<T>& weights;
   int64_t batch, source_channels;
   Panels<float> panels;  // of a group
   const Source& source;
@@ -49,18 +53,26 @@ struct WinogradConvolution {
     layout(e).clear_empty_places(transformed, T::kPoints);
   }
 
-  void multiply(float* products, const float* transformed, const TileStacks& layout, int64_t g, int64_t panel,
-                int64_t point) const {
-    const int vectors = panels.vectors(panel);
-    const int64_t width = vectors * kLanes<float>;
+  // Adds to a panel's products at a point those of a range of source channels, whose weights are in `some`.
+  void multiply(float* products, const float* transformed, const TileStacks& layout, int64_t panel, int64_t point,
+                const ChannelRange& sources, const typename WinogradWeights<T>::Some& some) const {
+    const int64_t width = panels.vectors(panel) * kLanes<float>;
     const auto multiply = tile.multiplier(panels.used(panel), layout.tiles);
+    transformed += point * layout.point() + layout.chunk(sources.first);
+    products += point * layout.result_point(width);
     for (int64_t stack = 0; stack < layout.result_stacks(); ++stack)
       for (int64_t piece = 0; piece < pieces.count(); ++piece)
-        multiply(source_channels,
-                 transformed + point * layout.point() + piece % pieces.along_w * layout.copy() +
+        multiply(sources.count,
+                 transformed + piece % pieces.along_w * layout.copy() +
                      (stack + piece / pieces.along_w * layout.band_stacks) * layout.stack(),
-                 weights.at(g, panel, point) + piece * source_channels * width,
-                 products + point * layout.result_point(width) + stack * layout.tiles * width, piece == 0);
+                 some.at + point * some.point + piece * some.piece, products + stack * layout.tiles * width,
+                 sources.first == 0 && piece == 0);
+  }
+
+  // All of them, with the weights that are kept.
+  void multiply_all(float* products, const float* transformed, const TileStacks& layout, int64_t g, int64_t panel,
+                    int64_t point) const {
+    multiply(products, transformed, layout, panel, point, {0, source_channels}, weights.at(g, panel));
   }
 
   // Returns whether all results are finite.
@@ -76,6 +88,7 @@ struct WinogradConvolution {
   }
 
   bool block_by_block(int64_t groups) const {
+    weights.make();
     std::atomic<bool> finite{true};
     parallel(blocks.blocks(), [&](int64_t begin, int64_t end) {
       Scratch<float> strip(strip_size()), transformed(transformed_size()), products(products_size());
@@ -88,7 +101,7 @@ struct WinogradConvolution {
           transform(transformed, strip, e, g);
           for (int64_t panel = 0; panel < panels.count(); ++panel) {
             for (int64_t point = 0; point < T::kPoints; ++point)
-              multiply(products, transformed, stacks, g, panel, point);
+              multiply_all(products, transformed, stacks, g, panel, point);
             if (!finish(results, places, products, e, g, panel)) finite = false;
           }
         }
@@ -99,6 +112,7 @@ struct WinogradConvolution {
 
   // `together` blocks at a time.
   bool point_by_point(int64_t groups, int64_t together) const {
+    weights.make();
     Scratch<float> transformed(together * transformed_size());
     Scratch<float> products(together * panels.count() * products_size());
     std::atomic<bool> finite{true};
@@ -120,8 +134,8 @@ struct WinogradConvolution {
           for (int64_t point = 0; point < T::kPoints; ++point)
             for (int64_t at = begin; at < end; ++at)
               for (int64_t i = 0; i < count && point % shares == at % shares; ++i)
-                multiply(products_of(i, at / shares), transformed + i * transformed_size(), layout(extent(first + i)),
-                         g, at / shares, point);
+                multiply_all(products_of(i, at / shares), transformed + i * transformed_size(),
+                             layout(extent(first + i)), g, at / shares, point);
         });
         parallel(panels.count() * count, [&](int64_t begin, int64_t end) {
           Scratch<float> results(blocks.positions() * panels.kWidth);
@@ -134,6 +148,54 @@ struct WinogradConvolution {
       }
     }
     return finite;
+  }
+
+  bool panel_by_panel(int64_t groups) const {
+    const int64_t count = blocks.blocks();
+    Scratch<float> transformed(count * transformed_size());
+    std::atomic<bool> finite{true};
+    weights.with_maker([&](const auto& maker) {
+      for (int64_t g = 0; g < groups && finite; ++g) {
+        parallel(count, [&](int64_t begin, int64_t end) {
+          Scratch<float> strip(strip_size());
+          for (int64_t i = begin; i < end; ++i) transform(transformed + i * transformed_size(), strip, extent(i), g);
+        });
+        parallel(panels.count(), [&](int64_t begin, int64_t end) {
+          Scratch<float> made(weights.some_size()), taps(weights.taps_size());
+          Scratch<float> products(count * products_size()), results(blocks.positions() * panels.kWidth);
+          std::vector<Place> places(blocks.positions());
+          for (int64_t panel = begin; panel < end && finite; ++panel) {
+            const auto some = weights.some_in(made, panel);
+            for (int64_t s0 = 0; s0 < source_channels; s0 += kSourcesTogether) {
+              const ChannelRange sources{s0, std::min(kSourcesTogether, source_channels - s0)};
+              maker(some, g, panel, sources, taps);
+              for (int64_t point = 0; point < T::kPoints; ++point)
+                for (int64_t i = 0; i < count; ++i)
+                  multiply(products + i * products_size(), transformed + i * transformed_size(), layout(extent(i)),
+                           panel, point, sources, some);
+            }
+            for (int64_t i = 0; i < count; ++i)
+              if (!finish(results, places, products + i * products_size(), extent(i), g, panel)) finite = false;
+          }
+        });
+      }
+    });
+    return finite;
+  }
+
+  // Whether panel by panel each thread has less to read and write. Of several pieces, each of which is summed over all
+  // source channels before the next one, some channels would be another order.
+  bool suits_panels() const {
+    constexpr int64_t kNearBytes = 1 << 20;       // weights of so many bytes stay near
+    constexpr int64_t kProductBytes = 768 << 10;  // and products of so many
+    constexpr int64_t kPasses = 3;  // weights that are kept are written, for which a line is read first, and read
+    const int64_t threads = thread_count(), weight_bytes = weights.elements() * sizeof(float);
+    if (!weights.are_own() || weight_bytes <= kNearBytes || panels.count() < threads || pieces.count() > 1)
+      return false;
+    const int64_t product_bytes = blocks.blocks() * products_size() * sizeof(float);
+    const int64_t tile_bytes = blocks.blocks() * transformed_size() * sizeof(float);
+    const int64_t panels_of_thread = (panels.count() + threads - 1) / threads;
+    return product_bytes <= kProductBytes && panels_of_thread * tile_bytes <= kPasses * weight_bytes / threads;
   }
 
   // How many blocks go point by point together; 0 where block by block each thread has less to read and write beyond
@@ -158,11 +220,12 @@ struct WinogradConvolution {
 // Does what convolve does, with tiles T. Returns whether all results are finite; where they are not, the epilogue has
 // not run for all of them.
 template <class T, class Source, class Epilogue>
-bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, const WinogradWeights<T>& weights, int64_t batch,
+bool convolve_winograd(const PointTile& tile, const Pass<float>& pass, WinogradWeights<T>& weights, int64_t batch,
                        int64_t groups, int64_t source_channels, int64_t channels, const Source& source,
                        const Epilogue& epilogue) {
   const WinogradConvolution<T, Source, Epilogue> all{tile,       pass,   weights, batch, source_channels,
                                                      {channels}, source, epilogue};
+  if (all.suits_panels()) return all.panel_by_panel(groups);
   const int64_t together = all.blocks_together();
   return together == 0 ? all.block_by_block(groups) : all.point_by_point(groups, together);
 }

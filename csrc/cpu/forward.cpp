@@ -33,8 +33,8 @@ bool forward_in_tiles(const Problem& p, const ForwardArgs& args) {
   const PointTile tile = point_tile<T>(p.dtype, /*of_gradient=*/false);
   const int64_t size = WinogradWeights<T>(p, /*transposed=*/false).elements();
   const float* packed = packed_in<float>(args.packed, tiles_way<T>(), size);
-  const auto weights = packed != nullptr ? WinogradWeights<T>(p, /*transposed=*/false, packed)
-                                         : WinogradWeights<T>(tile, pass, p, args.weight, /*transposed=*/false);
+  auto weights = packed != nullptr ? WinogradWeights<T>(p, /*transposed=*/false, packed)
+                                   : WinogradWeights<T>(tile, pass, p, args.weight, /*transposed=*/false);
   const Modulation<float> by(p, args, Panels<float>{p.group_out()}.padded(), /*along=*/true);
   return convolve_winograd(tile, pass, weights, p.batch, p.groups, p.group_in(), p.group_out(),
                            Plain<float>{args.input, row_loader<float>(p.dtype)}, start_modulating(p, args, by));

@@ -95,7 +95,7 @@ bool grad_input_in_tiles(const Problem& p, const GradInputArgs& args) {
   const LoadRow<float> load = row_loader<float>(p.dtype);
   const Factors<float> gamma(p, args.gamma, p.group_out(), static_cast<float>(p.gamma_offset), 1);
   const Pass<float> pass{grad_input_taps(p.h, 0), grad_input_taps(p.w, 0), 0, {}};
-  const WinogradWeights<T> weights(tile, pass, p, args.weight, /*transposed=*/true);
+  WinogradWeights<T> weights(tile, pass, p, args.weight, /*transposed=*/true);
   return convolve_winograd(tile, pass, weights, p.batch, p.groups, p.group_out(), p.group_in(),
                            Modulated<float>{p, args.grad, args.bits, &gamma, load},
                            store_to<float>(args.grad_input, p.group_in(), tile_storer<float>(p.dtype)));

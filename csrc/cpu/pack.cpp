@@ -40,9 +40,9 @@ PackedWeight packing(const Problem& p, const View& weight) {
 void run_pack(const Problem& p, const PackArgs& args) {
   const bool done = with_expected_tiles(p, args.weight, [&](auto tiles) {
     using T = decltype(tiles);
-    WinogradWeights<T>(p, /*transposed=*/false)
-        .transform(static_cast<float*>(args.data), point_tile<T>(p.dtype, /*of_gradient=*/false),
-                   forward_pass<float>(p), p, args.weight, /*transposed=*/false);
+    const PointTile tile = point_tile<T>(p.dtype, /*of_gradient=*/false);
+    const Pass<float> pass = forward_pass<float>(p);
+    WinogradWeights<T>(tile, pass, p, args.weight, /*transposed=*/false).transform(static_cast<float*>(args.data));
     return true;
   });
   if (done) return;

@@ -11,32 +11,10 @@
 #pragma once
 
 #include <algorithm>
-#include <optional>
 
-#include "convolve.h"
-#include "winograd_points.h"
+#include "winograd_weights.h"
 
 namespace film::FILM_ISA {
-
-// The distance between points that hold so many elements each. It is a little longer than that, because one tile's
-// elements at all points are read or written together, and should not fall into the same cache sets.
-inline int64_t apart(int64_t elements) { return elements + 64 / static_cast<int64_t>(sizeof(float)); }
-
-// How points are multiplied, and how exactly.
-struct PointTile {
-  int64_t most_rows;                                                  // of the register tile
-  MultiplyTile<float> (*multiplier)(int64_t channels, int64_t rows);  // the register tile of that size
-  bool weights_in_double, results_in_double;                          // what those are transformed in
-};
-
-// Digits are short in float32 alone, since the types of 16 bits are worked on in float32. Larger tiles T lose more
-// digits, so their sums are more careful; and plain PyTorch's gradient has more of them than its output.
-template <class T>
-PointTile point_tile(DType dtype, bool of_gradient) {
-  const bool exact = dtype == DType::f32;
-  if (exact && T::W::POINTS > 4) return {kPreciseRows, precise_tile_multiplier, true, of_gradient};
-  return {kTileRows, tile_multiplier<float, kShortChunk>, exact, exact && of_gradient};
-}
 
 // Where the transformed tiles of a block stand, and the products made of them.
 //
@@ -76,6 +54,8 @@ struct TileStacks {
   int64_t stack() const { return chunks * most_tiles * kRowPitch; }
   int64_t copy() const { return bands * band_stacks * stack(); }
   int64_t point() const { return apart(copies * copy()); }
+  // Where a stack's tiles have a chunk of channels, the one that begins with that channel.
+  int64_t chunk(int64_t channel) const { return channel / kShortChunk * most_tiles * kRowPitch; }
   // The number of tile (h, w) of a sample.
   int64_t number(int64_t n, int64_t h, int64_t w) const {
     return row_bands ? h * band_stacks * tiles + n * wide + w : (n * high + h) * wide + w;
@@ -107,75 +87,6 @@ struct TileStacks {
   int64_t tiles;        // of a stack, but for a band's last one, which may have fewer
   int64_t band_stacks;  // stacks of a band
   int64_t bands, copies, chunks;
-};
-
-// The transformed weights of a pass, for each group and panel [point][piece][source channel][vectors * lanes].
-template <class T>
-class WinogradWeights {
- public:
-  // `transposed` is what it is for pack_weights.
-  WinogradWeights(const PointTile& tile, const Pass<float>& pass, const Problem& p, const View& weight, bool transposed)
-      : WinogradWeights(p, transposed) {
-    own_.emplace(elements());
-    transform(*own_, tile, pass, p, weight, transposed);
-    data_ = *own_;
-  }
-
-  // Those that `transform` has written to `data` before.
-  WinogradWeights(const Problem& p, bool transposed, const float* data = nullptr)
-      : groups_(p.groups),
-        sources_(transposed ? p.group_out() : p.group_in()),
-        pieces_(p.h.kernel, p.w.kernel),
-        panels_{transposed ? p.group_in() : p.group_out()},
-        data_(data) {}
-
-  bool are_own() const { return own_.has_value(); }
-  int64_t elements() const { return groups_ * panels_.count() * panel_size(); }
-
-  void transform(float* data, const PointTile& tile, const Pass<float>& pass, const Problem& p, const View& weight,
-                 bool transposed) const {
-    constexpr int64_t L = kLanes<float>, kSources = 16;  // source channels that are packed and transformed together
-    const auto transform_taps = tile.weights_in_double ? transform_filter<T, double> : transform_filter<T>;
-    const int64_t cuts = (sources_ + kSources - 1) / kSources;
-    with_storage<float>(p.dtype, [&](auto element) {
-      const LanePacker<float, decltype(element)> pack(pass, weight, p.h, p.w, kSources, transposed);
-      parallel(p.groups * panels_.count() * cuts, [&](int64_t begin, int64_t end) {
-        Scratch<float> taps(p.h.kernel * p.w.kernel * kSources * panels_.kWidth);
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t s0 = i % cuts * kSources, panel = i / cuts % panels_.count(), g = i / cuts / panels_.count();
-          const int64_t width = panels_.vectors(panel) * L, count = std::min(kSources, sources_ - s0);
-          float* points = data + (g * panels_.count() + panel) * panel_size() + s0 * width;
-          for (int64_t v = 0; v < width; v += L) {
-            const int64_t c = panel * panels_.kWidth + v;
-            pack(taps + v, width, g * (transposed ? 0 : panels_.channels) + c, std::min(L, panels_.channels - c),
-                 g * (transposed ? sources_ : 0) + s0, 0, count);
-          }
-          const int64_t tap = kSources * width, line = p.w.kernel * tap;
-          for (int64_t number = 0; number < pieces_.count(); ++number) {
-            const auto piece = pieces_.at(number);
-            for (int64_t at = 0; at < count * width; at += L)
-              transform_taps({points + number * sources_ * width + at, point()},
-                             taps + piece.h * line + piece.w * tap + at, {line, tap}, {piece.rows, piece.columns});
-          }
-        }
-      });
-    });
-  }
-
-  // A panel's weights at one point, [piece][source channel][vectors * lanes].
-  const float* at(int64_t group, int64_t panel, int64_t point_number) const {
-    return data_ + (group * panels_.count() + panel) * panel_size() + point_number * point();
-  }
-
- private:
-  int64_t point() const { return apart(pieces_.count() * sources_ * panels_.kWidth); }
-  int64_t panel_size() const { return T::kPoints * point(); }
-
-  int64_t groups_, sources_;
-  Pieces<T> pieces_;
-  Panels<float> panels_;
-  std::optional<Scratch<float>> own_;
-  const float* data_;
 };
 
 // Blocks of whole tiles; the last ones may reach over the edge.

@@ -33,6 +33,7 @@ struct Pieces {
   Pieces(int64_t kernel_h, int64_t kernel_w)
       : along_h((kernel_h - T::H::R) / T::H::M + 1), along_w((kernel_w - T::W::R) / T::W::M + 1) {}
   int64_t count() const { return along_h * along_w; }
+  int64_t taps() const { return ((along_h - 1) * T::H::M + T::H::R) * ((along_w - 1) * T::W::M + T::W::R); }
 
   struct Piece {
     int64_t h, w, rows, columns;  // its first tap, and how many taps it has each way

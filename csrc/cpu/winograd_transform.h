@@ -62,7 +62,7 @@ struct Filtering {
 
   // out = B^T d
   template <class V>
-  static void data(const V (&d)[N], V (&out)[N]) {
+  [[gnu::always_inline]] static void data(const V (&d)[N], V (&out)[N]) {
     using A = std::decay_t<decltype(d[0][0])>;
     constexpr Polynomial all = product(-1);
     V zero = static_cast<A>(all.at[0]) * d[0], infinity = static_cast<A>(all.at[0]) * d[1];
@@ -88,32 +88,32 @@ struct Filtering {
 
   // y = A^T m
   template <class V>
-  static void results(const V (&m)[N], V (&y)[M]) {
+  [[gnu::always_inline]] static void results(const V (&m)[N], V (&y)[M]) {
     evaluate<M>(m, y, [](int) { return 1.0; });
   }
 
   // dg = G^T m
   template <class V>
-  static void filter_gradient(const V (&m)[N], V (&dg)[R]) {
+  [[gnu::always_inline]] static void filter_gradient(const V (&m)[N], V (&dg)[R]) {
     evaluate<R>(m, dg, [](int pair) { return 1 / divisor(pair); });
   }
 
   // q = A u
   template <class V>
-  static void gradient(const V (&u)[M], V (&q)[N]) {
+  [[gnu::always_inline]] static void gradient(const V (&u)[M], V (&q)[N]) {
     expand<M>(u, q, [](int) { return 1.0; });
   }
 
   // w = G g
   template <class V>
-  static void filter(const V (&g)[R], V (&w)[N]) {
+  [[gnu::always_inline]] static void filter(const V (&g)[R], V (&w)[N]) {
     expand<R>(g, w, [](int pair) { return 1 / divisor(pair); });
   }
 
  private:
   // out[j] = the sum over the points of scale * p^j * m. Infinity adds to the last one only.
   template <int COUNT, class V, class Scale>
-  static void evaluate(const V (&m)[N], V (&out)[COUNT], const Scale& scale) {
+  [[gnu::always_inline]] static void evaluate(const V (&m)[N], V (&out)[COUNT], const Scale& scale) {
     using A = std::decay_t<decltype(m[0][0])>;
     V even[P], odd[P];
 #pragma GCC unroll 4
@@ -131,7 +131,7 @@ struct Filtering {
 
   // out[point] = scale * the sum over j of p^j * in[j]. Infinity takes the last one.
   template <int COUNT, class V, class Scale>
-  static void expand(const V (&in)[COUNT], V (&out)[N], const Scale& scale) {
+  [[gnu::always_inline]] static void expand(const V (&in)[COUNT], V (&out)[N], const Scale& scale) {
     using A = std::decay_t<decltype(in[0][0])>;
     out[0] = static_cast<A>(scale(-1)) * in[0], out[N - 1] = in[COUNT - 1];
 #pragma GCC unroll 4
@@ -150,24 +150,24 @@ template <int M_>
 struct Filtering<M_, 1> {
   static constexpr int M = M_, R = 1, STRIDE = 1, N = M, POINTS = N;
   template <class V>
-  static void data(const V (&d)[N], V (&out)[N]) {
+  [[gnu::always_inline]] static void data(const V (&d)[N], V (&out)[N]) {
     std::copy(d, d + N, out);
   }
   template <class V>
-  static void results(const V (&m)[N], V (&y)[M]) {
+  [[gnu::always_inline]] static void results(const V (&m)[N], V (&y)[M]) {
     std::copy(m, m + N, y);
   }
   template <class V>
-  static void filter_gradient(const V (&m)[N], V (&dg)[1]) {
+  [[gnu::always_inline]] static void filter_gradient(const V (&m)[N], V (&dg)[1]) {
     dg[0] = m[0];
     for (int i = 1; i < N; ++i) dg[0] += m[i];
   }
   template <class V>
-  static void gradient(const V (&u)[M], V (&q)[N]) {
+  [[gnu::always_inline]] static void gradient(const V (&u)[M], V (&q)[N]) {
     std::copy(u, u + M, q);
   }
   template <class V>
-  static void filter(const V (&g)[1], V (&w)[N]) {
+  [[gnu::always_inline]] static void filter(const V (&g)[1], V (&w)[N]) {
     std::fill(w, w + N, g[0]);
   }
 };
@@ -177,23 +177,23 @@ template <>
 struct Filtering<2, 2> {
   static constexpr int M = 2, R = 2, STRIDE = 1, N = 3, POINTS = N;
   template <class V>
-  static void data(const V (&d)[3], V (&out)[3]) {
+  [[gnu::always_inline]] static void data(const V (&d)[3], V (&out)[3]) {
     out[0] = d[0] - d[1], out[1] = d[1], out[2] = d[2] - d[1];
   }
   template <class V>
-  static void results(const V (&m)[3], V (&y)[2]) {
+  [[gnu::always_inline]] static void results(const V (&m)[3], V (&y)[2]) {
     y[0] = m[0] + m[1], y[1] = m[1] + m[2];
   }
   template <class V>
-  static void filter_gradient(const V (&m)[3], V (&dg)[2]) {
+  [[gnu::always_inline]] static void filter_gradient(const V (&m)[3], V (&dg)[2]) {
     dg[0] = m[0] + m[1], dg[1] = m[1] + m[2];
   }
   template <class V>
-  static void gradient(const V (&u)[2], V (&q)[3]) {
+  [[gnu::always_inline]] static void gradient(const V (&u)[2], V (&q)[3]) {
     q[0] = u[0], q[1] = u[0] + u[1], q[2] = u[1];
   }
   template <class V>
-  static void filter(const V (&g)[2], V (&w)[3]) {
+  [[gnu::always_inline]] static void filter(const V (&g)[2], V (&w)[3]) {
     w[0] = g[0], w[1] = g[0] + g[1], w[2] = g[1];
   }
 };
@@ -207,34 +207,34 @@ struct Strided {
   static constexpr int M = M_, R = R_, STRIDE = 2, N = Even::N + Odd::N, POINTS = Even::N;
 
   template <class V>
-  static void data(const V (&d)[N], V (&out)[N]) {
+  [[gnu::always_inline]] static void data(const V (&d)[N], V (&out)[N]) {
     V even[Even::N], odd[Odd::N], at_even[Even::N], at_odd[Odd::N];
     deal(d, even, odd);
     Even::data(even, at_even), Odd::data(odd, at_odd);
     append(at_even, at_odd, out);
   }
   template <class V>
-  static void filter(const V (&g)[R], V (&w)[N]) {
+  [[gnu::always_inline]] static void filter(const V (&g)[R], V (&w)[N]) {
     V even[Even::R], odd[Odd::R], at_even[Even::N], at_odd[Odd::N];
     deal(g, even, odd);
     Even::filter(even, at_even), Odd::filter(odd, at_odd);
     append(at_even, at_odd, w);
   }
   template <class V>
-  static void gradient(const V (&u)[M], V (&q)[N]) {
+  [[gnu::always_inline]] static void gradient(const V (&u)[M], V (&q)[N]) {
     V even[Even::N], odd[Odd::N];
     Even::gradient(u, even), Odd::gradient(u, odd);
     append(even, odd, q);
   }
   template <class V>
-  static void results(const V (&m)[N], V (&y)[M]) {
+  [[gnu::always_inline]] static void results(const V (&m)[N], V (&y)[M]) {
     V even[Even::N], odd[Odd::N], other[M];
     cut(m, even, odd);
     Even::results(even, y), Odd::results(odd, other);
     for (int i = 0; i < M; ++i) y[i] += other[i];
   }
   template <class V>
-  static void filter_gradient(const V (&m)[N], V (&dg)[R]) {
+  [[gnu::always_inline]] static void filter_gradient(const V (&m)[N], V (&dg)[R]) {
     V even[Even::N], odd[Odd::N], of_even[Even::R], of_odd[Odd::R];
     cut(m, even, odd);
     Even::filter_gradient(even, of_even), Odd::filter_gradient(odd, of_odd);
@@ -244,24 +244,26 @@ struct Strided {
  private:
   // Elements with even and with odd numbers.
   template <class V, int ALL, int EVEN, int ODD>
-  static void deal(const V (&all)[ALL], V (&even)[EVEN], V (&odd)[ODD]) {
+  [[gnu::always_inline]] static void deal(const V (&all)[ALL], V (&even)[EVEN], V (&odd)[ODD]) {
     static_assert(EVEN + ODD == ALL);
     for (int i = 0; i < ALL; ++i) (i % 2 == 0 ? even : odd)[i / 2] = all[i];
   }
   // The first ones and the others; and back.
   template <class V, int FIRST, int OTHERS>
-  static void cut(const V (&all)[FIRST + OTHERS], V (&first)[FIRST], V (&others)[OTHERS]) {
+  [[gnu::always_inline]] static void cut(const V (&all)[FIRST + OTHERS], V (&first)[FIRST], V (&others)[OTHERS]) {
     std::copy(all, all + FIRST, first), std::copy(all + FIRST, all + FIRST + OTHERS, others);
   }
   template <class V, int FIRST, int OTHERS>
-  static void append(const V (&first)[FIRST], const V (&others)[OTHERS], V (&all)[FIRST + OTHERS]) {
+  [[gnu::always_inline]] static void append(const V (&first)[FIRST], const V (&others)[OTHERS],
+                                            V (&all)[FIRST + OTHERS]) {
     std::copy(first, first + FIRST, all), std::copy(others, others + OTHERS, all + FIRST);
   }
 };
 
 // Transforms both dimensions: every column by `along_h`, and then every row by `along_w`.
 template <int HI, int HO, int WI, int WO, class V, class Rows, class Columns>
-inline void transform_2d(const V (&in)[HI][WI], V (&out)[HO][WO], const Rows& along_h, const Columns& along_w) {
+[[gnu::always_inline]] inline void transform_2d(const V (&in)[HI][WI], V (&out)[HO][WO], const Rows& along_h,
+                                                const Columns& along_w) {
   V half[HO][WI];
 #pragma GCC unroll 8
   for (int w = 0; w < WI; ++w) {

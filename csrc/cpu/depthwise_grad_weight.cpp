@@ -1,0 +1,313 @@
+// grad_weight.cpp's sums for depthwise convolutions: of each channel only its filter's products, with channels in the
+// lanes. A task is a block of channels and some units, one after another, whose dW is summed together; a unit is some
+// rows of one sample, or of a long row some columns. All are cut by shapes alone.
+//
+// The input's mean m is taken out where dgamma would lose digits (centre.h). Products with padding are left out here, so
+// that U = U' + m * S, where S[tap] is the sum of u over the positions at which the tap meets no padding.
+#include "centre.h"
+#include "depthwise_rows.h"
+#include "depthwise_sums.h"
+#include "unit_sums.h"
+
+namespace film::FILM_ISA {
+namespace {
+
+int64_t parts_of(int64_t total, int64_t size) { return (total + size - 1) / size; }
+
+struct DepthwiseUnits {
+  int64_t rows, columns;     // of a unit, at most
+  int64_t along_h, along_w;  // units of a sample
+  int64_t block, blocks;     // vectors of channels of a task, and how many such blocks
+  int64_t splits;            // of the units, for each block
+
+  int64_t of_sample() const { return along_h * along_w; }
+};
+
+template <class A>
+DepthwiseUnits plan_depthwise_units(const Problem& p) {
+  constexpr int64_t kUnitPositions = 512, kBlockChannels = 64;
+  constexpr int64_t kTasks = 32;  // so that many cores have work
+  DepthwiseUnits plan;
+  plan.columns = share_evenly(p.w.out, kUnitPositions);
+  plan.rows = share_evenly(p.h.out, std::max<int64_t>(kUnitPositions / plan.columns, 1));
+  plan.along_h = parts_of(p.h.out, plan.rows), plan.along_w = parts_of(p.w.out, plan.columns);
+  const int64_t vectors = parts_of(p.out_channels, kLanes<A>);
+  plan.block = share_evenly(vectors, kBlockChannels / kLanes<A>);
+  plan.blocks = parts_of(vectors, plan.block);
+  plan.splits = std::min(p.batch * plan.of_sample(), parts_of(kTasks, plan.blocks));
+  return plan;
+}
+
+template <class A>
+class DepthwiseGradWeight {
+ public:
+  DepthwiseGradWeight(const Problem& p, const GradWeightArgs& args)
+      : p_(p),
+        args_(args),
+        input_(args.input, p.dtype, p.in_channels),
+        grad_(args.grad, p.dtype, p.out_channels),
+        h_(forward_taps(p.h)),
+        w_(forward_taps(p.w)),
+        taps_(p.h.kernel * p.w.kernel),
+        vectors_(parts_of(p.out_channels, L)),
+        plan_(plan_depthwise_units<A>(p)),
+        filters_(p, args.weight),
+        gamma_(p, args.gamma, round_up(p.out_channels, L), static_cast<A>(p.gamma_offset), A(1)),
+        grad_weights_(weight_wanted() ? plan_.splits * split_size() : 0),
+        sums_(p, plan_.of_sample(), p.out_channels) {}
+
+  void operator()() {
+    parallel(plan_.blocks * plan_.splits, [&](int64_t begin, int64_t end) {
+      Workspace space(*this);
+      for (int64_t task = begin; task < end; ++task) run_task(task % plan_.blocks, task / plan_.blocks, space);
+    });
+    if (weight_wanted()) with_storage<A>(p_.dtype, [&](auto element) { finish_weight<decltype(element)>(); });
+    sums_.finish(p_, args_, gamma_);
+  }
+
+ private:
+  static constexpr int64_t L = kLanes<A>;
+
+  struct Unit {
+    int64_t number, n;
+    int64_t h, rows;
+    ColumnRange columns;
+  };
+
+  // What a thread has at hand, of a block's vectors; sums of single taps are [vector][tap][lane].
+  struct Workspace {
+    explicit Workspace(const DepthwiseGradWeight& of)
+        : x(of.input_, of.p_.h.kernel, std::min(of.w_.extent(of.plan_.columns), of.p_.w.in),
+            std::max(of.plan_.block * L, L)),
+          grad(of.grad_, 1, of.plan_.columns, std::max(of.plan_.block * L, L)),
+          u(kDepthwiseChain * L),
+          U(of.plan_.block * of.taps_ * L),
+          mean(of.plan_.block * L),
+          sum_g(of.plan_.block * L),
+          sum_u(of.plan_.block * L),
+          inside(of.plan_.block * of.taps_ * L),
+          inside_rows(of.plan_.block * of.p_.w.kernel * L) {}
+    PixelRows<A, PlainPixels<A>> x, grad;
+    Scratch<A> u, U, mean;
+    Scratch<double> sum_g, sum_u;
+    Scratch<double> inside;       // S, over the rows that have padding above or below
+    Scratch<double> inside_rows;  // and over the others, for which it is the same in all rows of the kernel
+    bool centred = false;
+    A* grad_weight = nullptr;  // the split's, [vector][tap][lane], or null where it is not wanted
+  };
+
+  bool weight_wanted() const { return args_.grad_weight.data != nullptr; }
+  int64_t split_size() const { return vectors_ * taps_ * L; }
+
+  // The first channel of a vector. The last one begins further back where it would not be full.
+  int64_t channel_of(int64_t vector) const {
+    return std::max<int64_t>(std::min(vector * L, p_.out_channels - L), 0);
+  }
+  // Its lanes that the vector before has not.
+  int64_t first_lane(int64_t vector) const { return vector * L - channel_of(vector); }
+  int64_t end_lane(int64_t vector) const { return std::min(p_.out_channels - channel_of(vector), L); }
+
+  void run_task(int64_t block, int64_t split, Workspace& space) {
+    const int64_t v0 = block * plan_.block, count = std::min(plan_.block, vectors_ - v0);
+    if (weight_wanted()) {
+      space.grad_weight = grad_weights_ + split * split_size() + v0 * taps_ * L;
+      std::memset(space.grad_weight, 0, count * taps_ * L * sizeof(A));
+    }
+    const int64_t c0 = channel_of(v0), c1 = channel_of(v0 + count - 1) + end_lane(v0 + count - 1);
+    const int64_t units = p_.batch * plan_.of_sample(), end = units * (split + 1) / plan_.splits;
+    int64_t loaded = -1;  // which sample and columns rows are of
+    for (int64_t number = units * split / plan_.splits; number < end; ++number) {
+      const int64_t n = number / plan_.of_sample(), place = number % plan_.of_sample();
+      const int64_t cut = place / plan_.along_h, h = place % plan_.along_h * plan_.rows, w = cut * plan_.columns;
+      const Unit unit{
+          number, n, h, std::min(plan_.rows, p_.h.out - h), {w, std::min(plan_.columns, p_.w.out - w)}};
+      if (loaded != n * plan_.along_w + cut) {
+        loaded = n * plan_.along_w + cut;
+        const int64_t low = w * w_.step + w_.low(), from = std::clamp<int64_t>(low, 0, p_.w.in);
+        const int64_t to = std::clamp<int64_t>(low + w_.extent(unit.columns.count), from, p_.w.in);
+        space.x.begin(n, {from, to - from}, {c0, c1 - c0});
+        space.grad.begin(n, unit.columns, {c0, c1 - c0});
+      }
+      run_unit(unit, v0, count, space);
+    }
+  }
+
+  void run_unit(const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
+    space.U.zero(count * taps_ * L);
+    space.sum_g.zero(count * L), space.sum_u.zero(count * L);
+    space.centred = false;
+    const A* rows[kMostDepthwiseTaps] = {};
+    for (int64_t h = unit.h; h < unit.h + unit.rows; ++h) {
+      if (args_.products_wanted()) {
+        for (int64_t kh = 0; kh < p_.h.kernel; ++kh) {
+          const int64_t row = h * h_.step + h_.offset[kh];
+          rows[kh] = row < 0 || row >= p_.h.in ? nullptr : space.x.row(row);
+        }
+        if (args_.grad_gamma != nullptr && h == unit.h) find_means(rows, unit, v0, count, space);
+      }
+      const A* grad = space.grad.row(h);
+      for (int64_t w = unit.columns.first; w < unit.columns.first + unit.columns.count; w += kDepthwiseChain) {
+        const int64_t last = std::min(w + kDepthwiseChain, unit.columns.first + unit.columns.count);
+        for (int64_t v = 0; v < count; ++v) add_run(rows, grad, {unit.n, h, w, last - w}, v0 + v, v, space);
+      }
+    }
+    finish_unit(unit, v0, count, space);
+  }
+
+  // m of each channel, from some elements of the rows that the unit's first row meets: any number will do. It is 0 where
+  // the mean is small beside the elements.
+  void find_means(const A* const* rows, const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
+    constexpr int64_t kSamples = 32;
+    const int64_t low = unit.columns.first * w_.step + w_.low(), from = std::clamp<int64_t>(low, 0, p_.w.in);
+    const int64_t columns = std::clamp<int64_t>(low + w_.extent(unit.columns.count), from, p_.w.in) - from;
+    int64_t there = 0;
+    for (int64_t kh = 0; kh < p_.h.kernel; ++kh) there += rows[kh] != nullptr;
+    const int64_t step = std::max<int64_t>(there * columns / kSamples, 1);
+    for (int64_t v = 0; v < count; ++v) {
+      const int64_t c = channel_of(v0 + v);
+      Vector<A> sum{}, squares{};
+      int64_t samples = 0;
+      for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
+        for (int64_t w = kh % step; rows[kh] != nullptr && w < columns; w += step, ++samples) {
+          const Vector<A> x = load(rows[kh] + (from + w) * space.x.pitch() + c);
+          sum += x, squares += x * x;
+        }
+      for (int64_t lane = 0; lane < L; ++lane) {
+        const A mean = samples == 0 || lane >= end_lane(v0 + v) ? A(0) : finite_mean(sum[lane], samples);
+        const bool large = samples > 0 && has_mean(static_cast<double>(mean) * mean,
+                                                   static_cast<double>(squares[lane]) / samples, samples);
+        space.mean[v * L + lane] = large ? mean : A(0);
+        space.centred = space.centred || large;
+      }
+    }
+    if (!space.centred) return;
+    space.inside.zero(count * taps_ * L);
+    space.inside_rows.zero(count * p_.w.kernel * L);
+  }
+
+  // At most kDepthwiseChain columns of a row, of one vector of channels.
+  void add_run(const A* const* rows, const A* grad, const ColumnRun& columns, int64_t vector, int64_t v,
+               Workspace& space) {
+    const int64_t c = channel_of(vector);
+    const uint8_t* bits = p_.activation == Activation::none ? nullptr : args_.bits;
+    if (bits != nullptr) bits += ((columns.n * p_.h.out + columns.h) * p_.w.out + columns.first) * p_.bit_row();
+    SlopedColumns<A> sums;
+    sums.load_to(space.u, grad + columns.first * space.grad.pitch(), space.grad.pitch(), columns.count, bits,
+                 p_.bit_row(), c, end_lane(vector), static_cast<A>(p_.lower_slope));
+    double *sum_g = space.sum_g + v * L, *sum_u = space.sum_u + v * L;
+    for (int64_t lane = 0; lane < L; ++lane) sum_g[lane] += sums.g[lane], sum_u[lane] += sums.u[lane];
+    if (!args_.products_wanted()) return;
+    const AddDepthwiseProducts<A> add = depthwise_adder<A>(p_.w.kernel, p_.w.stride, space.centred);
+    const Vector<A> mean = space.centred ? load(space.mean + v * L) : Vector<A>{};
+    DepthwiseRun<A> run{columns.first, columns.first + columns.count, nullptr, space.x.pitch(), p_.w.in, w_.low()};
+    bool all_rows = true;
+    for (int64_t kh = 0; kh < p_.h.kernel; ++kh) {
+      if (rows[kh] == nullptr) {
+        all_rows = false;
+        continue;
+      }
+      run.x = rows[kh] + c;
+      add(space.u, run, mean, space.U + (v * taps_ + kh * p_.w.kernel) * L);
+    }
+    if (!space.centred) return;
+    if (all_rows) return add_inside(run, sums.u, space.u, space.inside_rows + v * p_.w.kernel * L);
+    for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
+      if (rows[kh] != nullptr)
+        add_inside(run, sums.u, space.u, space.inside + (v * taps_ + kh * p_.w.kernel) * L);
+  }
+
+  // Adds the sum of u over the columns at which each tap of a row of the kernel meets no padding.
+  void add_inside(const DepthwiseRun<A>& run, Vector<A> all, const A* u, double* inside) const {
+    for (int64_t t = 0; t < p_.w.kernel; ++t, inside += L) {
+      for (int64_t lane = 0; lane < L; ++lane) inside[lane] += all[lane];
+      const int64_t begin = run.begin_inside(t, w_.step), end = run.end_inside(t, w_.step);
+      for (int64_t w = run.first; w < run.last; ++w) {
+        if (w == begin) w = end;
+        if (w >= run.last) break;
+        for (int64_t lane = 0; lane < L; ++lane) inside[lane] -= u[(w - run.first) * L + lane];
+      }
+    }
+  }
+
+  // Both uses of a unit's U.
+  void finish_unit(const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
+    for (int64_t v = 0; v < count; ++v) {
+      const int64_t c = channel_of(v0 + v);
+      Vector<A> product{};
+      double shifted[L] = {};  // <W, m S>, which is as large as what it cancels
+      if (space.centred) put_means_back(unit.n, v, c, shifted, space);
+      if (args_.products_wanted()) product = use_products(unit.n, v, c, space);
+      const bool gamma_wanted = args_.grad_gamma != nullptr;
+      for (int64_t lane = first_lane(v0 + v); lane < end_lane(v0 + v); ++lane) {
+        sums_.at(UnitSums::g, unit.number, 0)[c + lane] = space.sum_g[v * L + lane];
+        sums_.at(UnitSums::u, unit.number, 0)[c + lane] = space.sum_u[v * L + lane];
+        sums_.product(0, unit.number, 0)[c + lane] = gamma_wanted ? product[lane] + shifted[lane] : 0;
+      }
+    }
+  }
+
+  // Returns <W, U'> and adds gamma * U' to dW.
+  Vector<A> use_products(int64_t n, int64_t v, int64_t c, Workspace& space) {
+    Vector<A> product{};
+    const Vector<A> gamma = load(gamma_.at(n, 0) + c);
+    for (int64_t t = 0; t < taps_; ++t) {
+      const Vector<A> value = load(space.U + (v * taps_ + t) * L);
+      product += load(filters_.all() + t * p_.out_channels + c) * value;
+      if (space.grad_weight == nullptr) continue;
+      A* at = space.grad_weight + (v * taps_ + t) * L;
+      store(at, load(at) + gamma * value);
+    }
+    return product;
+  }
+
+  // Adds gamma * m * S to dW and <W, m S> to `shifted`.
+  void put_means_back(int64_t n, int64_t v, int64_t c, double* shifted, Workspace& space) {
+    const A *mean = space.mean + v * L, *gamma = gamma_.at(n, 0) + c;
+    for (int64_t t = 0; t < taps_; ++t) {
+      const double *inside = space.inside + (v * taps_ + t) * L,
+                   *inside_rows = space.inside_rows + (v * p_.w.kernel + t % p_.w.kernel) * L;
+      const A* weight = filters_.all() + t * p_.out_channels + c;
+      A* to = space.grad_weight == nullptr ? nullptr : space.grad_weight + (v * taps_ + t) * L;
+      for (int64_t lane = 0; lane < L; ++lane) {
+        const double sum = mean[lane] * (inside[lane] + inside_rows[lane]);
+        shifted[lane] += weight[lane] * sum;
+        if (to != nullptr) to[lane] += static_cast<A>(gamma[lane] * sum);
+      }
+    }
+  }
+
+  // dW = the sum of the splits, in their order.
+  template <class T>
+  void finish_weight() {
+    const View& out = args_.grad_weight;
+    for (int64_t v = 0; v < vectors_; ++v)
+      for (int64_t t = 0; t < taps_; ++t) {
+        const A* of_split = grad_weights_ + (v * taps_ + t) * L;
+        Vector<A> total = load(of_split);
+        for (int64_t split = 1; split < plan_.splits; ++split) total += load(of_split + split * split_size());
+        T* to = static_cast<T*>(out.data) + t / p_.w.kernel * out.h + t % p_.w.kernel * out.w;
+        for (int64_t lane = first_lane(v); lane < end_lane(v); ++lane)
+          to[(channel_of(v) + lane) * out.n] = narrow<T>(static_cast<A>(total[lane]));
+      }
+  }
+
+  const Problem p_;  // without groups
+  const GradWeightArgs& args_;
+  const PlainPixels<A> input_, grad_;
+  const Taps h_, w_;
+  const int64_t taps_, vectors_;
+  const DepthwiseUnits plan_;
+  const DepthwiseFilters<A> filters_;
+  const Factors<A> gamma_;
+  Scratch<A> grad_weights_;  // of each split, [vector][tap][lane]
+  UnitSums sums_;
+};
+
+}  // namespace
+
+void run_depthwise_grad_weight(const Problem& p, const GradWeightArgs& args) {
+  const Problem together = without_groups(p);
+  p.dtype == DType::f64 ? DepthwiseGradWeight<double>(together, args)() : DepthwiseGradWeight<float>(together, args)();
+}
+
+}  // namespace film::FILM_ISA

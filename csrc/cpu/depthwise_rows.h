@@ -1,0 +1,216 @@
+// Rows of a sample as the register tiles of a depthwise convolution read them, and the walk over the destination that
+// forward and grad_input share.
+//
+// The channels of a position lie side by side. Where they do so in the source, in the type that is worked on, rows are
+// read where they are; else a row is loaded, once, into one of as many places as a destination row reads.
+#pragma once
+
+#include "depthwise_tile.h"
+#include "kernels.h"
+
+namespace film::FILM_ISA {
+
+// Columns [first, first + count).
+struct ColumnRange {
+  int64_t first, count;
+};
+
+// The source itself: read where it lies, if that can be.
+template <class A>
+struct PlainPixels {
+  View view;
+  LoadRow<A> load;
+  bool in_place;
+
+  PlainPixels(const View& source, DType dtype, int64_t channels)
+      : view(source),
+        load(row_loader<A>(dtype)),
+        in_place(view.c == 1 && channels >= kLanes<A> && (dtype == DType::f32 || dtype == DType::f64)) {}
+
+  void operator()(A* dst, const ColumnRun& run, const ChannelRange& channels) const {
+    load(dst, channels.count, view, run, channels);
+  }
+  const A* row(int64_t n, int64_t h) const { return static_cast<const A*>(view.data) + n * view.n + h * view.h; }
+};
+
+// The rows of one task after another. `Source` is PlainPixels, or what else loads the channels of a run side by side.
+template <class A, class Source>
+class PixelRows {
+ public:
+  // With room for so many rows of so many columns and channels.
+  PixelRows(const Source& source, int64_t places, int64_t columns, int64_t channels)
+      : source_(source),
+        row_(columns * channels),
+        held_(places, -1),
+        rows_(in_place() ? 0 : places * row_) {}
+
+  // From one column to the next.
+  int64_t pitch() const {
+    if constexpr (std::is_same_v<Source, PlainPixels<A>>)
+      if (source_.in_place) return source_.view.w;
+    return channels_.count;
+  }
+
+  // From here on rows are those of sample n, of these columns and channels.
+  void begin(int64_t n, const ColumnRange& columns, const ChannelRange& channels) {
+    n_ = n, columns_ = columns, channels_ = channels;
+    std::fill(held_.begin(), held_.end(), -1);
+  }
+
+  // Channel 0 of column 0 of row h.
+  const A* row(int64_t h) {
+    if constexpr (std::is_same_v<Source, PlainPixels<A>>)
+      if (source_.in_place) return source_.row(n_, h);
+    const int64_t place = h % static_cast<int64_t>(held_.size());
+    A* at = rows_ + place * row_;
+    if (held_[place] != h) {
+      source_(at, {n_, h, columns_.first, columns_.count}, channels_);
+      held_[place] = h;
+    }
+    return at - columns_.first * channels_.count - channels_.first;
+  }
+
+ private:
+  bool in_place() const {
+    if constexpr (std::is_same_v<Source, PlainPixels<A>>) return source_.in_place;
+    return false;
+  }
+
+  const Source& source_;
+  const int64_t row_;
+  int64_t n_ = 0;
+  ColumnRange columns_{};
+  ChannelRange channels_{};
+  std::vector<int64_t> held_;  // which row is in each place
+  Scratch<A> rows_;
+};
+
+// How the destination is cut: a task is some rows of one sample, and of rows that are long some of their columns. Both
+// are counted as a pass does.
+struct DepthwisePlan {
+  int64_t rows, columns;  // of a task, at most
+  int64_t along_h, along_w;
+};
+
+template <class A>
+DepthwisePlan plan_depthwise(int64_t batch, int64_t channels, int64_t rows, int64_t columns, int64_t kernel_rows) {
+  constexpr int64_t kRowBytes = 64 << 10;               // of a task's row: those that a row reads stay in L2
+  constexpr int64_t kLeastColumns = 64, kLeastRows = 2;  // so that few are loaded twice; rows for each of the kernel's
+  constexpr int64_t kTasksOfThread = 4;                 // at least, where that leaves each so much
+  const auto parts = [](int64_t total, int64_t size) { return (total + size - 1) / size; };
+  const int64_t wanted = kTasksOfThread * thread_count();
+  const int64_t fit = kRowBytes / static_cast<int64_t>(sizeof(A)) / channels;
+  DepthwisePlan plan;
+  plan.rows = std::clamp<int64_t>(batch * rows / wanted, std::min(rows, kLeastRows * kernel_rows), rows);
+  const int64_t of_all = batch * parts(rows, plan.rows);
+  const int64_t share = of_all >= wanted ? columns : columns * of_all / wanted;
+  plan.columns = std::min(columns, round_up(std::max(std::min(fit, share), kLeastColumns), kDepthwiseColumns));
+  plan.along_h = parts(rows, plan.rows), plan.along_w = parts(columns, plan.columns);
+  return plan;
+}
+
+// Goes over the destination row by row:
+//   sink.begin(n, h, columns);  then sum_depthwise_row with sink.epilogue(first, spacing) of each pass;  then sink.end()
+// The passes stand together by the rows that they write, `along_row` of them for each. Source and sink are copied for
+// every thread, and sink.make_room(columns) is called first, with the most of a row.
+template <class A, class Source, class Sink>
+void convolve_depthwise(const std::vector<DepthwisePass<A>>& passes, size_t along_row, int64_t batch, int64_t channels,
+                        const Source& shared_source, const Sink& shared_sink) {
+  const Taps& first = passes.front().w;
+  const int64_t rows = passes.front().h.count, columns = first.count, spacing = first.spacing, step = first.step;
+  int64_t low = 0, high = 0, low_w = 0, high_w = 0, last_column = 0;  // of all passes' taps
+  for (const DepthwisePass<A>& pass : passes) {
+    if (pass.h.offset.empty() || pass.w.offset.empty()) continue;
+    low = std::min(low, pass.h.offset.front()), high = std::max(high, pass.h.offset.back());
+    low_w = std::min(low_w, pass.w.offset.front()), high_w = std::max(high_w, pass.w.offset.back());
+  }
+  for (const DepthwisePass<A>& pass : passes)
+    last_column = std::max(last_column, pass.w.first + (pass.w.count - 1) * spacing);
+  const DepthwisePlan plan = plan_depthwise<A>(batch, channels, rows, columns, high - low + 1);
+  const int64_t extent = (plan.columns - 1) * step + high_w - low_w + 1;
+  parallel(batch * plan.along_h * plan.along_w, [&](int64_t begin, int64_t end) {
+    Source source = shared_source;
+    Sink sink = shared_sink;
+    sink.make_room(plan.columns * spacing);
+    PixelRows<A, Source> x(source, high - low + 1, std::min(extent, first.source), channels);
+    std::vector<const A*> kernel_rows(kMostDepthwiseTaps);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t w0 = task % plan.along_w * plan.columns, w1 = std::min(w0 + plan.columns, columns);
+      const int64_t block = task / plan.along_w, n = block / plan.along_h;
+      const int64_t h0 = block % plan.along_h * plan.rows, h1 = std::min(h0 + plan.rows, rows);
+      const int64_t from = std::clamp<int64_t>(w0 * step + low_w, 0, first.source);
+      x.begin(n, {from, std::clamp<int64_t>((w1 - 1) * step + high_w + 1, from, first.source) - from},
+              {0, channels});
+      const int64_t to = w0 * spacing;
+      const ColumnRange destination{to, std::min(w1 * spacing, last_column + 1) - to};
+      for (int64_t i = h0; i < h1; ++i)
+        for (size_t p = 0; p < passes.size(); p += along_row) {
+          const Taps& h = passes[p].h;
+          if (i >= h.count) continue;
+          for (size_t t = 0; t < h.offset.size(); ++t) {
+            const int64_t row = i * h.step + h.offset[t];
+            kernel_rows[t] = row < 0 || row >= h.source ? nullptr : x.row(row);
+          }
+          sink.begin(n, h.first + i * h.spacing, destination);
+          for (size_t q = p; q < p + along_row; ++q) {
+            const Taps& w = passes[q].w;
+            const int64_t taps = w.offset.size(), last = std::min(w1, w.count);
+            if (last <= w0) continue;
+            const DepthwiseRow<A> row{kernel_rows.data(), taps == 0 ? 0 : static_cast<int64_t>(h.offset.size()),
+                                      x.pitch(),          w.source,
+                                      w.low(),            passes[q].filters.data(),
+                                      channels,           w0,
+                                      last - w0};
+            sum_depthwise_row<A>(std::max<int64_t>(taps, 1), step, row, sink.epilogue(w.first, spacing));
+          }
+          sink.end();
+        }
+    }
+  });
+}
+
+// A row of the destination: where it lies, if its channels lie side by side there in the type that is worked on, or in
+// memory of the thread, from which it is stored.
+template <class A>
+class PixelRow {
+ public:
+  PixelRow(const View& view, DType dtype, int64_t channels, bool straight)
+      : view_(view),
+        straight_(straight && view.c == 1 && (dtype == DType::f32 || dtype == DType::f64)),
+        channels_(channels),
+        store_(with_storage<A>(dtype, [](auto element) { return &PixelRow::template store_as_is<decltype(element)>; })) {
+  }
+
+  int64_t elements(int64_t columns) const { return straight_ ? 0 : columns * channels_; }
+  int64_t pitch() const { return straight_ ? view_.w : channels_; }
+  // Column 0 of the row, whose columns from `first` on may be written.
+  A* at(A* memory, int64_t n, int64_t h, int64_t first) const {
+    return straight_ ? static_cast<A*>(view_.data) + n * view_.n + h * view_.h : memory - first * channels_;
+  }
+  bool straight() const { return straight_; }
+  void store(const A* pixels, int64_t n, int64_t h, const ColumnRange& columns) const {
+    (this->*store_)(pixels, n, h, columns);
+  }
+
+ private:
+  template <class T>
+  void store_as_is(const A* pixels, int64_t n, int64_t h, const ColumnRange& columns) const {
+    T* to = static_cast<T*>(view_.data) + n * view_.n + h * view_.h + columns.first * view_.w;
+    if (view_.c == 1) {
+      for (int64_t w = 0; w < columns.count; ++w) narrow_copy(to + w * view_.w, pixels + w * channels_, channels_);
+    } else if (view_.w == 1) {
+      turn<A>(to, view_.c, pixels, channels_, columns.count, channels_);
+    } else {
+      for (int64_t w = 0; w < columns.count; ++w)
+        for (int64_t c = 0; c < channels_; ++c)
+          to[w * view_.w + c * view_.c] = narrow<T>(pixels[w * channels_ + c]);
+    }
+  }
+
+  View view_;
+  bool straight_;
+  int64_t channels_;
+  void (PixelRow::*store_)(const A*, int64_t, int64_t, const ColumnRange&) const;
+};
+
+}  // namespace film::FILM_ISA

@@ -14,6 +14,8 @@ namespace film::FILM_ISA {
 
 // Taps along an axis and strides that the register tiles are made for.
 constexpr int64_t kMostDepthwiseTaps = 7, kMostDepthwiseStride = 2;
+// With fewer channels most lanes are idle: of 2 a training step took longer than the library's.
+constexpr int64_t kLeastDepthwiseChannels = 4;
 
 // Whether the kernels here are made for it: forward, grad_input and grad_weight alike.
 inline bool suits_depthwise(const Problem& p) {
@@ -21,7 +23,7 @@ inline bool suits_depthwise(const Problem& p) {
     return axis.kernel <= kMostDepthwiseTaps && axis.stride <= kMostDepthwiseStride &&
            (axis.dilation == 1 || axis.kernel == 1);
   };
-  return p.groups > 1 && p.group_in() == 1 && p.group_out() == 1 && fits(p.h) && fits(p.w);
+  return p.groups >= kLeastDepthwiseChannels && p.group_in() == 1 && p.group_out() == 1 && fits(p.h) && fits(p.w);
 }
 
 void run_depthwise_forward(const Problem&, const ForwardArgs&);         // depthwise_forward.cpp

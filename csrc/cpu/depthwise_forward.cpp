@@ -76,22 +76,23 @@ class ModulatePixels {
       : p_(p),
         args_(args),
         by_(by),
-        out_(args.output, p.dtype, p.out_channels, by.smooth == nullptr),
-        z_(view_of_z(args), p.dtype, p.out_channels, /*straight=*/false) {}
+        rows_(args.output, p.dtype, p.h.out, p.w.out, p.out_channels, /*straight=*/by.smooth == nullptr) {}
 
-  void make_room(int64_t columns) { pixels_.resize(out_.elements(columns)); }
+  void make_room(int64_t columns) { rows_.make_room(columns); }
 
-  void begin(int64_t n, int64_t h, const ColumnRange& columns) { n_ = n, h_ = h, columns_ = columns; }
+  void begin(int64_t n, int64_t h, const ColumnRange& columns) {
+    n_ = n;
+    bits_ = args_.bits == nullptr ? nullptr : args_.bits + (n * p_.h.out + h) * p_.w.out * p_.bit_row();
+    rows_.begin(n, h, columns);
+  }
 
   ModulateColumns<A> epilogue(int64_t, int64_t) {
-    uint8_t* bits = args_.bits;
-    if (bits != nullptr) bits += (n_ * p_.h.out + h_) * p_.w.out * p_.bit_row();
-    return {out_.at(pixels_.data(), n_, h_, columns_.first),
-            out_.pitch(),
+    return {rows_.row(),
+            rows_.pitch(),
             by_.bias.at(0, 0),
             by_.gamma.at(n_, 0),
             by_.beta.at(n_, 0),
-            bits,
+            bits_,
             p_.bit_row(),
             p_.out_channels,
             static_cast<A>(p_.lower_slope),
@@ -101,23 +102,26 @@ class ModulatePixels {
   }
 
   void end() {
-    if (out_.straight()) return;
-    const Rows<A> rows{pixels_.data(), p_.out_channels};
+    if (rows_.full()) finish();
+  }
+
+  void finish() {
+    if (rows_.held() == 0) return;
     if (by_.smooth != nullptr) {
-      if (args_.z != nullptr) z_.store(pixels_.data(), n_, h_, columns_);
-      by_.modulate_rows(columns_.count, p_.out_channels, rows, by_.gamma.at(n_, 0), by_.beta.at(n_, 0), rows);
+      if (args_.z != nullptr) rows_.store_to(view_of_z(args_));
+      const Rows<A> pixels{rows_.pixels(), p_.out_channels};
+      by_.modulate_rows(rows_.pixel_count(), p_.out_channels, pixels, by_.gamma.at(n_, 0), by_.beta.at(n_, 0), pixels);
     }
-    out_.store(pixels_.data(), n_, h_, columns_);
+    rows_.store();
   }
 
  private:
   const Problem& p_;
   const ForwardArgs& args_;
   const Modulation<A>& by_;
-  const PixelRow<A> out_, z_;
-  std::vector<A> pixels_;  // a row of the destination, [column][channel]
-  int64_t n_ = 0, h_ = 0;
-  ColumnRange columns_{};
+  ResultRows<A> rows_;
+  int64_t n_ = 0;
+  uint8_t* bits_ = nullptr;  // of the row's column 0
 };
 
 template <class A>

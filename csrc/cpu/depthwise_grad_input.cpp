@@ -29,24 +29,24 @@ struct StoreColumnsOfPass {
 template <class A>
 class StorePixels {
  public:
-  StorePixels(const View& view, DType dtype, int64_t channels)
-      : out_(view, dtype, channels, /*straight=*/true), channels_(channels) {}
+  StorePixels(const Problem& p, const View& view)
+      : rows_(view, p.dtype, p.h.in, p.w.in, p.in_channels, /*straight=*/true), channels_(p.in_channels) {}
 
-  void make_room(int64_t columns) { pixels_.resize(out_.elements(columns)); }
-  void begin(int64_t n, int64_t h, const ColumnRange& columns) { n_ = n, h_ = h, columns_ = columns; }
+  void make_room(int64_t columns) { rows_.make_room(columns); }
+  void begin(int64_t n, int64_t h, const ColumnRange& columns) { rows_.begin(n, h, columns); }
   StoreColumnsOfPass<A> epilogue(int64_t first, int64_t spacing) {
-    return {out_.at(pixels_.data(), n_, h_, columns_.first) + first * out_.pitch(), spacing * out_.pitch(), channels_};
+    return {rows_.row() + first * rows_.pitch(), spacing * rows_.pitch(), channels_};
   }
   void end() {
-    if (!out_.straight()) out_.store(pixels_.data(), n_, h_, columns_);
+    if (rows_.full()) finish();
+  }
+  void finish() {
+    if (rows_.held() > 0) rows_.store();
   }
 
  private:
-  const PixelRow<A> out_;
-  const int64_t channels_;
-  std::vector<A> pixels_;
-  int64_t n_ = 0, h_ = 0;
-  ColumnRange columns_{};
+  ResultRows<A> rows_;
+  int64_t channels_;
 };
 
 template <class A>
@@ -61,7 +61,7 @@ void grad_input(const Problem& given, const GradInputArgs& args) {
   const Factors<A> gamma(p, args.gamma, p.out_channels, static_cast<A>(p.gamma_offset), A(1));
   convolve_depthwise<A>(passes, along_w, p.batch, p.in_channels,
                         Modulated<A>{p, args.grad, args.bits, &gamma, row_loader<A>(p.dtype)},
-                        StorePixels<A>(args.grad_input, p.dtype, p.in_channels));
+                        StorePixels<A>(p, args.grad_input));
 }
 
 }  // namespace

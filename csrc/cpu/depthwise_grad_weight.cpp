@@ -3,7 +3,7 @@
 // rows of one sample, or of a long row some columns. All are cut by shapes alone.
 //
 // The input's mean m is taken out where dgamma would lose digits (centre.h). Products with padding are left out here, so
-// that U = U' + m * S, where S[tap] is the sum of u over the positions at which the tap meets no padding.
+// that U = U' + m * (sum_p u - E), where E[tap] is the sum of u over the positions at which the tap meets padding.
 #include "centre.h"
 #include "depthwise_rows.h"
 #include "depthwise_sums.h"
@@ -51,10 +51,16 @@ class DepthwiseGradWeight {
         taps_(p.h.kernel * p.w.kernel),
         vectors_(parts_of(p.out_channels, L)),
         plan_(plan_depthwise_units<A>(p)),
+        columns_at_hand_(plan_.along_w == 1 ? p.w.in : std::min(w_.extent(plan_.columns), p.w.in)),
         filters_(p, args.weight),
+        tap_sums_(args.grad_gamma != nullptr ? p.out_channels : 0),
         gamma_(p, args.gamma, round_up(p.out_channels, L), static_cast<A>(p.gamma_offset), A(1)),
         grad_weights_(weight_wanted() ? plan_.splits * split_size() : 0),
-        sums_(p, plan_.of_sample(), p.out_channels) {}
+        sums_(p, plan_.of_sample(), p.out_channels) {
+    if (tap_sums_.empty()) return;
+    for (int64_t t = 0; t < taps_; ++t)
+      for (int64_t c = 0; c < p.out_channels; ++c) tap_sums_[c] += filters_.all()[t * p.out_channels + c];
+  }
 
   void operator()() {
     parallel(plan_.blocks * plan_.splits, [&](int64_t begin, int64_t end) {
@@ -77,22 +83,20 @@ class DepthwiseGradWeight {
   // What a thread has at hand, of a block's vectors; sums of single taps are [vector][tap][lane].
   struct Workspace {
     explicit Workspace(const DepthwiseGradWeight& of)
-        : x(of.input_, of.p_.h.kernel, std::min(of.w_.extent(of.plan_.columns), of.p_.w.in),
-            std::max(of.plan_.block * L, L)),
-          grad(of.grad_, 1, of.plan_.columns, std::max(of.plan_.block * L, L)),
+        : x(of.input_, {of.p_.h.in, of.p_.w.in, of.p_.h.kernel, of.columns_at_hand_, of.plan_.block * L}),
+          grad(of.grad_, {of.p_.h.out, of.p_.w.out, 1, of.plan_.columns, of.plan_.block * L}),
           u(kDepthwiseChain * L),
           U(of.plan_.block * of.taps_ * L),
           mean(of.plan_.block * L),
           sum_g(of.plan_.block * L),
           sum_u(of.plan_.block * L),
-          inside(of.plan_.block * of.taps_ * L),
-          inside_rows(of.plan_.block * of.p_.w.kernel * L) {}
+          outside(of.plan_.block * of.taps_ * L),
+          centred(of.plan_.block) {}
     PixelRows<A, PlainPixels<A>> x, grad;
     Scratch<A> u, U, mean;
     Scratch<double> sum_g, sum_u;
-    Scratch<double> inside;       // S, over the rows that have padding above or below
-    Scratch<double> inside_rows;  // and over the others, for which it is the same in all rows of the kernel
-    bool centred = false;
+    Scratch<double> outside;    // E
+    std::vector<char> centred;  // whether a vector of m has other numbers than 0
     A* grad_weight = nullptr;  // the split's, [vector][tap][lane], or null where it is not wanted
   };
 
@@ -123,9 +127,8 @@ class DepthwiseGradWeight {
           number, n, h, std::min(plan_.rows, p_.h.out - h), {w, std::min(plan_.columns, p_.w.out - w)}};
       if (loaded != n * plan_.along_w + cut) {
         loaded = n * plan_.along_w + cut;
-        const int64_t low = w * w_.step + w_.low(), from = std::clamp<int64_t>(low, 0, p_.w.in);
-        const int64_t to = std::clamp<int64_t>(low + w_.extent(unit.columns.count), from, p_.w.in);
-        space.x.begin(n, {from, to - from}, {c0, c1 - c0});
+        const int64_t low = w * w_.step + w_.low(), high = low + w_.extent(unit.columns.count);
+        space.x.begin(n, columns_at_hand(p_.w.in, columns_at_hand_, low, high), {c0, c1 - c0});
         space.grad.begin(n, unit.columns, {c0, c1 - c0});
       }
       run_unit(unit, v0, count, space);
@@ -135,7 +138,7 @@ class DepthwiseGradWeight {
   void run_unit(const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
     space.U.zero(count * taps_ * L);
     space.sum_g.zero(count * L), space.sum_u.zero(count * L);
-    space.centred = false;
+    std::fill(space.centred.begin(), space.centred.end(), false);
     const A* rows[kMostDepthwiseTaps] = {};
     for (int64_t h = unit.h; h < unit.h + unit.rows; ++h) {
       if (args_.products_wanted()) {
@@ -155,9 +158,10 @@ class DepthwiseGradWeight {
   }
 
   // m of each channel, from some elements of the rows that the unit's first row meets: any number will do. It is 0 where
-  // the mean is small beside the elements.
+  // less than a third of what the elements' squares come to is the mean's, so that taking it out would hardly help; which
+  // is also so of a few elements that are larger than the rest.
   void find_means(const A* const* rows, const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
-    constexpr int64_t kSamples = 32;
+    constexpr int64_t kSamples = 32, kLeastSamples = 4;
     const int64_t low = unit.columns.first * w_.step + w_.low(), from = std::clamp<int64_t>(low, 0, p_.w.in);
     const int64_t columns = std::clamp<int64_t>(low + w_.extent(unit.columns.count), from, p_.w.in) - from;
     int64_t there = 0;
@@ -166,23 +170,20 @@ class DepthwiseGradWeight {
     for (int64_t v = 0; v < count; ++v) {
       const int64_t c = channel_of(v0 + v);
       Vector<A> sum{}, squares{};
-      int64_t samples = 0;
+      A samples = 0;
       for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
         for (int64_t w = kh % step; rows[kh] != nullptr && w < columns; w += step, ++samples) {
           const Vector<A> x = load(rows[kh] + (from + w) * space.x.pitch() + c);
           sum += x, squares += x * x;
         }
-      for (int64_t lane = 0; lane < L; ++lane) {
-        const A mean = samples == 0 || lane >= end_lane(v0 + v) ? A(0) : finite_mean(sum[lane], samples);
-        const bool large = samples > 0 && has_mean(static_cast<double>(mean) * mean,
-                                                   static_cast<double>(squares[lane]) / samples, samples);
-        space.mean[v * L + lane] = large ? mean : A(0);
-        space.centred = space.centred || large;
-      }
+      const Mask<A> large = 3 * sum * sum > samples * squares;  // not of what is not finite, which would spread
+      const Mask<A> used = lane_numbers<A>() < static_cast<typename VectorOf<A>::integer>(end_lane(v0 + v));
+      const Mask<A> taken = samples < kLeastSamples ? Mask<A>{} : large & used;
+      store(space.mean + v * L, taken ? sum / samples : Vector<A>{});
+      space.centred[v] = to_bits<A>(taken) != 0;
+      if (!space.centred[v]) continue;
+      std::fill_n(space.outside + v * taps_ * L, taps_ * L, 0.0);
     }
-    if (!space.centred) return;
-    space.inside.zero(count * taps_ * L);
-    space.inside_rows.zero(count * p_.w.kernel * L);
   }
 
   // At most kDepthwiseChain columns of a row, of one vector of channels.
@@ -197,35 +198,33 @@ class DepthwiseGradWeight {
     double *sum_g = space.sum_g + v * L, *sum_u = space.sum_u + v * L;
     for (int64_t lane = 0; lane < L; ++lane) sum_g[lane] += sums.g[lane], sum_u[lane] += sums.u[lane];
     if (!args_.products_wanted()) return;
-    const AddDepthwiseProducts<A> add = depthwise_adder<A>(p_.w.kernel, p_.w.stride, space.centred);
-    const Vector<A> mean = space.centred ? load(space.mean + v * L) : Vector<A>{};
+    const AddDepthwiseProducts<A> add = depthwise_adder<A>(p_.w.kernel, p_.w.stride, space.centred[v]);
+    const Vector<A> mean = space.centred[v] ? load(space.mean + v * L) : Vector<A>{};
     DepthwiseRun<A> run{columns.first, columns.first + columns.count, nullptr, space.x.pitch(), p_.w.in, w_.low()};
-    bool all_rows = true;
     for (int64_t kh = 0; kh < p_.h.kernel; ++kh) {
-      if (rows[kh] == nullptr) {
-        all_rows = false;
-        continue;
+      const int64_t place = (v * taps_ + kh * p_.w.kernel) * L;
+      if (rows[kh] != nullptr) {
+        run.x = rows[kh] + c;
+        add(space.u, run, mean, space.U + place);
       }
-      run.x = rows[kh] + c;
-      add(space.u, run, mean, space.U + (v * taps_ + kh * p_.w.kernel) * L);
+      if (space.centred[v]) add_outside(run, rows[kh] == nullptr ? &sums.u : nullptr, space.u, space.outside + place);
     }
-    if (!space.centred) return;
-    if (all_rows) return add_inside(run, sums.u, space.u, space.inside_rows + v * p_.w.kernel * L);
-    for (int64_t kh = 0; kh < p_.h.kernel; ++kh)
-      if (rows[kh] != nullptr)
-        add_inside(run, sums.u, space.u, space.inside + (v * taps_ + kh * p_.w.kernel) * L);
   }
 
-  // Adds the sum of u over the columns at which each tap of a row of the kernel meets no padding.
-  void add_inside(const DepthwiseRun<A>& run, Vector<A> all, const A* u, double* inside) const {
-    for (int64_t t = 0; t < p_.w.kernel; ++t, inside += L) {
-      for (int64_t lane = 0; lane < L; ++lane) inside[lane] += all[lane];
-      const int64_t begin = run.begin_inside(t, w_.step), end = run.end_inside(t, w_.step);
-      for (int64_t w = run.first; w < run.last; ++w) {
-        if (w == begin) w = end;
-        if (w >= run.last) break;
-        for (int64_t lane = 0; lane < L; ++lane) inside[lane] -= u[(w - run.first) * L + lane];
+  // Adds the sum of u over the columns at which each tap of a row of the kernel meets padding: over all, where the row
+  // does.
+  void add_outside(const DepthwiseRun<A>& run, const Vector<A>* all, const A* u, double* outside) const {
+    for (int64_t t = 0; t < p_.w.kernel; ++t, outside += L) {
+      const auto add = [&](Vector<A> v) {
+        for (int64_t lane = 0; lane < L; ++lane) outside[lane] += v[lane];
+      };
+      if (all != nullptr) {
+        add(*all);
+        continue;
       }
+      const int64_t begin = run.begin_inside(t, w_.step), end = run.end_inside(t, w_.step);
+      for (int64_t w = run.first; w < begin; ++w) add(load(u + (w - run.first) * L));
+      for (int64_t w = end; w < run.last; ++w) add(load(u + (w - run.first) * L));
     }
   }
 
@@ -233,45 +232,43 @@ class DepthwiseGradWeight {
   void finish_unit(const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
     for (int64_t v = 0; v < count; ++v) {
       const int64_t c = channel_of(v0 + v);
-      Vector<A> product{};
-      double shifted[L] = {};  // <W, m S>, which is as large as what it cancels
-      if (space.centred) put_means_back(unit.n, v, c, shifted, space);
-      if (args_.products_wanted()) product = use_products(unit.n, v, c, space);
-      const bool gamma_wanted = args_.grad_gamma != nullptr;
+      double product[L] = {};  // <W, U' - m E>
+      if (space.centred[v]) put_means_back(unit.n, v, c, product, space);
+      if (args_.products_wanted()) use_products(unit.n, v, c, product, space);
+      double *sum_g = sums_.at(UnitSums::g, unit.number, 0) + c, *sum_u = sums_.at(UnitSums::u, unit.number, 0) + c,
+             *products = sums_.product(0, unit.number, 0) + c;
+      long double* shifts = sums_.shift(0, unit.number, 0) + c;
       for (int64_t lane = first_lane(v0 + v); lane < end_lane(v0 + v); ++lane) {
-        sums_.at(UnitSums::g, unit.number, 0)[c + lane] = space.sum_g[v * L + lane];
-        sums_.at(UnitSums::u, unit.number, 0)[c + lane] = space.sum_u[v * L + lane];
-        sums_.product(0, unit.number, 0)[c + lane] = gamma_wanted ? product[lane] + shifted[lane] : 0;
+        sum_g[lane] = space.sum_g[v * L + lane], sum_u[lane] = space.sum_u[v * L + lane];
+        products[lane] = product[lane];
+        if (space.centred[v]) shifts[lane] = tap_sums_[c + lane] * space.mean[v * L + lane];
       }
     }
   }
 
-  // Returns <W, U'> and adds gamma * U' to dW.
-  Vector<A> use_products(int64_t n, int64_t v, int64_t c, Workspace& space) {
-    Vector<A> product{};
+  // Adds gamma * U' to dW and <W, U'> to `product`.
+  void use_products(int64_t n, int64_t v, int64_t c, double* product, Workspace& space) {
     const Vector<A> gamma = load(gamma_.at(n, 0) + c);
     for (int64_t t = 0; t < taps_; ++t) {
-      const Vector<A> value = load(space.U + (v * taps_ + t) * L);
-      product += load(filters_.all() + t * p_.out_channels + c) * value;
+      const A *values = space.U + (v * taps_ + t) * L, *weight = filters_.all() + t * p_.out_channels + c;
+      for (int64_t lane = 0; lane < L; ++lane) product[lane] += static_cast<double>(weight[lane]) * values[lane];
       if (space.grad_weight == nullptr) continue;
       A* at = space.grad_weight + (v * taps_ + t) * L;
-      store(at, load(at) + gamma * value);
+      store(at, load(at) + gamma * load(values));
     }
-    return product;
   }
 
-  // Adds gamma * m * S to dW and <W, m S> to `shifted`.
-  void put_means_back(int64_t n, int64_t v, int64_t c, double* shifted, Workspace& space) {
+  // Adds gamma * m * (sum_p u - E) to dW and takes <W, m E> from `product`.
+  void put_means_back(int64_t n, int64_t v, int64_t c, double* product, Workspace& space) {
     const A *mean = space.mean + v * L, *gamma = gamma_.at(n, 0) + c;
+    const double* sum_u = space.sum_u + v * L;
     for (int64_t t = 0; t < taps_; ++t) {
-      const double *inside = space.inside + (v * taps_ + t) * L,
-                   *inside_rows = space.inside_rows + (v * p_.w.kernel + t % p_.w.kernel) * L;
+      const double* outside = space.outside + (v * taps_ + t) * L;
       const A* weight = filters_.all() + t * p_.out_channels + c;
       A* to = space.grad_weight == nullptr ? nullptr : space.grad_weight + (v * taps_ + t) * L;
       for (int64_t lane = 0; lane < L; ++lane) {
-        const double sum = mean[lane] * (inside[lane] + inside_rows[lane]);
-        shifted[lane] += weight[lane] * sum;
-        if (to != nullptr) to[lane] += static_cast<A>(gamma[lane] * sum);
+        product[lane] -= static_cast<double>(weight[lane]) * mean[lane] * outside[lane];
+        if (to != nullptr) to[lane] += static_cast<A>(gamma[lane] * (mean[lane] * (sum_u[lane] - outside[lane])));
       }
     }
   }
@@ -297,7 +294,9 @@ class DepthwiseGradWeight {
   const Taps h_, w_;
   const int64_t taps_, vectors_;
   const DepthwiseUnits plan_;
+  const int64_t columns_at_hand_;  // of a row of the input
   const DepthwiseFilters<A> filters_;
+  std::vector<Wide<A>> tap_sums_;  // w of each channel (centre.h), where dgamma is wanted
   const Factors<A> gamma_;
   Scratch<A> grad_weights_;  // of each split, [vector][tap][lane]
   UnitSums sums_;

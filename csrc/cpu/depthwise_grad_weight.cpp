@@ -2,8 +2,8 @@
 // lanes. A task is a block of channels and some units, one after another, whose dW is summed together; a unit is some
 // rows of one sample, or of a long row some columns. All are cut by shapes alone.
 //
-// The input's mean m is taken out where dgamma would lose digits (centre.h). Products with padding are left out here, so
-// that U = U' + m * (sum_p u - E), where E[tap] is the sum of u over the positions at which the tap meets padding.
+// The input's mean m is taken out where dgamma would lose digits (centre.h). Products with padding are left out here,
+// so that U = U' + m * (sum_p u - E), where E[tap] is the sum of u over the positions at which the tap meets padding.
 #include "centre.h"
 #include "depthwise_rows.h"
 #include "depthwise_sums.h"
@@ -85,7 +85,7 @@ class DepthwiseGradWeight {
     explicit Workspace(const DepthwiseGradWeight& of)
         : x(of.input_, {of.p_.h.in, of.p_.w.in, of.p_.h.kernel, of.columns_at_hand_, of.plan_.block * L}),
           grad(of.grad_, {of.p_.h.out, of.p_.w.out, 1, of.plan_.columns, of.plan_.block * L}),
-          u(kDepthwiseChain * L),
+          u(kDepthwiseChain<A> * L),
           U(of.plan_.block * of.taps_ * L),
           mean(of.plan_.block * L),
           sum_g(of.plan_.block * L),
@@ -94,19 +94,16 @@ class DepthwiseGradWeight {
           centred(of.plan_.block) {}
     PixelRows<A, PlainPixels<A>> x, grad;
     Scratch<A> u, U, mean;
-    Scratch<double> sum_g, sum_u;
-    Scratch<double> outside;    // E
-    std::vector<char> centred;  // whether a vector of m has other numbers than 0
-    A* grad_weight = nullptr;  // the split's, [vector][tap][lane], or null where it is not wanted
+    Scratch<Wide<A>> sum_g, sum_u, outside;  // the last of them is E
+    std::vector<char> centred;               // whether a vector of m has other numbers than 0
+    A* grad_weight = nullptr;                // the split's, [vector][tap][lane], or null where it is not wanted
   };
 
   bool weight_wanted() const { return args_.grad_weight.data != nullptr; }
   int64_t split_size() const { return vectors_ * taps_ * L; }
 
   // The first channel of a vector. The last one begins further back where it would not be full.
-  int64_t channel_of(int64_t vector) const {
-    return std::max<int64_t>(std::min(vector * L, p_.out_channels - L), 0);
-  }
+  int64_t channel_of(int64_t vector) const { return std::max<int64_t>(std::min(vector * L, p_.out_channels - L), 0); }
   // Its lanes that the vector before has not.
   int64_t first_lane(int64_t vector) const { return vector * L - channel_of(vector); }
   int64_t end_lane(int64_t vector) const { return std::min(p_.out_channels - channel_of(vector), L); }
@@ -123,8 +120,7 @@ class DepthwiseGradWeight {
     for (int64_t number = units * split / plan_.splits; number < end; ++number) {
       const int64_t n = number / plan_.of_sample(), place = number % plan_.of_sample();
       const int64_t cut = place / plan_.along_h, h = place % plan_.along_h * plan_.rows, w = cut * plan_.columns;
-      const Unit unit{
-          number, n, h, std::min(plan_.rows, p_.h.out - h), {w, std::min(plan_.columns, p_.w.out - w)}};
+      const Unit unit{number, n, h, std::min(plan_.rows, p_.h.out - h), {w, std::min(plan_.columns, p_.w.out - w)}};
       if (loaded != n * plan_.along_w + cut) {
         loaded = n * plan_.along_w + cut;
         const int64_t low = w * w_.step + w_.low(), high = low + w_.extent(unit.columns.count);
@@ -137,7 +133,7 @@ class DepthwiseGradWeight {
 
   void run_unit(const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
     space.U.zero(count * taps_ * L);
-    space.sum_g.zero(count * L), space.sum_u.zero(count * L);
+    std::fill_n(space.sum_g + 0, count * L, Wide<A>(0)), std::fill_n(space.sum_u + 0, count * L, Wide<A>(0));
     std::fill(space.centred.begin(), space.centred.end(), false);
     const A* rows[kMostDepthwiseTaps] = {};
     for (int64_t h = unit.h; h < unit.h + unit.rows; ++h) {
@@ -149,17 +145,17 @@ class DepthwiseGradWeight {
         if (args_.grad_gamma != nullptr && h == unit.h) find_means(rows, unit, v0, count, space);
       }
       const A* grad = space.grad.row(h);
-      for (int64_t w = unit.columns.first; w < unit.columns.first + unit.columns.count; w += kDepthwiseChain) {
-        const int64_t last = std::min(w + kDepthwiseChain, unit.columns.first + unit.columns.count);
+      for (int64_t w = unit.columns.first; w < unit.columns.first + unit.columns.count; w += kDepthwiseChain<A>) {
+        const int64_t last = std::min(w + kDepthwiseChain<A>, unit.columns.first + unit.columns.count);
         for (int64_t v = 0; v < count; ++v) add_run(rows, grad, {unit.n, h, w, last - w}, v0 + v, v, space);
       }
     }
     finish_unit(unit, v0, count, space);
   }
 
-  // m of each channel, from some elements of the rows that the unit's first row meets: any number will do. It is 0 where
-  // less than a third of what the elements' squares come to is the mean's, so that taking it out would hardly help; which
-  // is also so of a few elements that are larger than the rest.
+  // m of each channel, from some elements of the rows that the unit's first row meets: any number will do. It is 0
+  // where less than a third of what the elements' squares come to is the mean's, so that taking it out would hardly
+  // help; which is also so of a few elements that are larger than the rest.
   void find_means(const A* const* rows, const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
     constexpr int64_t kSamples = 32, kLeastSamples = 4;
     const int64_t low = unit.columns.first * w_.step + w_.low(), from = std::clamp<int64_t>(low, 0, p_.w.in);
@@ -182,11 +178,11 @@ class DepthwiseGradWeight {
       store(space.mean + v * L, taken ? sum / samples : Vector<A>{});
       space.centred[v] = to_bits<A>(taken) != 0;
       if (!space.centred[v]) continue;
-      std::fill_n(space.outside + v * taps_ * L, taps_ * L, 0.0);
+      std::fill_n(space.outside + v * taps_ * L, taps_ * L, Wide<A>(0));
     }
   }
 
-  // At most kDepthwiseChain columns of a row, of one vector of channels.
+  // At most kDepthwiseChain<A> columns of a row, of one vector of channels.
   void add_run(const A* const* rows, const A* grad, const ColumnRun& columns, int64_t vector, int64_t v,
                Workspace& space) {
     const int64_t c = channel_of(vector);
@@ -195,8 +191,8 @@ class DepthwiseGradWeight {
     SlopedColumns<A> sums;
     sums.load_to(space.u, grad + columns.first * space.grad.pitch(), space.grad.pitch(), columns.count, bits,
                  p_.bit_row(), c, end_lane(vector), static_cast<A>(p_.lower_slope));
-    double *sum_g = space.sum_g + v * L, *sum_u = space.sum_u + v * L;
-    for (int64_t lane = 0; lane < L; ++lane) sum_g[lane] += sums.g[lane], sum_u[lane] += sums.u[lane];
+    sums.g.add_to(space.sum_g + v * L);
+    sums.u.add_to(space.sum_u + v * L);
     if (!args_.products_wanted()) return;
     const AddDepthwiseProducts<A> add = depthwise_adder<A>(p_.w.kernel, p_.w.stride, space.centred[v]);
     const Vector<A> mean = space.centred[v] ? load(space.mean + v * L) : Vector<A>{};
@@ -207,24 +203,19 @@ class DepthwiseGradWeight {
         run.x = rows[kh] + c;
         add(space.u, run, mean, space.U + place);
       }
-      if (space.centred[v]) add_outside(run, rows[kh] == nullptr ? &sums.u : nullptr, space.u, space.outside + place);
+      if (space.centred[v]) add_outside(run, rows[kh] == nullptr, space.u, space.outside + place);
     }
   }
 
-  // Adds the sum of u over the columns at which each tap of a row of the kernel meets padding: over all, where the row
-  // does.
-  void add_outside(const DepthwiseRun<A>& run, const Vector<A>* all, const A* u, double* outside) const {
+  // Adds the sum of u over the columns at which each tap of a row of the kernel meets padding: all, where the row does.
+  void add_outside(const DepthwiseRun<A>& run, bool all, const A* u, Wide<A>* outside) const {
     for (int64_t t = 0; t < p_.w.kernel; ++t, outside += L) {
-      const auto add = [&](Vector<A> v) {
-        for (int64_t lane = 0; lane < L; ++lane) outside[lane] += v[lane];
-      };
-      if (all != nullptr) {
-        add(*all);
-        continue;
-      }
-      const int64_t begin = run.begin_inside(t, w_.step), end = run.end_inside(t, w_.step);
-      for (int64_t w = run.first; w < begin; ++w) add(load(u + (w - run.first) * L));
-      for (int64_t w = end; w < run.last; ++w) add(load(u + (w - run.first) * L));
+      const int64_t begin = all ? run.last : run.begin_inside(t, w_.step),
+                    end = all ? run.last : run.end_inside(t, w_.step);
+      ExactSum<A> sum;
+      for (int64_t w = run.first; w < begin; ++w) sum.add(load(u + (w - run.first) * L));
+      for (int64_t w = end; w < run.last; ++w) sum.add(load(u + (w - run.first) * L));
+      sum.add_to(outside);
     }
   }
 
@@ -232,26 +223,27 @@ class DepthwiseGradWeight {
   void finish_unit(const Unit& unit, int64_t v0, int64_t count, Workspace& space) {
     for (int64_t v = 0; v < count; ++v) {
       const int64_t c = channel_of(v0 + v);
-      double product[L] = {};  // <W, U' - m E>
+      Wide<A> product[L] = {};  // <W, U' - m E>
       if (space.centred[v]) put_means_back(unit.n, v, c, product, space);
       if (args_.products_wanted()) use_products(unit.n, v, c, product, space);
       double *sum_g = sums_.at(UnitSums::g, unit.number, 0) + c, *sum_u = sums_.at(UnitSums::u, unit.number, 0) + c,
              *products = sums_.product(0, unit.number, 0) + c;
       long double* shifts = sums_.shift(0, unit.number, 0) + c;
       for (int64_t lane = first_lane(v0 + v); lane < end_lane(v0 + v); ++lane) {
-        sum_g[lane] = space.sum_g[v * L + lane], sum_u[lane] = space.sum_u[v * L + lane];
-        products[lane] = product[lane];
+        sum_g[lane] = static_cast<double>(space.sum_g[v * L + lane]);
+        sum_u[lane] = static_cast<double>(space.sum_u[v * L + lane]);
+        products[lane] = static_cast<double>(product[lane]);
         if (space.centred[v]) shifts[lane] = tap_sums_[c + lane] * space.mean[v * L + lane];
       }
     }
   }
 
   // Adds gamma * U' to dW and <W, U'> to `product`.
-  void use_products(int64_t n, int64_t v, int64_t c, double* product, Workspace& space) {
+  void use_products(int64_t n, int64_t v, int64_t c, Wide<A>* product, Workspace& space) {
     const Vector<A> gamma = load(gamma_.at(n, 0) + c);
     for (int64_t t = 0; t < taps_; ++t) {
       const A *values = space.U + (v * taps_ + t) * L, *weight = filters_.all() + t * p_.out_channels + c;
-      for (int64_t lane = 0; lane < L; ++lane) product[lane] += static_cast<double>(weight[lane]) * values[lane];
+      for (int64_t lane = 0; lane < L; ++lane) product[lane] += static_cast<Wide<A>>(weight[lane]) * values[lane];
       if (space.grad_weight == nullptr) continue;
       A* at = space.grad_weight + (v * taps_ + t) * L;
       store(at, load(at) + gamma * load(values));
@@ -259,15 +251,15 @@ class DepthwiseGradWeight {
   }
 
   // Adds gamma * m * (sum_p u - E) to dW and takes <W, m E> from `product`.
-  void put_means_back(int64_t n, int64_t v, int64_t c, double* product, Workspace& space) {
+  void put_means_back(int64_t n, int64_t v, int64_t c, Wide<A>* product, Workspace& space) {
     const A *mean = space.mean + v * L, *gamma = gamma_.at(n, 0) + c;
-    const double* sum_u = space.sum_u + v * L;
+    const Wide<A>* sum_u = space.sum_u + v * L;
     for (int64_t t = 0; t < taps_; ++t) {
-      const double* outside = space.outside + (v * taps_ + t) * L;
+      const Wide<A>* outside = space.outside + (v * taps_ + t) * L;
       const A* weight = filters_.all() + t * p_.out_channels + c;
       A* to = space.grad_weight == nullptr ? nullptr : space.grad_weight + (v * taps_ + t) * L;
       for (int64_t lane = 0; lane < L; ++lane) {
-        product[lane] -= static_cast<double>(weight[lane]) * mean[lane] * outside[lane];
+        product[lane] -= static_cast<Wide<A>>(weight[lane]) * mean[lane] * outside[lane];
         if (to != nullptr) to[lane] += static_cast<A>(gamma[lane] * (mean[lane] * (sum_u[lane] - outside[lane])));
       }
     }

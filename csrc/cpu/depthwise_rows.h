@@ -126,9 +126,9 @@ struct DepthwisePlan {
 
 template <class A>
 DepthwisePlan plan_depthwise(int64_t batch, int64_t channels, int64_t rows, int64_t columns, int64_t kernel_rows) {
-  constexpr int64_t kRowBytes = 64 << 10;               // of a task's row: those that a row reads stay in L2
+  constexpr int64_t kRowBytes = 64 << 10;                // of a task's row: those that a row reads stay in L2
   constexpr int64_t kLeastColumns = 64, kLeastRows = 2;  // so that few are loaded twice; rows for each of the kernel's
-  constexpr int64_t kTasksOfThread = 4;                 // at least, where that leaves each so much
+  constexpr int64_t kTasksOfThread = 4;                  // at least, where that leaves each so much
   const auto parts = [](int64_t total, int64_t size) { return (total + size - 1) / size; };
   const int64_t wanted = kTasksOfThread * thread_count();
   const int64_t fit = kRowBytes / static_cast<int64_t>(sizeof(A)) / channels;
@@ -142,7 +142,8 @@ DepthwisePlan plan_depthwise(int64_t batch, int64_t channels, int64_t rows, int6
 }
 
 // Goes over the destination row by row:
-//   sink.begin(n, h, columns);  then sum_depthwise_row with sink.epilogue(first, spacing) of each pass;  then sink.end()
+//   sink.begin(n, h, columns);  then sum_depthwise_row with sink.epilogue(first, spacing) of each pass;  then
+//   sink.end()
 // and at the end of a task, whose rows follow one another, sink.finish(). The passes stand together by the rows that
 // they write, `along_row` of them for each. Source and sink are copied for every thread, and sink.make_room(columns) is
 // called first, with the most of a row.
@@ -172,7 +173,8 @@ void convolve_depthwise(const std::vector<DepthwisePass<A>>& passes, size_t alon
       const int64_t w0 = task % plan.along_w * plan.columns, w1 = std::min(w0 + plan.columns, columns);
       const int64_t block = task / plan.along_w, n = block / plan.along_h;
       const int64_t h0 = block % plan.along_h * plan.rows, h1 = std::min(h0 + plan.rows, rows);
-      x.begin(n, columns_at_hand(first.source, at_hand, w0 * step + low_w, (w1 - 1) * step + high_w + 1), {0, channels});
+      x.begin(n, columns_at_hand(first.source, at_hand, w0 * step + low_w, (w1 - 1) * step + high_w + 1),
+              {0, channels});
       const int64_t to = w0 * spacing;
       const ColumnRange destination{to, std::min(w1 * spacing, last_column + 1) - to};
       for (int64_t i = h0; i < h1; ++i)
@@ -188,10 +190,14 @@ void convolve_depthwise(const std::vector<DepthwisePass<A>>& passes, size_t alon
             const Taps& w = passes[q].w;
             const int64_t taps = w.offset.size(), last = std::min(w1, w.count);
             if (last <= w0) continue;
-            const DepthwiseRow<A> row{kernel_rows.data(), taps == 0 ? 0 : static_cast<int64_t>(h.offset.size()),
-                                      x.pitch(),          w.source,
-                                      w.low(),            passes[q].filters.data(),
-                                      channels,           w0,
+            const DepthwiseRow<A> row{kernel_rows.data(),
+                                      taps == 0 ? 0 : static_cast<int64_t>(h.offset.size()),
+                                      x.pitch(),
+                                      w.source,
+                                      w.low(),
+                                      passes[q].filters.data(),
+                                      channels,
+                                      w0,
                                       last - w0};
             sum_depthwise_row<A>(std::max<int64_t>(taps, 1), step, row, sink.epilogue(w.first, spacing));
           }

@@ -2,11 +2,15 @@
 // sums of the taps of a kernel row stay in registers.
 #pragma once
 
+#include <cmath>
+
 #include "depthwise_tile.h"
 
 namespace film::FILM_ISA {
 
-constexpr int64_t kDepthwiseChain = 64;  // columns that are added in one chain; a longer one would lose digits
+// Columns that are added in one chain; a longer one would lose digits, of which plain PyTorch keeps more in float64.
+template <class A>
+constexpr int64_t kDepthwiseChain = sizeof(A) == 8 ? 16 : 64;
 
 // Columns [first, last) of the destination, and what they meet in a row of the source: its channels at column 0, the
 // distance from column to column, how many columns there are, and which the first tap of destination column 0 meets.
@@ -90,10 +94,35 @@ AddDepthwiseProducts<A> depthwise_adder(int64_t taps, int64_t step, bool centred
   return found;
 }
 
+// A vector of sums. Of doubles what each addition rounds off (Knuth's TwoSum) is summed too.
+template <class A>
+class ExactSum {
+ public:
+  void add(Vector<A> v) {
+    const Vector<A> before = sum_;
+    sum_ += v;
+    if constexpr (sizeof(A) == 8) {
+      const Vector<A> part = sum_ - before;
+      lost_ += (before - (sum_ - part)) + (v - part);
+    }
+  }
+  // Adds them to wider ones.
+  template <class W>
+  void add_to(W* sums) const {
+    for (int lane = 0; lane < kLanes<A>; ++lane) {
+      sums[lane] += sum_[lane];
+      if constexpr (sizeof(A) == 8) sums[lane] += std::isfinite(lost_[lane]) ? lost_[lane] : 0;
+    }
+  }
+
+ private:
+  Vector<A> sum_{}, lost_{};
+};
+
 // u = g * slope(bits) of the columns of a run, a vector each, and the sums of g and u.
 template <class A>
 struct SlopedColumns {
-  Vector<A> g{}, u{};
+  ExactSum<A> g, u;
 
   // `bits` are those of the first column, or null; `lanes` are channels.
   void load_to(A* out, const A* grad, int64_t pitch, int64_t count, const uint8_t* bits, int64_t bit_row, int64_t c,
@@ -101,13 +130,13 @@ struct SlopedColumns {
     const Vector<A> zero{}, slope = splat(lower);
     for (int64_t j = 0; j < count; ++j) {
       const Vector<A> v = load(grad + j * pitch + c);
-      g += v;
+      g.add(v);
       Vector<A> sloped = v;
       if (bits != nullptr) {
         const Mask<A> upper = from_bits<A>(bits_at(bits + j * bit_row, c, lanes));
         sloped = upper ? v : (lower == 0 ? zero : v * slope);
       }
-      u += sloped;
+      u.add(sloped);
       store(out + j * kLanes<A>, sloped);
     }
   }

@@ -1,5 +1,5 @@
-// The register tile of a depthwise convolution: sums of some neighbouring columns x one vector of channels. A row of the
-// kernel is loaded once for all of these columns, and a column of the source once for all taps that meet it.
+// The register tile of a depthwise convolution: sums of some neighbouring columns x one vector of channels. A row of
+// the kernel is loaded once for all of these columns, and a column of the source once for all taps that meet it.
 #pragma once
 
 #include "depthwise.h"
@@ -16,13 +16,13 @@ constexpr int kDepthwiseColumns = 4;
 // A row of the destination, or some of its columns, and what it reads. Its columns are those of a pass, from 0 on.
 template <class A>
 struct DepthwiseRow {
-  const A* const* x;      // for each kernel row, column 0 of the source row that it meets, or null in the padding
-  int64_t kernel_rows;    //
-  int64_t pitch;          // elements from one column of the source to the next
-  int64_t columns, low;   // of the source, and which of them the first tap of destination column 0 meets
-  const A* filters;       // [tap][channel]
-  int64_t channels;       //
-  int64_t first, count;   // destination columns
+  const A* const* x;     // for each kernel row, column 0 of the source row that it meets, or null in the padding
+  int64_t kernel_rows;   //
+  int64_t pitch;         // elements from one column of the source to the next
+  int64_t columns, low;  // of the source, and which of them the first tap of destination column 0 meets
+  const A* filters;      // [tap][channel]
+  int64_t channels;      //
+  int64_t first, count;  // destination columns
 };
 
 // Adds a run of columns from source column `begin` on. Products with padding are left out: those with the source

@@ -97,7 +97,7 @@ LAYERS = (
     ConvLayer("depthwise, 1d", (2, 20, 600), (20, 1, 5), 2, groups=20, activation="none"),
     ConvLayer("smooth, planes", (4, 3, 20, 24), (10, 3, 3, 3), 1, activation="silu"),
     ConvLayer("smooth, 1x1, pre", (4, 64, 14, 14), (64, 64, 1, 1), activation="gelu", film_position="pre"),
-    ConvLayer("smooth, depthwise, pre", (2, 20, 16, 30), (20, 1, 3, 3), 1, groups=20, activation="gelu", film_position="pre"),
+    ConvLayer("smooth, depthwise", (2, 20, 16, 30), (20, 1, 3, 3), 1, groups=20, activation="gelu"),
     ConvLayer("smooth, direct", (2, 32, 17, 17), (32, 32, 3, 3), 1, 2, activation="mish"),
     ConvLayer("smooth, 3x3, pre", (2, 32, 20, 20), (32, 32, 3, 3), 1, activation="silu", film_position="pre"),
     ConvLayer("smooth, 3x3", (3, 36, 28, 28), (36, 36, 3, 3), 1, activation="gelu"),

@@ -141,6 +141,17 @@ def test_empty_results(backend, size):
         assert t.grad.shape == t.shape and (t.grad == 0).all()
 
 
+@pytest.mark.parametrize("size", [(2, 8, 0, 5), (2, 8, 5, 0)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_results_of_padding_alone(size, stride):
+    """Which plain PyTorch refuses."""
+    input, weight, bias = torch.randn(size, requires_grad=True), torch.randn(8, 1, 3, 3), torch.randn(8)
+    y = film_kernels.conv_film(input, weight, bias, stride=stride, padding=2, groups=8, backend="cpu")
+    assert torch.equal(y, bias.relu()[:, None, None].expand_as(y))
+    y.sum().backward()
+    assert input.grad.shape == size
+
+
 def test_zero_input_channels_are_as_plain_pytorch_has_them():
     input, weight = torch.zeros(2, 0, 5, 5), torch.zeros(4, 0, 3, 3)
     assert film_kernels.conv_film(input, weight).shape == torch.nn.functional.conv2d(input, weight).shape

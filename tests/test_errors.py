@@ -49,9 +49,9 @@ def test_errors_of_cpu_kernels(layer, kind):
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize(("layer", "kind"), of_names(
-    ("planes", "1x1", "direct, groups", "3x3 large", "1x3", "5x5", "7x7", "depthwise", "smooth, planes", "smooth, 3x3, pre",
-     "group, planes", "batch, planes", "none, planes", "group, pixels, relu", "channel, planes, many", "l2, planes",
-     "rms, pixels, post", "channel, pixels"),
+    ("planes", "1x1", "direct, groups", "3x3 large", "1x3", "5x5", "7x7", "depthwise", "smooth, planes",
+     "smooth, 3x3, pre", "group, planes", "batch, planes", "none, planes", "group, pixels, relu",
+     "channel, planes, many", "l2, planes", "rms, pixels, post", "channel, pixels"),
     (CANCELS, "image", "max pool 4", "constant weight", "mean of 10000", "long input"),
 ))  # fmt: skip
 def test_errors_of_cpu_kernels_in_16_bits(layer, kind, dtype):

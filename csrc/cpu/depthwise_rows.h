@@ -21,8 +21,8 @@ constexpr int64_t kColumnsTogether = 112;
 
 // How many of them: one, where tasks have parts of rows.
 inline int64_t rows_together(const View& view, int64_t rows, int64_t columns, bool whole_rows) {
-  const bool dense = view.h == columns * view.w;
-  return whole_rows && dense ? std::clamp<int64_t>(kColumnsTogether / columns, 1, rows) : 1;
+  if (!whole_rows || rows * columns == 0 || view.h != columns * view.w) return 1;
+  return std::clamp<int64_t>(kColumnsTogether / columns, 1, rows);
 }
 
 // The source itself: read where it lies, if that can be.
@@ -142,8 +142,7 @@ DepthwisePlan plan_depthwise(int64_t batch, int64_t channels, int64_t rows, int6
 }
 
 // Goes over the destination row by row:
-//   sink.begin(n, h, columns);  then sum_depthwise_row with sink.epilogue(first, spacing) of each pass;  then
-//   sink.end()
+//   sink.begin(n, h, columns), sum_depthwise_row with sink.epilogue(first, spacing) of each pass, sink.end()
 // and at the end of a task, whose rows follow one another, sink.finish(). The passes stand together by the rows that
 // they write, `along_row` of them for each. Source and sink are copied for every thread, and sink.make_room(columns) is
 // called first, with the most of a row.

@@ -16,12 +16,12 @@ constexpr int kDepthwiseColumns = 4;
 // A row of the destination, or some of its columns, and what it reads. Its columns are those of a pass, from 0 on.
 template <class A>
 struct DepthwiseRow {
-  const A* const* x;     // for each kernel row, column 0 of the source row that it meets, or null in the padding
-  int64_t kernel_rows;   //
+  const A* const* x;     // for each row of the kernel, column 0 of the source row that it meets, or null in the padding
+  int64_t kernel_rows;   // how many these are
   int64_t pitch;         // elements from one column of the source to the next
   int64_t columns, low;  // of the source, and which of them the first tap of destination column 0 meets
   const A* filters;      // [tap][channel]
-  int64_t channels;      //
+  int64_t channels;      // of all groups
   int64_t first, count;  // destination columns
 };
 

@@ -37,6 +37,9 @@ import cutlass_headers  # noqa: E402
 HEADERS = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])
 TARGET_VERSION = "0x020a000000000000"  # the oldest torch whose stable ABI the libraries need: 2.10
 KERNELS = [
+    "cpu/depthwise_forward.cpp",
+    "cpu/depthwise_grad_input.cpp",
+    "cpu/depthwise_grad_weight.cpp",
     "cpu/forward.cpp",
     "cpu/grad_input.cpp",
     "cpu/grad_weight.cpp",

@@ -63,7 +63,7 @@ def conv_film(
             the convolution is computed once more in backward. It is a choice on GPUs. On the CPU the fused kernels, the
             fastest there, keep the bits whatever it says. Of smooth activations, for which bits are not enough, they
             keep the output of the convolution with "bits" as with "fast", and nothing with "least". Where they do not
-            serve (3d, depthwise) it holds as on GPUs, and "bits" is as "least".
+            serve (3d, narrow groups) it holds as on GPUs, and "bits" is as "least".
         backend: one of `available_backends()`, to insist on it.
 
     Returns:

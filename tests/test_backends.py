@@ -19,6 +19,7 @@ from tests.helpers.cases import (
     assert_as_good_as_plain,
     assert_close,
     finest,
+    incoming_gradient,
     run,
     tensors_of,
 )
@@ -140,6 +141,17 @@ def test_empty_results(backend, size):
         assert t.grad.shape == t.shape and (t.grad == 0).all()
 
 
+@pytest.mark.parametrize("size", [(2, 8, 0, 5), (2, 8, 5, 0)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_results_of_padding_alone(size, stride):
+    """Which plain PyTorch refuses."""
+    input, weight, bias = torch.randn(size, requires_grad=True), torch.randn(8, 1, 3, 3), torch.randn(8)
+    y = film_kernels.conv_film(input, weight, bias, stride=stride, padding=2, groups=8, backend="cpu")
+    assert torch.equal(y, bias.relu()[:, None, None].expand_as(y))
+    y.sum().backward()
+    assert input.grad.shape == size
+
+
 def test_zero_input_channels_are_as_plain_pytorch_has_them():
     input, weight = torch.zeros(2, 0, 5, 5), torch.zeros(4, 0, 3, 3)
     assert film_kernels.conv_film(input, weight).shape == torch.nn.functional.conv2d(input, weight).shape
@@ -181,6 +193,33 @@ def test_any_shape(n, cg, kg, groups, h, w, kh, kw, stride, padding, dilation, p
     expected = run(case, tensors, grad, "reference", torch.float64)
     for found, wanted in zip(run(case, tensors, grad, "cpu", torch.float64), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 3), channels=st.integers(4, 40), h=sizes, w=st.integers(1, 30), kh=st.integers(1, 7),
+    kw=st.integers(1, 7), stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 8), st.integers(0, 8)), activation=st.sampled_from(["relu", "silu", "none"]),
+    position=st.sampled_from(["post", "pre"]), mean=st.sampled_from([0, 5]), layout=st.integers(0, 2),
+    dtype=st.sampled_from([torch.float32, torch.float64]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_depthwise_shape(
+    n, channels, h, w, kh, kw, stride, padding, activation, position, mean, layout, dtype, seed
+):
+    case = Case(
+        "any depthwise", (n, channels, h, w), (channels, 1, kh, kw), stride, padding, 1, channels,
+        activation=activation, film_position=position,
+    )  # fmt: skip
+    assume(all(size + 2 * p >= k for size, p, k in zip((h, w), padding, (kh, kw), strict=True)))
+    tensors = [t.to(dtype) for t in tensors_of(case, torch.float32, seed, channels_last=layout == 1)]
+    tensors[0] += mean
+    if layout == 2:  # neither columns nor channels side by side
+        tensors[0] = tensors[0].transpose(1, 2).transpose(0, 3).contiguous().transpose(0, 3).transpose(1, 2)
+    grad = incoming_gradient(case, tensors)
+    expected = run(case, tensors, grad, "reference", torch.float64)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-3
+    for found, wanted in zip(run(case, tensors, grad, "cpu", dtype), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
 
 
 def run_shape(case, tensors):

@@ -143,9 +143,12 @@ def test_a_pinned_backend_that_cannot_serve_says_why():
 
 def test_the_automatic_choice_goes_on_to_who_can(served):
     film_kernels.conv_film(torch.randn(1, 2, 4, 4, 4), torch.randn(3, 2, 3, 3, 3))  # 3d
-    film_kernels.conv_film(X, torch.randn(4, 1, 3, 3), groups=4)  # depthwise: measured to be slow on the fused kernels
+    film_kernels.conv_film(X, torch.randn(2, 2, 3, 3), groups=2)  # narrow groups: slow on the fused kernels
     film_kernels.conv_film(X[:, :, :2], W)  # no output rows: the library refuses, the kernels do not
     assert served == ["vendor", "vendor", "cpu"]
+
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def fewest_positions(
@@ -168,6 +171,13 @@ def test_the_cpu_kernels_say_from_where_on_they_are_the_faster_ones():
     least = [16, 16, 16] if has_tiles() else [256, 256, 1024]
     assert [fewest_positions((n, n, 3, 3)) for n in (64, 128, 256)] == least
     assert [fewest_positions((12, 1, 3, 3), groups=12 // width) for width in (2, 3, 4, 6)] == [never, never, 0, 0]
+    # Depthwise layers have kernels of their own, for so many taps and strides and from so many channels on.
+    for dtype in DTYPES:
+        for options in ({}, {"stride": 2}, {"channels_last": True}):
+            assert [fewest_positions((c, 1, 7, 7), dtype, groups=c, **options) for c in (3, 4)] == [never, 0]
+        assert fewest_positions((64, 1, 5), dtype, groups=64) == 0
+        for weight, options in (((64, 1, 9, 9), {}), ((64, 1, 3, 3), {"dilation": 2}), ((64, 1, 3, 3), {"stride": 3})):
+            assert fewest_positions(weight, dtype, groups=64, **options) == never
     assert fewest_positions((12, 2, 3, 3), groups=2, channels_last=True) == never
     for options in ({}, {"stride": 2}, {"dilation": 2}, {"groups": 2}):
         assert fewest_positions((64, 64, 3, 3), torch.float16, **options) == 0
@@ -189,6 +199,9 @@ def test_the_cpu_kernels_say_it_of_a_convolution_alone():
         ):  # fmt: skip
             assert fewest_positions(weight, use=use, **options) == never
         assert fewest_positions((64, 64, 3, 3), torch.float64, use=use) == never
+        # Depthwise: with nothing behind it, oneDNN's are as fast, where oneDNN has the dtype.
+        alone_from = [fewest_positions((64, 1, 3, 3), dtype, groups=64, use=use) for dtype in DTYPES]
+        assert alone_from == [never, 0, never, 0]
     # A long sum takes the transforms of Winograd's algorithm, which take positions, or tiles.
     wide = [fewest_positions((512, 512, 3, 3), use=use) for use in (alone, packed)]
     assert wide == ([32, 32] if has_tiles() else [1024, 32])

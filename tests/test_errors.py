@@ -49,9 +49,9 @@ def test_errors_of_cpu_kernels(layer, kind):
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize(("layer", "kind"), of_names(
-    ("planes", "1x1", "direct, groups", "3x3 large", "1x3", "5x5", "7x7", "smooth, planes", "smooth, 3x3, pre",
-     "group, planes", "batch, planes", "none, planes", "group, pixels, relu", "channel, planes, many", "l2, planes",
-     "rms, pixels, post", "channel, pixels"),
+    ("planes", "1x1", "direct, groups", "3x3 large", "1x3", "5x5", "7x7", "depthwise", "smooth, planes",
+     "smooth, 3x3, pre", "group, planes", "batch, planes", "none, planes", "group, pixels, relu",
+     "channel, planes, many", "l2, planes", "rms, pixels, post", "channel, pixels"),
     (CANCELS, "image", "max pool 4", "constant weight", "mean of 10000", "long input"),
 ))  # fmt: skip
 def test_errors_of_cpu_kernels_in_16_bits(layer, kind, dtype):
@@ -66,6 +66,7 @@ def test_errors_of_cpu_kernels_in_16_bits(layer, kind, dtype):
         ConvLayer("1x1", (2, 24, 12, 12), (24, 24, 1, 1), activation="leaky_relu"),
         ConvLayer("stride", (2, 16, 17, 17), (24, 16, 3, 3), 1, 2),
         ConvLayer("groups", (2, 16, 12, 12), (16, 8, 3, 3), 1, groups=2),
+        ConvLayer("depthwise", (2, 20, 12, 13), (20, 1, 5, 5), 2, groups=20),
     ),
     ids=lambda layer: layer.name,
 )
@@ -86,6 +87,7 @@ def test_cpu_keeps_the_digits_of_float64_where_the_bias_takes_a_mean_away(layer)
 
 @pytest.mark.parametrize(("layer", "kind"), of_names(
     ("planes", "1x1", "direct, stride 2", "direct, blocks of input", "3x3 small", "3x3 large", "1x5", "7x7",
+     "depthwise", "depthwise, stride 2, pre", "depthwise, 1d",
      "smooth, 1x1, pre", "smooth, direct", "smooth, 3x3",
      "group, planes, relu", "group, parts of rows", "group, too large to keep", "batch, planes", "none, planes",
      "group, pixels", "batch, pixels", "channel, planes", "l2, planes", "rms, tokens", "channel, pixels"),
@@ -105,7 +107,7 @@ def test_cpu_gives_the_same_bits_on_any_number_of_threads(layer, kind):
 
 
 @pytest.mark.parametrize("value", (float("inf"), float("nan"), 1.5e38))
-@pytest.mark.parametrize("name", ("planes", "1x1", "direct, 1d", "3x3 small, linear", "5x5"))
+@pytest.mark.parametrize("name", ("planes", "1x1", "direct, 1d", "3x3 small, linear", "5x5", "depthwise"))
 def test_cpu_keeps_what_is_not_finite_where_it_is_beside_a_mean(name, value):
     """The mean of a channel is taken out of all its elements: not where that would spread such a value."""
     layer = LAYERS[name]

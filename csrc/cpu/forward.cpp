@@ -2,6 +2,7 @@
 // bits, or for smooth activations z = conv(x, W) + b), in one pass.
 #include "convolve_planes.h"
 #include "convolve_winograd.h"
+#include "depthwise.h"
 #include "flatten.h"
 #include "forward_weights.h"
 #include "modulate.h"
@@ -69,6 +70,7 @@ void forward_in_planes(const Problem& p, const ForwardArgs& args) {
 }  // namespace
 
 void run_forward(const Problem& problem, const ForwardArgs& given) {
+  if (suits_depthwise(problem)) return run_depthwise_forward(problem, given);
   if (forward_by_winograd(problem, given)) return;
   Problem p = problem;
   ForwardArgs args = given;

@@ -1,6 +1,7 @@
 // dx = conv_transpose(gamma * u, W) with u = g * slope(bits); the product is formed while the gradient is loaded.
 #include "convolve_planes.h"
 #include "convolve_winograd.h"
+#include "depthwise.h"
 #include "flatten.h"
 #include "modulated.h"
 #include "planes_choice.h"
@@ -177,6 +178,7 @@ int64_t taps_of_pass(const Axis& axis) { return (axis.kernel + axis.stride - 1) 
 }  // namespace
 
 void run_grad_input(const Problem& problem, const GradInputArgs& given) {
+  if (suits_depthwise(problem)) return run_depthwise_grad_input(problem, given);
   if (grad_input_by_winograd(problem, given)) return;
   Problem p = problem;
   GradInputArgs args = given;

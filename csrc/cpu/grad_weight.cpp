@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "centre.h"
+#include "depthwise.h"
 #include "flatten.h"
 #include "grad_weight_plan.h"
 #include "planes_choice.h"
@@ -272,6 +273,7 @@ void run_grad_weight_in_planes(const Problem&, const GradWeightArgs&);    // gra
 bool run_grad_weight_by_winograd(const Problem&, const GradWeightArgs&);  // grad_weight_winograd.cpp: whether it could
 
 void run_grad_weight(const Problem& problem, const GradWeightArgs& given) {
+  if (suits_depthwise(problem)) return run_depthwise_grad_weight(problem, given);
   if (given.products_wanted() && run_grad_weight_by_winograd(problem, given)) return;
   Problem p = problem;
   GradWeightArgs args = given;

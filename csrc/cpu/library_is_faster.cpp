@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "depthwise.h"
 #include "forward_weights.h"
 
 namespace film::FILM_ISA {
@@ -30,6 +31,10 @@ constexpr int64_t kManyProductsOfTiles = 384;
 bool has_narrow_groups(const Problem& p, bool channels_last) {
   return p.groups > 1 && p.group_out() < (channels_last ? kLeastGroupTurned : kLeastGroup);
 }
+
+// Depthwise kernels (depthwise.h) save the passes after the convolution; alone they are as fast as oneDNN's, faster for
+// some sizes and slower for others. What oneDNN does not multiply, PyTorch takes ten times as long for and more.
+bool is_multiplied_by_onednn(const Problem& p) { return p.dtype == DType::f32 || p.dtype == DType::bf16; }
 
 // How fast the library multiplies bfloat16 on this machine, against float32. AVX512_BF16 does it in pairs, which takes
 // AMD's cores half as long, but those of Intel, which have fewer units for it, no less time.
@@ -135,8 +140,9 @@ bool has_far_taps(const Problem& p) {
 
 // From the sizes alone, without the data.
 bool library_is_faster(const Problem& p, const Asked& asked) {
-  if (has_narrow_groups(p, asked.channels_last) || has_far_taps(p)) return true;
   const bool alone = asked.use != Use::film;
+  if (suits_depthwise(p)) return alone && is_multiplied_by_onednn(p);
+  if (has_narrow_groups(p, asked.channels_last) || has_far_taps(p)) return true;
   if (p.dtype == DType::f32) {
     if (alone) return is_slow_in_floats(p, asked);
     return has_few_positions(p, /*packed=*/false) && filters_with_more_positions(p);

@@ -25,4 +25,10 @@ struct Modulated {
   }
 };
 
+// Where it is read from.
+template <class A>
+const View& tensor_of(const Modulated<A>& source) {
+  return source.grad;
+}
+
 }  // namespace film::FILM_ISA

@@ -1,5 +1,6 @@
 // A weight packed for forward once, for calls that then need not do it. Which way that is depends on the sizes and on
 // the weight; where the data of a call asks for another, that call packs for itself.
+#include "depthwise.h"
 #include "forward_weights.h"
 
 namespace film::FILM_ISA {
@@ -28,6 +29,7 @@ void pack_panels(const Problem& p, const PackArgs& args) {
 }  // namespace
 
 PackedWeight packing(const Problem& p, const View& weight) {
+  if (suits_depthwise(p)) return {nullptr, kUnpackedWay, 0};  // a few products of each channel
   PackedWeight found{nullptr, kPanelsWay, p.dtype == DType::f64 ? panels_size<double>(p) : panels_size<float>(p)};
   with_expected_tiles(p, weight, [&](auto tiles) {
     using T = decltype(tiles);

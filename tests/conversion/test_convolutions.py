@@ -125,7 +125,7 @@ def test_a_site_of_few_elements_is_left():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
-            self.norm, self.conv = nn.GroupNorm(4, 8), nn.Conv2d(8, 8, 3, groups=8)
+            self.norm, self.conv = nn.GroupNorm(4, 8), nn.Conv2d(8, 8, 3, groups=4)
 
         def forward(self, x, g):
             return F.silu(self.norm(x)), F.silu(self.norm(x) * g[:, :, None, None]), self.conv(x) + g[:, :, None, None]

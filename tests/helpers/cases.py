@@ -78,6 +78,8 @@ GEOMETRIES = (
     Case("long_row", (1, 2, 2, 700), (3, 2, 1, 3), padding=(0, 1)),
     Case("scaling", (2, 6, 7, 9), (6, 1, 1, 1), groups=6),
     Case("scaling_1d", (3, 5, 40), (5, 1, 1), groups=5),
+    Case("depthwise_wide", (2, 40, 9, 21), (40, 1, 7, 5), padding=(3, 2), groups=40),
+    Case("depthwise_1d", (2, 17, 200), (17, 1, 4), stride=2, padding=3, groups=17),
 )
 FORMULAS = (("relu", "post"), ("relu", "pre"), ("leaky_relu", "post"), ("leaky_relu", "pre"), ("none", "post"))
 CASES = tuple(

@@ -30,7 +30,15 @@ REFUSALS = (
     *(
         Refusal(backend, case, f"it serves convolutions of one group, not {groups}")
         for backend in ("cuda", "triton")
-        for case, groups in (("grouped_dilated", 4), ("depthwise", 6), ("mixed", 2), ("scaling", 6), ("scaling_1d", 5))
+        for case, groups in (
+            ("grouped_dilated", 4),
+            ("depthwise", 6),
+            ("depthwise_wide", 40),
+            ("depthwise_1d", 17),
+            ("mixed", 2),
+            ("scaling", 6),
+            ("scaling_1d", 5),
+        )
     ),
     Refusal("cuda", "many_products", "it serves more than 16 input channels in channels_last only", False),
     Refusal("cuda", "many_products", "it serves output channels that are a multiple of", True),

@@ -116,3 +116,10 @@ def test_they_are_made_of_a_record_whoever_watches():
     assert not made.is_inference() and made.device.type == "cpu"
     assert made[:11].tolist() == [1, 1, 1, 5, 1, 1, 1, 6, 1, 2, 0] and made[-1] == 1
     assert made[11:13].view(torch.float64).tolist() == [0.25, 0.5]
+
+
+@NAMES
+def test_the_schemas_hold(name):
+    """Nothing is written into, and no result shares its memory with an argument."""
+    operator = getattr(LIBRARY, PACKED[name]).default
+    torch.library.opcheck(operator, (), packed_call(arguments_of(name)), test_utils=("test_schema",))

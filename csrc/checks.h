@@ -128,9 +128,17 @@ constexpr int64_t kMostElements = int64_t(1) << 44, kMostAlong = int64_t(1) << 4
 // What an operator is told beside tensors. film_kernels/backends/compiled.py writes both lists and `problem_of` reads
 // them, each from front to back: geometry has a row for the height and one for the width, then groups, activation and
 // position; numbers has lower_slope and gamma_offset. A 1d convolution has a height of 1.
+template <class T>
+struct List {
+  const T* data;
+  size_t count;
+
+  List(const T* first, size_t size) : data(first), count(size) {}
+  List(const std::vector<T>& of) : data(of.data()), count(of.size()) {}
+};
 struct Options {
-  const std::vector<int64_t>& geometry;
-  const std::vector<double>& numbers;
+  List<int64_t> geometry;
+  List<double> numbers;
   bool smooth = false;  // whether any activation will do, not only those of which bits can be kept
 };
 
@@ -138,9 +146,8 @@ struct Options {
 template <class T>
 class Reader {
  public:
-  Reader(const char* name, const char* what, size_t count, const std::vector<T>& list) : next_(list.data()) {
-    STD_TORCH_CHECK(list.size() == count, "film_kernels: ", name, " must hold ", count, " ", what, ", got ",
-                    list.size());
+  Reader(const char* name, const char* what, size_t count, const List<T>& list) : next_(list.data) {
+    STD_TORCH_CHECK(list.count == count, "film_kernels: ", name, " must hold ", count, " ", what, ", got ", list.count);
   }
   T next() { return *next_++; }
 

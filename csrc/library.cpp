@@ -10,35 +10,65 @@
 
 #include "chosen_kernels.h"
 #include "packed.h"
+#include "packed_options.h"
 
 namespace film {
 
 namespace {
+
+using ConvOptions = PackedOptions<11, 2>;
+
+// y, and where `kept` is asked for what backward needs beside the tensors.
+Tensor run_forward(const ForwardTensors& t, bool channels_last, const std::optional<Tensor>& packed,
+                   std::optional<Tensor>* kept, bool keep) {
+  const Problem& p = t.problem;
+  const Kernels& chosen = kernels();
+  const auto like_output = [&] {
+    return allocate(output_shape(p, t.weight), channels_last && t.input.rank == 4, t.input.dtype, t.input);
+  };
+  const Tensor output = like_output();
+  keep = keep && p.activation != Activation::none;
+  const bool keeps_z = keep && !has_slopes_of_bits(p.activation);
+  if (kept != nullptr) *kept = keeps_z ? like_output() : allocate_bits(p, keep, t.input);
+  if (p.positions() > 0) {
+    ForwardArgs args{view_of(t.input), view_of(t.weight), view_of(output), t.bias, t.gamma, t.beta, nullptr};
+    args.packed = look_at_packed(packed, t.weight);
+    if (keeps_z)
+      args.z = (*kept)->data_ptr();
+    else if (keep)
+      args.bits = static_cast<uint8_t*>((*kept)->data_ptr());
+    run(chosen.forward, p, args);
+  }
+  return output;
+}
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
                                    const std::vector<int64_t>& geometry, const std::vector<double>& numbers, bool keep,
                                    bool channels_last, const std::optional<Tensor>& packed) {
   const ForwardTensors t(input, weight, bias, gamma, beta, {geometry, numbers, /*smooth=*/true});
-  const Problem& p = t.problem;
-  const Kernels& chosen = kernels();
-  const auto like_output = [&] {
-    return allocate(output_shape(p, t.weight), channels_last && input.dim() == 4, t.input.dtype, t.input);
-  };
-  const Tensor output = like_output();
-  keep = keep && p.activation != Activation::none;
-  const bool keeps_z = keep && !has_slopes_of_bits(p.activation);
-  const Tensor kept = keeps_z ? like_output() : allocate_bits(p, keep, t.input);
-  if (p.positions() > 0) {
-    ForwardArgs args{view_of(t.input), view_of(t.weight), view_of(output), t.bias, t.gamma, t.beta, nullptr};
-    args.packed = look_at_packed(packed, t.weight);
-    if (keeps_z)
-      args.z = kept.data_ptr();
-    else if (keep)
-      args.bits = static_cast<uint8_t*>(kept.data_ptr());
-    run(chosen.forward, p, args);
-  }
-  return {output, kept};
+  std::optional<Tensor> kept;
+  const Tensor output = run_forward(t, channels_last, packed, &kept, keep);
+  return {output, *kept};
+}
+
+// forward's y, of packed options.
+Tensor forward_alone(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                     const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta, const Tensor& options) {
+  const ConvOptions packed(options);
+  const ForwardTensors t(input, weight, bias, gamma, beta, packed.options());
+  return run_forward(t, packed.channels_last(), std::nullopt, nullptr, false);
+}
+
+// forward_and_copy, of packed options; a copy that nobody asks for is nothing.
+std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> forward_recorded(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma,
+    const std::optional<Tensor>& beta, const Tensor& options, bool copy_bias, bool copy_beta) {
+  const ConvOptions packed(options);
+  const ForwardTensors t(input, weight, bias, gamma, beta, packed.options());
+  std::optional<Tensor> kept;
+  const Tensor output = run_forward(t, packed.channels_last(), std::nullopt, &kept, true);
+  return {output, *kept, copy_if(copy_bias, bias, t.input), copy_if(copy_beta, beta, t.input)};
 }
 
 // forward's results for a backward, and copies of what that will read and nobody saves.
@@ -165,6 +195,12 @@ STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
       "forward_and_copy(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
       "float[] numbers, bool keep, bool channels_last, bool copy_bias, bool copy_beta) -> (Tensor, Tensor, Tensor, "
       "Tensor)");
+  m.def(
+      "forward_alone(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor options) -> "
+      "Tensor");
+  m.def(
+      "forward_recorded(Tensor input, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor options, "
+      "bool copy_bias, bool copy_beta) -> (Tensor, Tensor, Tensor?, Tensor?)");
   m.def("pack(Tensor weight, int[] input_size, int[] geometry, float[] numbers) -> Tensor");
   m.def(
       "grad_input(Tensor grad, Tensor bits, Tensor weight, Tensor? gamma, int[] input_size, bool channels_last, "
@@ -186,6 +222,8 @@ STABLE_TORCH_LIBRARY(film_kernels_cpu, m) {
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
   m.impl("forward", TORCH_BOX(&film::forward));
   m.impl("forward_and_copy", TORCH_BOX(&film::forward_and_copy));
+  m.impl("forward_alone", TORCH_BOX(&film::forward_alone));
+  m.impl("forward_recorded", TORCH_BOX(&film::forward_recorded));
   m.impl("pack", TORCH_BOX(&film::pack));
   m.impl("grad_input", TORCH_BOX(&film::grad_input));
   m.impl("grad_weight", TORCH_BOX(&film::grad_weight));

@@ -7,18 +7,18 @@
 
 #include "chosen_kernels.h"
 #include "norm_tensors.h"
+#include "packed_options.h"
 
 namespace film {
 namespace {
 
-std::tuple<Tensor, Tensor> norm_forward(const Tensor& input, const std::optional<Tensor>& weight,
-                                        const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma,
-                                        const std::optional<Tensor>& beta, const std::vector<int64_t>& geometry,
-                                        const std::vector<double>& numbers, bool channels_last) {
-  const Argument x = look_at("input", input);
-  NormShape shape(x, {geometry, numbers});
+using NormOptions = PackedOptions<5, 3>;
+
+std::tuple<Tensor, Tensor> run_forward(const Tensor& input, const Argument& x, const GivenFactors& given,
+                                       const Options& options, bool channels_last) {
+  NormShape shape(x, options);
   NormProblem& p = shape.problem;
-  const NormFactors by = look_at_factors(p, {weight, bias, gamma, beta}, x);
+  const NormFactors by = look_at_factors(p, given, x);
   const Kernels& chosen = kernels();
   channels_last = channels_last && x.rank >= 4 && shape.channel_dim == 1;
   const Tensor output = allocate(shape_of(x), channels_last, x.dtype, x);
@@ -31,6 +31,34 @@ std::tuple<Tensor, Tensor> norm_forward(const Tensor& input, const std::optional
   const Positions out(shape, output, look_at("a result", output), channels_last);
   run(chosen.norm_forward, p, NormForwardArgs{in.cube(), out.cube(), by, statistics.data_ptr()});
   return {output, statistics};
+}
+
+std::tuple<Tensor, Tensor> norm_forward(const Tensor& input, const std::optional<Tensor>& weight,
+                                        const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma,
+                                        const std::optional<Tensor>& beta, const std::vector<int64_t>& geometry,
+                                        const std::vector<double>& numbers, bool channels_last) {
+  return run_forward(input, look_at("input", input), {weight, bias, gamma, beta}, {geometry, numbers}, channels_last);
+}
+
+// norm_forward's y, of packed options.
+Tensor norm_forward_alone(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                          const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
+                          const Tensor& options) {
+  const NormOptions packed(options);
+  const Argument x = look_at("input", input);
+  return std::get<0>(run_forward(input, x, {weight, bias, gamma, beta}, packed.options(), packed.channels_last()));
+}
+
+// norm_forward_and_copy, of packed options; a copy that nobody asks for is nothing.
+std::tuple<Tensor, Tensor, std::optional<Tensor>, std::optional<Tensor>> norm_forward_recorded(
+    const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta, const Tensor& options, bool copy_bias,
+    bool copy_beta) {
+  const NormOptions packed(options);
+  const Argument x = look_at("input", input);
+  auto [output, statistics] =
+      run_forward(input, x, {weight, bias, gamma, beta}, packed.options(), packed.channels_last());
+  return {output, statistics, copy_if(copy_bias, bias, x), copy_if(copy_beta, beta, x)};
 }
 
 // norm_forward's results, and copies of what backward will read and nobody saves.
@@ -83,6 +111,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(film_kernels_cpu, m) {
       "norm_forward_and_copy(Tensor input, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, int[] geometry, "
       "float[] numbers, bool channels_last, bool copy_bias, bool copy_beta) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "norm_forward_alone(Tensor input, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor options) -> "
+      "Tensor");
+  m.def(
+      "norm_forward_recorded(Tensor input, Tensor? weight, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor options, "
+      "bool copy_bias, bool copy_beta) -> (Tensor, Tensor, Tensor?, Tensor?)");
+  m.def(
       "norm_backward(Tensor grad, Tensor statistics, Tensor input, Tensor? weight, Tensor? bias, Tensor? gamma, "
       "Tensor? beta, bool input_wanted, bool weight_wanted, bool bias_wanted, bool gamma_wanted, bool beta_wanted, "
       "int[] geometry, float[] numbers, bool channels_last=False, int[] gamma_size=[], int[] beta_size=[]) -> (Tensor, "
@@ -92,5 +126,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(film_kernels_cpu, m) {
 STABLE_TORCH_LIBRARY_IMPL(film_kernels_cpu, CPU, m) {
   m.impl("norm_forward", TORCH_BOX(&film::norm_forward));
   m.impl("norm_forward_and_copy", TORCH_BOX(&film::norm_forward_and_copy));
+  m.impl("norm_forward_alone", TORCH_BOX(&film::norm_forward_alone));
+  m.impl("norm_forward_recorded", TORCH_BOX(&film::norm_forward_recorded));
   m.impl("norm_backward", TORCH_BOX(&film::norm_backward));
 }

@@ -1,6 +1,7 @@
 // Between PyTorch's tensors and what kernels take, for every compiled library.
 #pragma once
 
+#include <cstring>
 #include <tuple>
 
 #include "checks.h"
@@ -119,7 +120,13 @@ inline Tensor copy_of(const std::optional<Tensor>& factor, bool asked, const Arg
   if (!asked || !factor.has_value()) return allocate({0}, false, like.dtype, like);
   const Argument a = look_at("a factor", *factor);
   const Tensor made = allocate(shape_of(a), false, a.dtype, a);
-  copy(made, *factor);
+  int64_t elements = 1;  // so long as they follow one another
+  for (int64_t d = a.rank; d-- > 0;)
+    elements = a.sizes[d] == 1 || a.strides[d] == elements ? elements * a.sizes[d] : -1;
+  if (elements < 0)
+    copy(made, *factor);
+  else if (elements > 0)  // a call of PyTorch takes longer than a number a channel does
+    std::memcpy(made.data_ptr(), a.data, elements * aoti_torch_dtype_element_size(a.dtype));
   return made;
 }
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import arguments, norm_arguments, ops, reference, running
+from . import arguments, norm_arguments, ops, reference, repeated, running
 from .activations import ACTIVATIONS
 from .backends import pinned
 from .problems.conv_film import ConvFilm
+from .ways import film_is_apart
 
 
 def conv_film(
@@ -74,10 +75,13 @@ def conv_film(
         ValueError: a wrong shape, option or device, or a backend that cannot serve the call; the message names the
             argument.
     """
-    problem, tensors, unbatched = arguments.prepare(
-        (input, weight, bias, gamma, beta),
-        (stride, padding, dilation, groups, activation, negative_slope, film_position, gamma_offset, keep),
-    )
+    tensors = (input, weight, bias, gamma, beta)
+    options = (stride, padding, dilation, groups, activation, negative_slope, film_position, gamma_offset, keep)
+    if backend is None and not torch.compiler.is_compiling():
+        found = repeated.conv_film(tensors, options)
+        if found is not None:
+            return found
+    problem, tensors, unbatched = arguments.prepare(tensors, options)
     pin = pinned(backend)
     _, weight, _, gamma, _ = tensors
     if film_is_apart(problem) and gamma.requires_grad and not weight.requires_grad and torch.is_grad_enabled():  # type: ignore[union-attr]
@@ -86,13 +90,6 @@ def conv_film(
     else:
         y = ops.call(problem, pin, tensors)
     return y.squeeze(0) if unbatched else y
-
-
-def film_is_apart(problem: ConvFilm) -> bool:
-    """Whether kernels would find dgamma from bits, with the weight's gradient: if that is not wanted, FiLM is a pass of
-    its own."""
-    from_bits = problem.has_gamma and problem.keep == "fast" and problem.device.type == "cpu"
-    return from_bits and ACTIVATIONS[problem.activation].one_bit
 
 
 def _film_apart(problem: ConvFilm, pin: str | None, tensors: arguments.Tensors) -> Tensor:
@@ -175,19 +172,21 @@ def norm_film(
         ValueError: a wrong shape, option or device, or a backend that cannot serve the call; the message names the
             argument.
     """
+    tensors = (input, weight, bias, gamma, beta)
+    options = (norm, num_groups, eps, activation, negative_slope, film_position, gamma_offset, channel_dim)
     has_statistics = norm == "batch" or running_mean is not None or running_var is not None
+    if not has_statistics and backend is None and not torch.compiler.is_compiling():
+        found = repeated.norm_film(tensors, options)
+        if found is not None:
+            return found
     statistics = running.Statistics(running_mean, running_var, training, momentum) if has_statistics else None
-    problem, tensors = norm_arguments.prepare(
-        (input, weight, bias, gamma, beta),
-        (norm, num_groups, eps, activation, negative_slope, film_position, gamma_offset, channel_dim),
-        statistics,
-    )
+    problem, tensors = norm_arguments.prepare(tensors, options, statistics)
     pin = pinned(backend)
     if statistics is None or problem.norm != "batch" or not statistics.are_kept:
         return ops.call(problem, pin, tensors)
-    y, found = ops.call_and_tell(problem, pin, tensors)
+    y, kept = ops.call_and_tell(problem, pin, tensors)
     with torch.no_grad():
-        statistics.update(problem, running.statistics_of(problem, tensors[0]) if found is None else found)
+        statistics.update(problem, running.statistics_of(problem, tensors[0]) if kept is None else kept)
     return y
 
 

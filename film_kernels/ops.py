@@ -8,6 +8,7 @@ two functions, a backend's `forward` and `derivatives.gradients`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .problems import Problem
 from .registered import call_registered
 from .saved import check_saved, checked_kept
 
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # type: ignore[attr-defined]
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))  # whose operators are PyTorch's own
 
 
@@ -53,7 +55,8 @@ def call_and_tell(problem: Problem, pin: str | None, tensors: Some, tells: bool 
 
 def recorded(plan: Plan, tensors: Some, tells: bool = False) -> Any:
     """`y` with a history, and what the kernels keep where it `tells`."""
-    return _function_of(type(plan.problem)).apply(plan, tells, *tensors)
+    alive = [tensor if tensor is None else _unwrap_if_dead(tensor) for tensor in tensors]
+    return _apply_of(type(plan.problem))(plan, tells, *alive)
 
 
 def is_watched(tensors: Some) -> bool:
@@ -63,8 +66,13 @@ def is_watched(tensors: Some) -> bool:
         or torch._C._is_tracing()
         or is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0
-        or not _PLAIN.issuperset(map(type, tensors))
+        or not are_plain(tensors)
     )
+
+
+def are_plain(tensors: Some) -> bool:
+    """Whether what operators do to `tensors` is what PyTorch's own do."""
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def _has_rules_of_its_own(tensor: Tensor | None) -> bool:
@@ -111,17 +119,11 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, tells, *tensors):
-        problem, kernels, operator = plan.problem, plan.kernels, plan.operator
-        others, read = operator.pick_others(tensors), kernels.reads(problem, ctx.needs_input_grad[2:])
-        if True in read:
-            copied = [tensor if asked else None for tensor, asked in zip(others, read, strict=True)]
-            y, kept, ctx.copies = kernels.forward_and_copy(problem, tensors, copied)
-        else:
-            y, kept = kernels.forward(problem, tensors, True)
-            ctx.copies = (None,) * len(others)
+        operator = plan.operator
+        others = operator.pick_others(tensors)
+        y, kept, copies = plan.forward_for(ctx.needs_input_grad)(tensors, others)
         ctx.save_for_backward(kept, *operator.pick_saved(tensors))
-        ctx.plan, ctx.kept_as = plan, (kept.shape, kept.dtype)
-        ctx.others, ctx.versions = others, [None if tensor is None else _version(tensor) for tensor in others]
+        ctx.call = plan, (kept.shape, kept.dtype), others, tuple(map(_version, others)), copies
         if tells:
             ctx.mark_non_differentiable(kept)
             return y, kept
@@ -129,16 +131,16 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *_):
-        plan, wanted = ctx.plan, ctx.needs_input_grad[2:]
+        (plan, kept_as, others, versions, copies), wanted = ctx.call, ctx.needs_input_grad[2:]
         problem, operator = plan.problem, plan.operator
         kept, *saved = ctx.saved_tensors
         check_saved(plan, saved)
         if torch.is_grad_enabled():
-            _check_unchanged(operator, ctx)
-            tensors = plan.as_checked(operator.in_order((*saved, *ctx.others)))
+            _check_unchanged(operator, others, versions)
+            tensors = plan.as_checked(operator.in_order((*saved, *others)))
             return None, None, *plan.as_given(differentiable_gradients(problem, grad, tensors, wanted))
-        tensors = operator.in_order((*saved, *ctx.copies))
-        kept = checked_kept(problem, kept, *ctx.kept_as)
+        tensors = operator.in_order((*saved, *copies))
+        kept = checked_kept(problem, kept, *kept_as)
         return None, None, *plan.gradients(grad, kept, tensors, wanted)
 
 
@@ -149,9 +151,16 @@ def _function_of(record: type) -> type[_Fused]:
     return type(f"_{name}", (_Fused,), {"__module__": __name__})
 
 
-def _check_unchanged(operator, ctx) -> None:
+@functools.cache
+def _apply_of(record: type) -> Callable[..., Any]:
+    """`_function_of(record).apply` where torch.func is not at work: without what it asks beforehand, a third of its
+    time. What it does then, to unwrap what a transform has left behind, `recorded` does."""
+    return super(torch.autograd.Function, _function_of(record)).apply  # type: ignore[misc]
+
+
+def _check_unchanged(operator, others, versions) -> None:
     """Raise where values that a second derivative needs, and that were not saved, are no longer those of forward."""
-    for name, tensor, before in zip(operator.others, ctx.others, ctx.versions, strict=True):
+    for name, tensor, before in zip(operator.others, others, versions, strict=True):
         if tensor is not None and _version(tensor) != before:
             raise RuntimeError(
                 f"{name}, whose values a second derivative needs, has been modified by an inplace operation since "
@@ -159,5 +168,5 @@ def _check_unchanged(operator, ctx) -> None:
             )
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _version(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.is_inference() else tensor._version

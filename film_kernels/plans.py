@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .arguments import expanded
-from .backends.base import Gradients, Kernels
+from .backends.base import ForBackward, Gradients, Kernels
 from .derivatives import Wanted, with_strides_of_parameter
 from .identity import by_identity
 from .operators import Operator, Some, operator_of
@@ -28,8 +28,20 @@ class Plan:
         expected = [shapes.get(at, shape) for at, shape in enumerate(problem.tensor_shapes)]
         shape_of_factors = problem.tensor_shapes[-1]
         sizes = [shapes[at] if at in shapes and shapes[at][0] == shape_of_factors[0] else () for at in FACTORS]
+        self._forwards: dict[Wanted, ForBackward] = {}
         self._backward = kernels.prepared_backward(problem, sizes) or partial(kernels.backward, problem)
         self.saved_shapes, self.saved_dtypes = map(self.operator.pick_saved, (expected, problem.tensor_dtypes))
+
+    def forward_for(self, needs_input_grad: Wanted) -> ForBackward:
+        """Forward for a backward, as autograd says which of the plan, something more and the tensors have gradients."""
+        found = self._forwards.get(needs_input_grad)
+        if found is None:
+            read = self.kernels.reads(self.problem, needs_input_grad[2:])
+            found = self.kernels.prepared_for_backward(self.problem, read)
+            if found is None:  # nothing is remembered: what they read may depend on what was tuned
+                return partial(self.kernels.forward_for_backward, self.problem, read)
+            self._forwards[needs_input_grad] = found
+        return found
 
     def as_checked(self, tensors: Some) -> Some:
         """The tensors as the record has them."""

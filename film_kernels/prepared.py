@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from . import arguments, norm_arguments, ops
-from .backends import is_pinned, remembered_choice
-from .functional import conv_film, film_is_apart, norm_film
+from .backends import is_pinned
+from .functional import conv_film, norm_film
 from .packed import PackedOnce, conv_film_packed
-from .plans import FACTORS, Plan
 from .problems import conv_film as conv
 from .problems import norm_film as norm
+from .ways import Way, factor_shapes, way_of
 
 FRONTS = (conv_film, norm_film, conv_film_packed)
 
@@ -37,22 +37,21 @@ class Prepared:
         self._is_norm, self._packs, self._is_conv = (front is one for one in (norm_film, conv_film_packed, conv_film))
         self._was_asked = False
         self._forward: Callable[..., Tensor] | None = None  # where gradients are not recorded
-        self._plan: Plan | None = None  # where they are
-        self._may_be_apart = False
+        self._way: Way | None = None  # there, and where they are
 
     def __call__(self, input: Tensor, weight: Any, bias: Any, gamma: Any, beta: Any) -> Tensor:
         if is_pinned() or torch._C._is_any_autocast_enabled():
             return self._by_the_front((input, weight, bias, gamma, beta))
         if not self._was_asked:
             self._prepare((input, weight, bias, gamma, beta))
-        forward, plan = self._forward, self._plan
+        forward, way = self._forward, self._way
         if forward is None:
             return self._by_the_front((input, weight, bias, gamma, beta))
         if not torch.is_grad_enabled():
             return forward(input, weight, bias, gamma, beta)
-        if plan is None or (self._may_be_apart and gamma.requires_grad and not weight.requires_grad):
+        if way is None or (way.may_be_apart and gamma.requires_grad and not weight.requires_grad):
             return self._by_the_front((input, weight, bias, gamma, beta))
-        return ops.recorded(plan, (input, weight, bias, gamma, beta))
+        return ops.recorded(way.plan, (input, weight, bias, gamma, beta))
 
     def _by_the_front(self, tensors: tuple[Any, ...]) -> Tensor:
         return self._front(**dict(zip(conv.TENSORS, tensors, strict=True)), **self._options)
@@ -64,20 +63,11 @@ class Prepared:
         problem = None if ops.is_watched(tensors) else self._problem_of(tensors)
         if problem is None:
             return
-        shapes = {
-            at: tensors[at].shape
-            for at in FACTORS
-            if tensors[at] is not None and tensors[at].shape != problem.tensor_shapes[at]
-        }
-        if not all(_has_ones_beside(shape, problem.tensor_shapes[-1]) for shape in shapes.values()):
-            return
         if self._packs:
-            self._forward = PackedOnce.of(problem)
-            return
-        kernels = remembered_choice(problem, None)
-        self._forward = kernels.prepared(problem)
-        self._plan = Plan(problem, kernels, shapes)
-        self._may_be_apart = self._is_conv and film_is_apart(problem)
+            self._forward = None if factor_shapes(problem, tensors) is None else PackedOnce.of(problem)
+        else:
+            self._way = way_of(problem, tensors)
+            self._forward = None if self._way is None else self._way.forward
 
     def _problem_of(self, tensors: tuple[Any, ...]) -> Any:
         """The record of such a call; None where there is more to it than that."""
@@ -93,14 +83,3 @@ class Prepared:
             return norm_arguments.prepare(tensors, tuple(given[name] for name in norm.OPTIONS), None)[0]  # type: ignore[arg-type]
         problem, _, unbatched = arguments.prepare(tensors, tuple(given[name] for name in conv.OPTIONS))  # type: ignore[arg-type]
         return None if unbatched else problem
-
-
-def _has_ones_beside(shape: torch.Size, rows: tuple[int, ...]) -> bool:
-    """Whether a gamma or beta of that shape is one that compiled kernels read as it is: (N, K, 1, 1), (N, 1, 1, K), or
-    either with one row."""
-    return (
-        len(shape) > 2
-        and shape[0] in (1, rows[0])
-        and rows[1] in (shape[1], shape[-1])
-        and shape[1:].numel() == rows[1]
-    )

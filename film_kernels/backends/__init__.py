@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -142,10 +142,20 @@ def remembered_choice(problem: Problem, pin: str | None) -> Kernels:
     return _remembered_with(problem, pin, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
 
 
+_made_from_choices: list[Callable[[], None]] = []
+
+
+def forget_with_choices(clear: Callable[[], None]) -> None:
+    """`clear` is called wherever choices are forgotten."""
+    _made_from_choices.append(clear)
+
+
 def forget_choices() -> None:
     """What was remembered may not hold any more."""
     _remembered.cache_clear()
     _remembered_with.cache_clear()
+    for clear in _made_from_choices:
+        clear()
 
 
 def check_backend(argument: str, name: object) -> None:

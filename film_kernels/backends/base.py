@@ -11,6 +11,8 @@ from ..problems import Problem
 
 Gradients = tuple[Tensor | None, ...]  # of the operator's tensors, in their order
 Backward = Callable[[Tensor, Tensor, Any, Sequence[bool]], Gradients]  # (grad, kept, tensors, wanted)
+# (y, kept, copies of the others) from the operator's tensors and those of them that are not saved
+ForBackward = Callable[[Any, Any], tuple[Tensor, Tensor, Sequence[Tensor | None]]]
 
 AS_ROWS: tuple[Sequence[int], Sequence[int]] = ((), ())  # the sizes of gamma's and beta's gradients: (N, K)
 
@@ -63,6 +65,22 @@ class Kernels:
         y, kept = self.forward(problem, tensors, True)
         assert kept is not None
         return y, kept, [None if tensor is None else tensor.clone() for tensor in copied]
+
+    def forward_for_backward(
+        self, problem: Any, read: Sequence[bool], tensors: Any, others: Any
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+        """(y, kept, copies) for a backward that will read those of `others`, which nobody saves, that `read` names."""
+        if True in read:
+            copied = [tensor if asked else None for tensor, asked in zip(others, read, strict=True)]
+            return self.forward_and_copy(problem, tensors, copied)
+        y, kept = self.forward(problem, tensors, True)
+        assert kept is not None
+        return y, kept, (None,) * len(read)
+
+    def prepared_for_backward(self, problem: Any, read: Sequence[bool]) -> ForBackward | None:
+        """`forward_for_backward` as a function of its other arguments, with all else worked out; gamma and beta may be
+        as for `prepared`. None where there is no shorter way."""
+        return None
 
     def backward(self, problem: Any, grad: Tensor, kept: Tensor, tensors: Any, wanted: Sequence[bool]) -> Gradients:
         """The gradients of the tensors, None where `wanted` says so."""

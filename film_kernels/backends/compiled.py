@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..activations import ACTIVATIONS, CODES, FILM_POSITIONS
 from ..identity import by_identity
 from ..problems.conv_film import ConvFilm
@@ -57,6 +60,16 @@ def packed_options(problem: ConvFilm) -> tuple[list[int], list[float]]:
         height, width, problem.groups, CODES[problem.activation], FILM_POSITIONS.index(problem.film_position)
     )
     return geometry.packed(), [lower_slope(problem), problem.gamma_offset]
+
+
+@by_identity
+def options_tensor(problem: ConvFilm | NormFilm) -> Tensor:
+    """The options of a CPU operator that takes them in one tensor (csrc/packed_options.h): the integers, the bits of
+    the numbers, and whether the output is channels_last."""
+    geometry, numbers = packed_options(problem) if isinstance(problem, ConvFilm) else packed_norm_options(problem)
+    with torch.inference_mode(False):
+        bits = torch.tensor(numbers, dtype=torch.float64, device="cpu").view(torch.int64)
+        return torch.tensor([*geometry, *bits.tolist(), problem.channels_last], dtype=torch.int64, device="cpu")
 
 
 class NormGeometry(NamedTuple):

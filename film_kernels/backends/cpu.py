@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from ..problems import Problem
 from ..problems.conv_film import ConvFilm, Tensors
 from ..problems.norm_film import NormFilm
 from . import cpu_library, cpu_pass, library
-from .base import AS_ROWS, Backend, Kernels, asked_for
-from .compiled import packed_norm_options, packed_options
+from .base import AS_ROWS, Backend, ForBackward, Kernels, asked_for
+from .compiled import options_tensor, packed_norm_options, packed_options
 from .conv_film import ConvFilmKernels, bits_like
 from .cpu_scaling import CpuScaling, is_scaling
 from .norm_film import NormFilmKernels
@@ -51,6 +52,23 @@ def _is_small_sample(problem: ConvFilm) -> bool:
 
 def _are_there(tensors: Sequence[Tensor | None]) -> list[bool]:
     return [tensor is not None for tensor in tensors]
+
+
+def _at_once(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """What a call of one of `torch.ops` calls in its turn: a call of Python less."""
+    return getattr(operator, "_op", operator)
+
+
+def _recorded(operator: Callable[..., Any], problem: Problem, read: Sequence[bool]) -> ForBackward:
+    """`Kernels.prepared_for_backward` by an operator that copies bias and beta where `read` says so."""
+    operator, options = _at_once(operator), options_tensor(problem)
+    copy_bias, copy_beta = read
+
+    def forward(tensors, others):
+        y, kept, bias, beta = operator(*tensors, options, copy_bias, copy_beta)
+        return y, kept, (bias, beta)
+
+    return forward
 
 
 class CpuConvFilm(ConvFilmKernels):
@@ -142,13 +160,21 @@ class CpuConvFilm(ConvFilmKernels):
 
     def prepared(self, problem: ConvFilm) -> Callable[..., Tensor]:
         """A function of the tensors, and of the weight as `pack` has made it, if it has."""
-        operator, channels_last = torch.ops.film_kernels_cpu.forward.default, problem.channels_last
-        geometry, numbers = packed_options(problem)
+        operators, channels_last = torch.ops.film_kernels_cpu, problem.channels_last
+        alone, operator = _at_once(operators.forward_alone.default), operators.forward.default
+        (geometry, numbers), options = packed_options(problem), options_tensor(problem)
 
         def forward(input, weight, bias, gamma, beta, packed=None):
+            if packed is None:
+                return alone(input, weight, bias, gamma, beta, options)
             return operator(input, weight, bias, gamma, beta, geometry, numbers, False, channels_last, packed)[0]
 
         return forward
+
+    def prepared_for_backward(self, problem: ConvFilm, read: Sequence[bool]) -> ForBackward | None:
+        if _makes_z_again(problem):
+            return None
+        return _recorded(torch.ops.film_kernels_cpu.forward_recorded.default, problem, read)
 
     def forward_packed(self, problem: ConvFilm, tensors: Tensors, packed: Tensor | None) -> Tensor:
         """y, with the weight as `pack` has made it, if it has."""
@@ -177,13 +203,16 @@ class CpuNormFilm(NormFilmKernels):
         return torch.ops.film_kernels_cpu.norm_forward(*tensors, *packed_norm_options(problem), problem.channels_last)
 
     def prepared(self, problem: NormFilm) -> Callable[..., Tensor]:
-        operator, channels_last = torch.ops.film_kernels_cpu.norm_forward.default, problem.channels_last
-        geometry, numbers = packed_norm_options(problem)
+        operator = _at_once(torch.ops.film_kernels_cpu.norm_forward_alone.default)
+        options = options_tensor(problem)
 
         def forward(input, weight, bias, gamma, beta):
-            return operator(input, weight, bias, gamma, beta, geometry, numbers, channels_last)[0]
+            return operator(input, weight, bias, gamma, beta, options)
 
         return forward
+
+    def prepared_for_backward(self, problem: NormFilm, read: Sequence[bool]) -> ForBackward:
+        return _recorded(torch.ops.film_kernels_cpu.norm_forward_recorded.default, problem, read)
 
     def forward_and_copy(self, problem, tensors, copied):
         asked = _are_there(copied)

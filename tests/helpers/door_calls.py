@@ -15,6 +15,7 @@ from torch import Tensor
 
 import film_kernels
 from film_kernels.activations import ACTIVATIONS
+from tests.helpers.packed_calls import PACKED, packed_call
 from tests.helpers.spoiling import (
     ABSURD,
     ABSURD_NUMBERS,
@@ -148,6 +149,10 @@ def hostile_calls(namespace: str, seed: int, count: int) -> tuple[int, int]:
         arguments = _drawn(r, matrix)[operator]
         for name in r.sample(list(arguments), r.choice([0, 1, 1, 1, 2, 3])):
             _spoil(arguments, name, operator, r)
+        if matrix is None and operator in PACKED and r.random() < 0.5:
+            operator, arguments = PACKED[operator], packed_call(arguments)
+            if r.random() < 0.1:
+                spoil_tensor(arguments, "options", r)
         if answers(getattr(getattr(torch.ops, namespace), operator), arguments):
             answered += 1
         else:

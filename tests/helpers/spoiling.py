@@ -72,7 +72,7 @@ def answers(operator: Callable[..., Any], arguments: dict[str, Any]) -> bool:
     except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, OverflowError):
         return False
     for t in results if isinstance(results, tuple | list) else (results,):
-        if not t.is_meta:
+        if t is not None and not t.is_meta:
             t.sum().item()
     return True
 

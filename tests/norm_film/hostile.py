@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import film_kernels
+from tests.helpers.packed_calls import PACKED, packed_call
 from tests.helpers.spoiling import (
     ABSURD,
     ABSURD_NUMBERS,
@@ -129,9 +130,15 @@ def hostile_calls(seed: int, count: int, library: str) -> tuple[int, int]:
     torch.manual_seed(seed)
     answered = raised = 0
     for _ in range(count):
-        operator, arguments = r.choice(list(_drawn(r, library).values()))
+        made = _drawn(r, library)
+        called = r.choice(list(made))
+        operator, arguments = made[called]
         for name in r.sample(list(arguments), r.choice([0, 1, 1, 1, 2, 3])):
             _spoil(arguments, name, r)
+        if library == "cpu" and called in PACKED and r.random() < 0.5:
+            operator, arguments = getattr(torch.ops.film_kernels_cpu, PACKED[called]), packed_call(arguments)
+            if r.random() < 0.1:
+                spoil_tensor(arguments, "options", r)
         if arguments.get("backend", library) != library and not all(map(_has_its_memory, arguments.values())):
             continue  # PyTorch's own operators read memory that was given back
         if answers(operator, arguments):

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from film_kernels import arguments, fuse, norm_arguments
+from film_kernels import arguments, fuse, norm_arguments, repeated
 from film_kernels.conversion import swap
 from film_kernels.prepared import Prepared
 from film_kernels.problems import conv_film, norm_film
@@ -77,7 +77,8 @@ def without_a_judge() -> Any:
 @contextlib.contextmanager
 def counted_calls() -> Iterator[list[str]]:
     """The activation and FiLM's position of every fused call, behind the norm's name where it is norm_film's. They are
-    counted where the front doors prepare their arguments, and where a call is made that was prepared at its first."""
+    counted where the front doors prepare their arguments, and where a call is made that was prepared at its first, or
+    like one before."""
     calls: list[str] = []
     names = ("norm", "activation", "film_position")
 
@@ -97,10 +98,25 @@ def counted_calls() -> Iterator[list[str]]:
         calls[before:] = [" ".join(given.arguments[name] for name in names if name in given.arguments)]
         return y
 
+    def again(front, options_of):
+        def counted(tensors, options):
+            before = len(calls)
+            y = front(tensors, options)
+            if y is not None:
+                given = dict(zip(options_of, options, strict=True))
+                calls[before:] = [" ".join(given[name] for name in names if name in given)]
+            else:
+                del calls[before:]
+            return y
+
+        return counted
+
     call = Prepared.__call__
     with (
         mock.patch.object(arguments, "prepare", counting(arguments.prepare, conv_film.OPTIONS)),
         mock.patch.object(norm_arguments, "prepare", counting(norm_arguments.prepare, norm_film.OPTIONS)),
+        mock.patch.object(repeated, "conv_film", again(repeated.conv_film, conv_film.OPTIONS)),
+        mock.patch.object(repeated, "norm_film", again(repeated.norm_film, norm_film.OPTIONS)),
         mock.patch.object(Prepared, "__call__", once),
     ):
         yield calls

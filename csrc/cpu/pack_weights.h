@@ -88,7 +88,7 @@ class LanePacker {
 
   // Calls body(i, vector of src[lane * lane_ + i]) for each i of a range.
   template <class F>
-  void turn(const T* src, int64_t lanes, int64_t begin, int64_t end, const F& body) const {
+  [[gnu::always_inline]] void turn(const T* src, int64_t lanes, int64_t begin, int64_t end, const F& body) const {
     constexpr int L = kLanes<A>;
     for (int64_t i = begin; i < end; i += L) {
       Vector<A> block[L];

@@ -32,11 +32,18 @@ namespace baseline {
 extern const Kernels kernels;
 }
 
+namespace {
+thread_local bool keeps_to_one_thread = false;
+}
+
+OneThread::OneThread(bool asked) : before_(keeps_to_one_thread) { keeps_to_one_thread = before_ || asked; }
+OneThread::~OneThread() { keeps_to_one_thread = before_; }
+
 // A part that fails leaves its exception here, since none may leave a thread of PyTorch's, nor would its words come
 // back.
 void parallel_for(int64_t count, void (*run)(int64_t, int64_t, void*), void* context) {
-  if (count <= 1) {
-    if (count == 1) run(0, 1, context);
+  if (count <= 1 || keeps_to_one_thread) {
+    if (count > 0) run(0, count, context);
     return;
   }
   struct Shared {
@@ -57,7 +64,7 @@ void parallel_for(int64_t count, void (*run)(int64_t, int64_t, void*), void* con
   if (shared.error != nullptr) std::rethrow_exception(shared.error);
 }
 
-int64_t thread_count() { return torch::stable::get_num_threads(); }
+int64_t thread_count() { return keeps_to_one_thread ? 1 : torch::stable::get_num_threads(); }
 
 namespace {
 

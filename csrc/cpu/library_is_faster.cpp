@@ -75,9 +75,24 @@ double saving_by_winograd(const Problem& p) {
 // at every call, or, where it was packed before, to read it. That takes so many positions, fewer where the weight of
 // all points stays in L2.
 constexpr double kSavingAlone = 2;
-constexpr int64_t kNearWeight = 2 << 20;                       // bytes
-constexpr int64_t kPositionsNear = 256, kPositionsFar = 1024;  // of a weight that is transformed at every call
-constexpr int64_t kPositionsNearPacked = 64, kPositionsFarPacked = 256;  // of one that is packed
+constexpr int64_t kNearWeight = 2 << 20;  // bytes
+struct LeastPositions {
+  int64_t near, far;
+};
+constexpr LeastPositions kTransformed{256, 1024};  // of a weight that is transformed at every call
+constexpr LeastPositions kPacked{64, 256};         // of one that is packed
+// The same where the library multiplies floats no faster than the kernels here, and memory is as fast as that asks for.
+constexpr LeastPositions kTransformedBySlower{32, 64}, kPackedBySlower{32, 64};
+constexpr int64_t kManyPositions = 1024;
+
+// Cores of Intel's with AVX-512 multiply two vectors of it in a cycle, those of AMD's one.
+bool has_slower_cores() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") && !__builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
 // Below so many products a call takes longer than the sum.
 constexpr int64_t kProductsOfCall = 2 << 20;
 // Planes for a few output channels, which leave most lanes idle in the library.
@@ -86,14 +101,16 @@ constexpr int64_t kFewOutputs = 4, kManyInputs = 16, kPositionsOfPlanes = 1024;
 bool has_few_positions(const Problem& p, bool packed) {
   constexpr int64_t kPoints = Square<2, 4>::kPoints;
   const bool near = p.out_channels * p.group_in() * kPoints * static_cast<int64_t>(sizeof(float)) <= kNearWeight;
-  if (packed) return p.positions() < (near ? kPositionsNearPacked : kPositionsFarPacked);
-  return p.positions() < (near ? kPositionsNear : kPositionsFar);
+  const bool slower = has_slower_cores();
+  const LeastPositions least =
+      packed ? (slower ? kPackedBySlower : kPacked) : (slower ? kTransformedBySlower : kTransformed);
+  return p.positions() < (near ? least.near : least.far);
 }
 
 // Whether it is one that Winograd's filtering serves from some number of positions on. Below that, what is said of few
 // positions holds all the more for the direct sum, whose weight is read for fewer still.
 bool filters_with_more_positions(Problem p) {
-  p.batch = kPositionsFar;
+  p.batch = kManyPositions;
   return saving_by_winograd(p) >= kSavingAlone;
 }
 

@@ -1,79 +1,11 @@
 // The register tiles of row_tile.h, in every size: compiled once, since that takes long.
-#include "row_tile.h"
-
-#include "tile_choice.h"
+#include "strip_tile.h"
 
 namespace film::FILM_ISA {
-namespace {
-
-template <class A>
-struct RowTile {
-  using Function = MultiplyRows<A>;
-  static constexpr int kRows = kTileRows;
-
-  template <int V, int M>
-  static void multiply(const Stretch* stretch, const Stretch* end, const A* base, int64_t pitch,
-                       const A* __restrict weights, A* __restrict out) {
-    constexpr int L = kLanes<A>;
-    using Bytes = const char*;
-    const auto value = [](Bytes p) {
-      A x;
-      std::memcpy(&x, p, sizeof x);
-      return x;
-    };
-    int64_t one = pitch * sizeof(A), three = 3 * one, five = 5 * one;
-    asm("" : "+r"(one), "+r"(three), "+r"(five));
-    for (bool first = true; stretch < end; first = false) {
-      Vector<A> sum[M][V] = {};
-      for (bool more = true; more; ++stretch) {
-        more = !stretch->last;
-        Bytes low = reinterpret_cast<Bytes>(base + stretch->offset), high = low + 7 * one;
-        for (int64_t r = stretch->count; r > 0; --r, weights += V * L) {
-          // The compiler is kept from making a pointer of each row, for which there are not enough registers.
-          asm("" : "+r"(low), "+r"(high));
-          Vector<A> w[V];
-#pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) w[v] = load(weights + v * L);
-#pragma GCC unroll 16
-          for (int m = 0; m < M; ++m) {
-            Bytes p = m < 7 ? low : high;
-            switch (m % 7) {
-              case 1:
-                p += one;
-                break;
-              case 2:
-                p += 2 * one;
-                break;
-              case 3:
-                p += three;
-                break;
-              case 4:
-                p += 4 * one;
-                break;
-              case 5:
-                p += five;
-                break;
-              case 6:
-                p += 2 * three;
-                break;
-            }
-            const A x = value(p);
-#pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
-          }
-          low += sizeof(A), high += sizeof(A);
-        }
-      }
-      put_sums(out, sum, first);
-    }
-  }
-};
-
-}  // namespace
 
 template <class A>
 MultiplyRows<A> rows_multiplier(int vectors, int64_t rows) {
-  return choose_tile<RowTile<A>>(vectors, rows);
+  return choose_tile<RowTile<Floats<A>>>(vectors, rows);
 }
 
 template MultiplyRows<float> rows_multiplier<float>(int, int64_t);

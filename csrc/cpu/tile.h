@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "simd.h"
+#include "pairs.h"
 
 namespace film::FILM_ISA {
 
@@ -38,8 +38,8 @@ template <class A, int M, int V>
 }
 
 // out[M][V * lanes] = patches[M][R] * weights[R][V * lanes], which is added to what is there where it is not the first.
-template <class A>
-using MultiplyTile = void (*)(int64_t R, const A* patches, const A* weights, A* out, bool first);
+template <class E>
+using MultiplyTile = void (*)(int64_t R, const E* patches, const E* weights, SumOf<E>* out, bool first);
 
 // The tile of V vectors (at most kTileVectors) and M rows (at most kTileRows), from tile.cpp.
 template <class A, int64_t CHUNK = kChunk>

@@ -1,6 +1,7 @@
 // The register tile of the weight gradient: kGradRows output channels x V vectors of products, over a unit's positions.
 #pragma once
 
+#include "pairs.h"
 #include "transpose.h"
 
 namespace film::FILM_ISA {
@@ -29,11 +30,12 @@ struct TileWeights {
 };
 
 // U[channel][product] = the sum over positions of u[channel] * x[product]; then both uses of it: dW += gamma * U and
-// dgamma += <W, U>.
-template <class A, int V>
+// dgamma += <W, U>. With an engine of pairs, what is called a position are two of them.
+template <class A, int V, class Engine = Floats<A>>
 struct UnitTile {
-  const A* u;       // [position][channel], positions numbered through
-  const A* x;       // the first position's products
+  using E = typename Engine::Element;
+  const E* u;       // [position][channel], positions numbered through
+  const E* x;       // the first position's products
   int64_t u_pitch;  // elements from one position of u to the next
   PositionRows positions;
   TileWeights<A> weights;
@@ -47,13 +49,13 @@ struct UnitTile {
     const int64_t rows = positions.rows, columns = positions.columns;
     Vector<A> sum[kGradRows][V];
     if (rows * columns <= chain) {
-      const A* uu = u;
+      const E* uu = u;
       add_chain(sum, uu, 0, 0, rows, columns);
       return finish(sum);
     }
     // Rows that are longer than a chain are cut into chains, and shorter ones are put together.
     Vector<A> total[kGradRows][V];
-    const A* uu = u;
+    const E* uu = u;
     bool first = true;
     const auto add = [&](int64_t h, int64_t w, int64_t some_rows, int64_t some) {
       add_chain(sum, uu, h, w, some_rows, some);
@@ -75,21 +77,21 @@ struct UnitTile {
 
  private:
   // sums = the products of u and x over columns [w, w + count) of some rows. Leaves `uu` at the next position.
-  inline void add_chain(Vector<A> (&sums)[kGradRows][V], const A*& uu, int64_t h0, int64_t w, int64_t some_rows,
+  inline void add_chain(Vector<A> (&sums)[kGradRows][V], const E*& uu, int64_t h0, int64_t w, int64_t some_rows,
                         int64_t count) const {
     constexpr int L = kLanes<A>;
     Vector<A> sum[kGradRows][V] = {};
     for (int64_t h = h0; h < h0 + some_rows; ++h) {
-      const A* xx = x + h * positions.x_row + w * positions.x_column;
+      const E* xx = x + h * positions.x_row + w * positions.x_column;
       for (int64_t i = 0; i < count; ++i, xx += positions.x_column, uu += u_pitch) {
-        Vector<A> value[V];
+        Vector<E> value[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) value[v] = load(xx + v * L);
 #pragma GCC unroll 16
         for (int m = 0; m < kGradRows; ++m) {
-          const A scalar = uu[m];
+          const E scalar = uu[m];
 #pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) sum[m][v] += scalar * value[v];
+          for (int v = 0; v < V; ++v) Engine::add(sum[m][v], scalar, value[v]);
         }
       }
     }

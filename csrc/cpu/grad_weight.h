@@ -15,7 +15,6 @@
 
 #include "centre.h"
 #include "grad_weight_plan.h"
-#include "pair_positions.h"
 #include "unit_sums.h"
 #include "unit_tile.h"
 #include "unit_u.h"
@@ -190,23 +189,18 @@ class GradWeight {
       for (int64_t c = 0; c < task.used; ++c) all_g[c] = sums.g.at(c), all_u[c] = sums.u(c);
     }
     if (!args_.products_wanted()) return;
-    fill_strip(space.strips + unit.place * plan_.strip, unit.extent, pass_.h, pass_.w,
-               {task.group * p_.group_in() + task.first_source, task.sources}, Plain<A>{args_.input, load_});
-    if constexpr (kPairs)
-      pair_up_unit(unit, task, space);
-    else if (gamma_wanted())
-      take_mean_out(unit, task, space);
-  }
-
-  // Products of bfloat16 have all their digits in a sum of float32, so that no mean need be taken out.
-  void pair_up_unit(const Unit& unit, const Task& task, Workspace& space) const {
-    const Extent& e = unit.extent;
-    const int64_t rows = pass_.h.extent(e.rows), line = pass_.w.extent(e.columns) * task.sources;
     A* strip = space.strips + unit.place * plan_.strip;
-    for (int64_t row = 0; row < rows; ++row) pair_up_row(strip + row * line, line, pass_.w.step * task.sources);
-    for (int64_t c = 0; c < task.channels; c += kGradRows)
-      pair_up_positions(space.u + unit.place * plan_.u + c * e.positions(), e.rows, e.columns);
-    space.centred[unit.place] = false;
+    const ChannelRange sources{task.group * p_.group_in() + task.first_source, task.sources};
+    if constexpr (kPairs) {
+      // Products of bfloat16 have all their digits in a sum of float32, so that no mean need be taken out.
+      fill_strip_with_pairs(strip, unit.extent, pass_.h, pass_.w, sources, args_.input);
+      for (int64_t c = 0; c < task.channels; c += kGradRows)
+        pair_up_positions(space.u + unit.place * plan_.u + c * unit.extent.positions(), unit.extent);
+      space.centred[unit.place] = false;
+    } else {
+      fill_strip(strip, unit.extent, pass_.h, pass_.w, sources, Plain<A>{args_.input, load_});
+      if (gamma_wanted()) take_mean_out(unit, task, space);
+    }
   }
 
   void take_mean_out(const Unit& unit, const Task& task, Workspace& space) {
@@ -262,7 +256,7 @@ class GradWeight {
       tile.positions = {e.rows, (e.columns + kTogether - 1) / kTogether, h.step * line,
                         kTogether * w.step * task.sources};
       tile.fresh = fresh;
-      tile.chain = plan_.chain;
+      tile.chain = kPairs ? e.positions() : plan_.chain;  // products of bfloat16 have digits to spare
       for (int64_t k = 0; k < task.channels; k += kGradRows) {
         const int64_t row = k * plan_.weight_row;
         tile.u = reinterpret_cast<const E*>(u + k * e.positions());

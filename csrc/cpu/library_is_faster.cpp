@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "../processor.h"
 #include "forward_weights.h"
 
 namespace film::FILM_ISA {
@@ -31,16 +32,18 @@ bool has_narrow_groups(const Problem& p, bool channels_last) {
   return p.groups > 1 && p.group_out() < (channels_last ? kLeastGroupTurned : kLeastGroup);
 }
 
-// How fast the library multiplies bfloat16 on this machine, against float32. AVX512_BF16 does it in pairs, which takes
-// AMD's cores half as long, but those of Intel, which have fewer units for it, no less time.
+// Pairs are multiplied here as fast as in the library. Below so many products, what is saved around them is more than
+// what the library's tiles are better filled. A sum along rows alone is slower in the library, up to more products.
+constexpr int64_t kManyProductsOfPairs = 1024, kManyProductsOfRowsOfPairs = 4096;
+
+// How fast the library multiplies bfloat16 on this machine, against float32: with AVX512_BF16, in pairs.
 enum class Bfloat16 { no_faster, twice_as_fast, in_tiles };
 
 Bfloat16 bfloat16_of_library() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("amx-bf16")) return Bfloat16::in_tiles;
-  if (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel")) return Bfloat16::twice_as_fast;
 #endif
-  return Bfloat16::no_faster;
+  return multiplies_pairs_fast() ? Bfloat16::twice_as_fast : Bfloat16::no_faster;
 }
 
 // How many products of a direct sum there are for each that tiles T take.
@@ -131,6 +134,17 @@ bool is_slow_alone(const Problem& p, const Asked& asked, int64_t least) {
 bool has_far_taps(const Problem& p) {
   const auto reach = [](const Axis& axis) { return static_cast<double>(axis.dilation) * (axis.kernel - 1); };
   return std::max(reach(p.h), reach(p.w)) >= kFarTaps;
+}
+
+bool is_filtered_to_a_third(const Problem& p) { return saving_by_winograd(p) >= kLargeSaving; }
+
+// Where the library multiplies in tiles, it is not pairs that are to be compared with it.
+bool library_is_faster_than_pairs(const Problem& p, const Asked& asked) {
+  const bool by_pairs = p.dtype == DType::bf16 && asked.use == Use::film && !is_filtered_to_a_third(p);
+  if (!by_pairs || bfloat16_of_library() == Bfloat16::in_tiles) return library_is_faster(p, asked);
+  const bool row = p.h.kernel == 1 && p.w.kernel > 1;
+  return has_narrow_groups(p, asked.channels_last) || has_far_taps(p) ||
+         p.group_in() * taps_of(p) >= (row ? kManyProductsOfRowsOfPairs : kManyProductsOfPairs);
 }
 
 // From the sizes alone, without the data.

@@ -6,6 +6,7 @@
 #include "grad_weight.h"
 #include "library_is_faster.h"
 #include "modulate.h"
+#include "pair_positions.h"
 #include "pair_source.h"
 #include "pair_store.h"
 #include "pair_tiles.h"
@@ -17,11 +18,30 @@ namespace film::FILM_ISA {
 
 namespace {
 
-int wish() { const char* e = std::getenv("FILM_PAIRS"); return e ? std::atoi(e) : 7; }
-bool forward_suits(const Problem& p) { return p.dtype == DType::bf16 && (wish() & 1); }
-bool grad_input_suits(const Problem& p) { return p.dtype == DType::bf16 && (wish() & 2); }
+// Where pairs are faster than the kernels for floats: where lanes, which are channels, are not mostly idle, and enough
+// products are summed in each; not where Winograd's filtering takes most of the products away. (bench/NOTES.md has the
+// figures.)
+constexpr int64_t kLeastProducts = 16, kLeastProductsOfGradient = 24, kLeastLanes = 8, kLeastProductsOfIdleLanes = 128;
+constexpr int64_t kLeastSourcesOfWeight = 8, kLeastProductsOfWeight = 48;
+
+bool suits_pairs(const Problem& p, int64_t sources, int64_t products, int64_t lanes, int64_t least) {
+  if (p.dtype != DType::bf16 || sources == 1 || lanes < kLeastLanes || is_filtered_to_a_third(p)) return false;
+  return products >= (lanes < kLanes<Pair> ? kLeastProductsOfIdleLanes : least);
+}
+
+bool forward_suits(const Problem& p) {
+  return suits_pairs(p, p.group_in(), p.group_in() * taps_of(p), p.group_out(), kLeastProducts);
+}
+
+// A pass has no more than its share of the taps where there is a stride.
+bool grad_input_suits(const Problem& p) {
+  const int64_t products = p.group_out() * taps_of(p) / (p.h.stride * p.w.stride);
+  return suits_pairs(p, p.group_out(), products, p.group_in(), kLeastProductsOfGradient);
+}
+
 bool grad_weight_suits(const Problem& p, const GradWeightArgs& args) {
-  return p.dtype == DType::bf16 && args.products_wanted() && (wish() & 4);
+  return p.dtype == DType::bf16 && args.products_wanted() && p.group_in() >= kLeastSourcesOfWeight &&
+         p.group_in() * taps_of(p) >= kLeastProductsOfWeight && !is_filtered_to_a_third(p);
 }
 
 Pass<Pair> forward_pairs(const Problem& p) {
@@ -94,8 +114,6 @@ void pack_as_pairs(const Problem& p, const PackArgs& args) {
   Pass<Pair> pass = forward_pairs(p);
   pack_pairs(static_cast<Pair*>(args.data), pass, p, args.weight, /*transposed=*/false);
 }
-
-bool library_is_faster_than_pairs(const Problem& p, const Asked& asked) { return library_is_faster(p, asked); }
 
 template <class Engine>
 constexpr Kernels with_pairs(const char* name) {

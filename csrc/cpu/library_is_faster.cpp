@@ -32,9 +32,9 @@ bool has_narrow_groups(const Problem& p, bool channels_last) {
   return p.groups > 1 && p.group_out() < (channels_last ? kLeastGroupTurned : kLeastGroup);
 }
 
-// Pairs are multiplied here as fast as in the library. Below so many products, what is saved around them is more than
-// what the library's tiles are better filled. A sum along rows alone is slower in the library, up to more products.
-constexpr int64_t kManyProductsOfPairs = 1024, kManyProductsOfRowsOfPairs = 4096;
+// Pairs are multiplied here as fast as there, and what is saved around them pays up to so many products; the library's
+// sums along rows alone are slower, so that these pay up to more.
+constexpr int64_t kManyProductsOfPairs = 576, kManyProductsOfRowsOfPairs = 1024;
 
 // How fast the library multiplies bfloat16 on this machine, against float32: with AVX512_BF16, in pairs.
 enum class Bfloat16 { no_faster, twice_as_fast, in_tiles };

@@ -234,7 +234,9 @@ def test_what_the_processor_does_with_bfloat16_decides_on_wide_sums():
         assert fewest_positions((64, 64, 3, 3), torch.bfloat16, **options) == never
         assert fewest_positions((64, 48, 3, 3), torch.bfloat16, **options) == (0 if has_pairs() else never)
     for products in (512, 1536):
-        assert fewest_positions((64, products, 1, 1), torch.bfloat16) == (0 if has_pairs() and products < 576 else never)
+        assert fewest_positions((64, products, 1, 1), torch.bfloat16) == (
+            0 if has_pairs() and products < 576 else never
+        )
     for taps in (7, 9):  # a row: 896 and 1152 products
         assert fewest_positions((128, 128, taps), torch.bfloat16) == (0 if has_pairs() and taps < 8 else never)
     assert fewest_positions((64, 32, 3, 3), torch.bfloat16) == from_64

@@ -41,8 +41,8 @@ struct ChunkTile {
   static constexpr int kRows = kTileRows;
 
   template <int V, int M>
-  static void multiply(int64_t R, const E* __restrict patches, const E* __restrict weights,
-                       SumOf<E>* __restrict out, bool first) {
+  static void multiply(int64_t R, const E* __restrict patches, const E* __restrict weights, SumOf<E>* __restrict out,
+                       bool first) {
     constexpr int64_t kRowPitch = kPitch<E, CHUNK>, kChain = Engine::kChunksOfChain * CHUNK;
     for (int64_t begin = 0; begin == 0 || begin < R; begin += kChain) {
       Vector<SumOf<E>> sum[M][V];

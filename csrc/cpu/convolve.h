@@ -70,7 +70,7 @@ void convolve(const Pass<E>& pass, int64_t batch, int64_t groups, int64_t source
           for (const TileStart<E>& start : tiles) {
             if (direct)
               Tiles::of_strip(vectors, start.count)(stretches.data(), stretches.data() + stretches.size(), start.at,
-                                                       pass.w.step * source_channels, weights, tile);
+                                                    pass.w.step * source_channels, weights, tile);
             else
               Tiles::of_patches(vectors, start.count)(pass.products, start.at, weights, tile, /*first=*/true);
             epilogue(static_cast<SumOf<E>*>(tile), vectors, &places[start.first], start.count, g, panel * panels.kWidth,

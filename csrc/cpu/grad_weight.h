@@ -22,8 +22,7 @@
 
 namespace film::FILM_ISA {
 
-// Some products of a stretch, which are side by side in a strip: `count` from place `at` on, where the stretch is that
-// of kernel tap (h, w), or of row h from tap w on.
+// Some products of a stretch: `count` from place `at` on, of that of kernel tap (h, w), or of row h from tap w on.
 struct ProductRange {
   int64_t h, w, at, count;
 };
@@ -133,10 +132,8 @@ class GradWeight {
     constexpr int64_t L = kLanes<A>;
     const int64_t products = taps_ * task.sources;
     Vector<A> zero{};  // times what is not finite is NaN
-    for (int64_t k = 0; k < task.used; ++k) {
-      const A* row = grad_weight + k * plan_.weight_row;
-      for (int64_t i = 0; i < products; i += L) zero += load_part(row + i, products - i) * 0;
-    }
+    for (int64_t k = 0; k < task.used; ++k, grad_weight += plan_.weight_row)
+      for (int64_t i = 0; i < products; i += L) zero += load_part(grad_weight + i, products - i) * 0;
     return sum_lanes<A>(zero) == 0;
   }
 

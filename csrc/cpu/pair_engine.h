@@ -1,5 +1,5 @@
-// The engines that multiply pairs of bfloat16: the processor's own (AVX512_BF16), by assembly, and the same in plain C++
-// for the tests of machines without it.
+// The engines that multiply pairs of bfloat16: the processor's own (AVX512_BF16), by assembly, and the same in plain
+// C++ for the tests of machines without it.
 //
 // To each float32 of a sum they add the two products of a pair and a lane's pair, the second one first, each in one
 // step that rounds to nearest. Subnormal numbers count as zeros, in what is multiplied and in sums.
@@ -9,8 +9,8 @@
 
 namespace film::FILM_ISA {
 
-// Products of bfloat16 have all their digits in a float32, and results have 8 of them, so that chains may be longer than
-// those of floats.
+// Products of bfloat16 have all their digits in a float32, and results have 8 of them, so that chains may be longer
+// than those of floats.
 struct LongChains {
   using Element = Pair;
   static constexpr int64_t kChunksOfChain = 4;

@@ -2,8 +2,8 @@
 // input that are so far apart; those of u are made in place. Both stand where floats would.
 #pragma once
 
-#include "patches.h"
 #include "pairs.h"
+#include "patches.h"
 
 namespace film::FILM_ISA {
 

@@ -44,8 +44,8 @@ inline void clear_last(Pair* dst, int64_t pitch, int64_t channels, int64_t colum
 
 // Loads some channels of a run, to dst[column][pitch].
 inline void load_pairs(Pair* dst, int64_t pitch, const View& view, const ColumnRun& run, const ChannelRange& range) {
-  const bf16* src = static_cast<const bf16*>(view.data) + run.n * view.n + run.h * view.h + run.first * view.w +
-                    range.first * view.c;
+  const bf16* src =
+      static_cast<const bf16*>(view.data) + run.n * view.n + run.h * view.h + run.first * view.w + range.first * view.c;
   const int64_t columns = run.count, channels = range.count, bytes = channels * static_cast<int64_t>(sizeof(bf16));
   if (view.c == 1 && view.w == channels && channels % 2 == 0) {
     std::memcpy(dst, src, columns * bytes);
@@ -84,7 +84,7 @@ inline Vector<float> every_other(const float* factors, int64_t first) {
 struct ModulatedPairs {
   const Problem& p;
   const View& grad;
-  const uint8_t* all_bits;     // or null
+  const uint8_t* all_bits;      // or null
   const Factors<float>& gamma;  // of which 32 can be read from any pair of a group on
   int64_t channels;
 

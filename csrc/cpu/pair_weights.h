@@ -8,7 +8,8 @@
 namespace film::FILM_ISA {
 
 inline void pack_pairs(Pair* packed, Pass<Pair>& pass, const Problem& p, const View& weight, bool transposed) {
-  constexpr int64_t kSources = 32, L = kLanes<Pair>;  // source channels that are packed together
+  constexpr int64_t kPairsOfTask = 16 * 1024, L = kLanes<Pair>;
+  constexpr int64_t kSources = 32;  // source channels that are packed together
   const int64_t channels = transposed ? p.group_in() : p.group_out(),
                 sources = transposed ? p.group_out() : p.group_in();
   const Panels<Pair> panels{channels};
@@ -18,7 +19,7 @@ inline void pack_pairs(Pair* packed, Pass<Pair>& pass, const Problem& p, const V
   const int64_t taps = pass.h.offset.size() * pass.w.offset.size(), cuts = (sources + kSources - 1) / kSources;
   const Pass<float> same{pass.h, pass.w, 0, {}};
   const LanePacker<float, bf16> turn(same, weight, p.h, p.w, kSources, transposed);
-  parallel(p.groups * vectors * cuts, [&](int64_t begin, int64_t end) {
+  const auto body = [&](int64_t begin, int64_t end) {
     Scratch<float> turned(taps * kSources * L);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t cut = i % cuts, vector = i / cuts % vectors, g = i / cuts / vectors, s0 = cut * kSources;
@@ -34,7 +35,9 @@ inline void pack_pairs(Pair* packed, Pass<Pair>& pass, const Problem& p, const V
           store(dst + (tap * pairs + (s0 + s) / 2) * width, pair_up(load(at), second));
         }
     }
-  });
+  };
+  const int64_t count = p.groups * vectors * cuts;
+  p.groups* group_size < kPairsOfTask ? body(0, count) : parallel(count, body);
 }
 
 }  // namespace film::FILM_ISA

@@ -61,8 +61,7 @@ void run_in_rows(const Problem& p, const GradInputArgs& args, const std::vector<
       };
       for (const Pass<E>& pass : passes)
         convolve(rows_of(pass, i0, i0 + rows), 1, p.groups, sources, p.group_in(), of_sample,
-                 apart ? store_to<A>(here, p.group_in(), store_tile<A, A>)
-                       : store_to<A>(there, p.group_in(), store),
+                 apart ? store_to<A>(here, p.group_in(), store_tile<A, A>) : store_to<A>(there, p.group_in(), store),
                  tiles);
       if (!apart) continue;
       with_storage<A>(p.dtype, [&](auto element) {
@@ -79,8 +78,8 @@ void run_passes(const Problem& p, const GradInputArgs& args, const std::vector<P
                 const Source& source, StoreTile<A> store, Tiles tiles) {
   if (passes.size() > 1 && !has_long_rows(p)) return run_in_rows<A>(p, args, passes, sources, source, store, tiles);
   for (const Pass<E>& pass : passes)
-    convolve(pass, p.batch, p.groups, sources, p.group_in(), source,
-             store_to<A>(args.grad_input, p.group_in(), store), tiles);
+    convolve(pass, p.batch, p.groups, sources, p.group_in(), source, store_to<A>(args.grad_input, p.group_in(), store),
+             tiles);
 }
 
 }  // namespace film::FILM_ISA

@@ -77,6 +77,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # Of AVX-512 alone, where the assembler knows tiles: what they multiply.
 AMX_KERNELS = ["cpu/amx.cpp"]
+# Of AVX-512 alone too, where the assembler knows AVX512_BF16: pairs of bfloat16.
+PAIR_KERNELS = ["cpu/pair_kernels.cpp", "cpu/pair_tiles.cpp"]
 ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # those of them that nvcc knows, unless TORCH_CUDA_ARCH_LIST is set
 
 
@@ -129,17 +131,27 @@ def hopper_flags(nvcc: str) -> list[str] | None:
     return None
 
 
-def assembles_amx() -> bool:
-    """Whether the compiler and its assembler know AMX, as GCC 11 and LLVM 12 do; Linux lets a process ask for it."""
-    if "avx512" not in ISA_FLAGS or sys.platform != "linux":
+def assembles(instruction: str, feature: str) -> bool:
+    """Whether the compiler and its assembler know an instruction, and how to ask a processor for it."""
+    if "avx512" not in ISA_FLAGS:
         return False
     compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
-    program = 'int main() { asm("tdpbf16ps %tmm2, %tmm1, %tmm0"); return __builtin_cpu_supports("amx-tile"); }'
+    program = f'int main() {{ asm("{instruction}"); return __builtin_cpu_supports("{feature}"); }}'
     command = [*compiler, "-x", "c++", "-c", "-o", os.devnull, "-"]
     try:
         return subprocess.run(command, input=program, text=True, capture_output=True).returncode == 0
     except OSError:
         return False
+
+
+def assembles_amx() -> bool:
+    """As GCC 11 and LLVM 12 do; Linux lets a process ask for it."""
+    return sys.platform == "linux" and assembles("tdpbf16ps %tmm2, %tmm1, %tmm0", "amx-tile")
+
+
+def assembles_pairs() -> bool:
+    """As GCC 10 and LLVM 9 do."""
+    return assembles("vdpbf16ps %zmm2, %zmm1, %zmm0", "avx512bf16")
 
 
 class BuildExtension(cpp_extension.BuildExtension):
@@ -160,7 +172,7 @@ class BuildExtension(cpp_extension.BuildExtension):
     def _compile_for_each_isa(self, ext: Extension) -> None:
         for isa, flags in ISA_FLAGS.items():
             ext.extra_objects += self.compiler.compile(
-                [str(CSRC / source) for source in KERNELS + (AMX_KERNELS if isa == "avx512" and AMX else [])],
+                [str(CSRC / source) for source in KERNELS + (OF_AVX512 if isa == "avx512" else [])],
                 output_dir=str(Path(self.build_temp) / isa),
                 include_dirs=ext.include_dirs,
                 extra_postargs=[*ext.extra_compile_args, *flags, f"-DFILM_ISA={isa}"],
@@ -207,10 +219,11 @@ def extension(name: str, sources: list[Path], compile_args: list[str], **options
 
 sanitize = os.environ.get("FILM_KERNELS_SANITIZE")  # "address,undefined", for the tests
 sanitizer = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1"] if sanitize else []
-AMX = assembles_amx()
-CPU_FLAGS = [*sanitizer, *(["-DFILM_AMX"] if AMX else [])]
+AMX, PAIRS = assembles_amx(), assembles_pairs()
+OF_AVX512 = [*(AMX_KERNELS if AMX else []), *(PAIR_KERNELS if PAIRS else [])]
+CPU_FLAGS = [*sanitizer, *(["-DFILM_AMX"] if AMX else []), *(["-DFILM_PAIRS"] if PAIRS else [])]
 extensions = [extension("film_kernels._cpu", sorted(CSRC.glob("*.cpp")), CPU_FLAGS, extra_link_args=sanitizer)]
-sets = ", ".join([*ISA_FLAGS, *(["amx"] if AMX else [])])
+sets = ", ".join([*ISA_FLAGS, *(["avx512_bf16"] if PAIRS else []), *(["amx"] if AMX else [])])
 print(f"film_kernels._cpu: built for {sets} against torch {torch.__version__}")
 
 NVCC = find_nvcc()

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "processor.h"
 
 namespace film {
 
@@ -22,6 +23,9 @@ namespace avx512 {
 extern const Kernels kernels;
 #if defined(FILM_AMX)
 extern const Kernels amx_kernels, emulated_amx_kernels;
+#endif
+#if defined(FILM_PAIRS)
+extern const Kernels pair_kernels, emulated_pair_kernels;
 #endif
 }  // namespace avx512
 namespace avx2 {
@@ -99,6 +103,10 @@ const std::vector<Candidate>& candidates() {
 #if defined(FILM_AMX)
       {avx512::amx_kernels, has_amx()},
       {avx512::emulated_amx_kernels, has_avx512(), /*on_wish=*/true},
+#endif
+#if defined(FILM_PAIRS)
+      {avx512::pair_kernels, has_avx512() && multiplies_pairs_fast()},
+      {avx512::emulated_pair_kernels, has_avx512(), /*on_wish=*/true},
 #endif
       {avx512::kernels, has_avx512()},
       {avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},

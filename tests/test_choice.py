@@ -18,7 +18,7 @@ import film_kernels
 from film_kernels import arguments, backends
 from film_kernels.backends.cpu import _USES, _is_small_sample
 from film_kernels.conversion.gain import convolution_alone
-from tests.helpers.tiles import has_tiles
+from tests.helpers.tiles import has_pairs, has_tiles
 
 X, W = torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3)
 
@@ -238,12 +238,20 @@ def test_a_small_sample_is_what_pytorch_keeps_from_onednn(input, weight, options
 
 def test_what_the_processor_does_with_bfloat16_decides_on_wide_sums():
     """In tiles (AMX) it is faster than all but what Winograd's filtering makes a quarter of, in NCHW and of few
-    channels; in pairs, on processors of others than Intel, than all but what filtering makes a quarter of."""
+    channels; in pairs, on processors of others than Intel, than all but what filtering makes a quarter of, and sums of
+    fewer products where the kernels here multiply pairs too."""
     tiles, intel = torch.cpu._is_amx_tile_supported(), "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     pairs = torch.cpu._is_avx512_bf16_supported() and not intel and not tiles
     never, from_64 = (2**63 - 1) * (tiles or pairs), 64 * (tiles or pairs)
     for options in ({"stride": 2}, {"dilation": 2}):
         assert fewest_positions((64, 64, 3, 3), torch.bfloat16, **options) == never
+        assert fewest_positions((64, 48, 3, 3), torch.bfloat16, **options) == (0 if has_pairs() else never)
+    for products in (512, 1536):
+        assert fewest_positions((64, products, 1, 1), torch.bfloat16) == (
+            0 if has_pairs() and products < 576 else never
+        )
+    for taps in (7, 9):  # a row: 896 and 1152 products
+        assert fewest_positions((128, 128, taps), torch.bfloat16) == (0 if has_pairs() and taps < 8 else never)
     assert fewest_positions((64, 32, 3, 3), torch.bfloat16) == from_64
     assert fewest_positions((64, 64, 3, 3), torch.bfloat16, channels_last=True) == (from_64 if pairs else never)
 

@@ -20,53 +20,61 @@ int64_t list_places(std::vector<Place>& places, const Extent& e, const Pass<A>& 
   return count;
 }
 
+// The register tiles of floats; pairs have others (pair_tiles.h).
+template <class A>
+struct FloatTiles {
+  static MultiplyTile<A> of_patches(int64_t channels, int64_t rows) { return tile_multiplier<A>(channels, rows); }
+  static MultiplyRows<A> of_strip(int64_t channels, int64_t rows) { return rows_multiplier<A>(channels, rows); }
+};
+
 // Runs one pass: for each block, group, panel and tile, epilogue(tile, vectors, places, place count, group, first
-// channel, channel count). `source_channels` and `channels` are those of a group, in the source and in the destination.
-template <class A, class Source, class Epilogue>
-void convolve(const Pass<A>& pass, int64_t batch, int64_t groups, int64_t source_channels, int64_t channels,
-              const Source& source, const Epilogue& epilogue) {
+// channel, channel count). `source_channels` and `channels` are those of a group, in the source and in the destination;
+// of pairs the first are pairs of channels.
+template <class E, class Source, class Epilogue, class Tiles = FloatTiles<E>>
+void convolve(const Pass<E>& pass, int64_t batch, int64_t groups, int64_t source_channels, int64_t channels,
+              const Source& source, const Epilogue& epilogue, Tiles = {}) {
   if (batch * pass.h.count * pass.w.count == 0) return;
-  const Panels<A> panels{channels};
+  const Panels<E> panels{channels};
   const Blocks blocks = plan_blocks(pass, batch, groups, panels, source_channels);
   const bool direct = reads_strip(pass, panels, blocks.columns, source_channels);
-  const int64_t tile_size = round_up(std::max<int64_t>(pass.products, 1), kChunk) / kChunk * kTileRows * kPitch<A>;
+  const int64_t tile_size = round_up(std::max<int64_t>(pass.products, 1), kChunk) / kChunk * kTileRows * kPitch<E>;
   const int64_t strip_size =
       blocks.samples * pass.h.extent(blocks.rows) * pass.w.extent(blocks.columns) * source_channels;
   parallel(blocks.blocks() * blocks.parts, [&](int64_t begin, int64_t end) {
     const int64_t most_tiles = (blocks.positions() + kTileRows - 1) / kTileRows;
-    Scratch<A> strip(strip_size), patches(direct ? 0 : most_tiles * tile_size), tile(kTileRows * panels.kWidth);
+    Scratch<E> strip(strip_size), patches(direct ? 0 : most_tiles * tile_size);
+    Scratch<SumOf<E>> tile(kTileRows * panels.kWidth);
     std::vector<Place> places(blocks.positions());
-    std::vector<TileStart<A>> tiles;
+    std::vector<TileStart<E>> tiles;
     std::vector<Stretch> stretches;
     int64_t packed = -1;  // the number of the block and group that strip and patches hold
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / blocks.parts, part = task % blocks.parts;
       const Extent e = extent_of(blocks, pass, batch, block);
       list_places(places, e, pass);
-      list_tiles<A>(tiles, strip, direct ? nullptr : static_cast<const A*>(patches), tile_size, e, pass,
+      list_tiles<E>(tiles, strip, direct ? nullptr : static_cast<const E*>(patches), tile_size, e, pass,
                     source_channels);
       for (int64_t g = 0; g < groups; ++g) {
         if (pass.products > 0 && packed != block * groups + g) {
-          fill_strip(static_cast<A*>(strip), e, pass.h, pass.w, {g * source_channels, source_channels}, source);
+          fill_strip(static_cast<E*>(strip), e, pass.h, pass.w, {g * source_channels, source_channels}, source);
           if (direct)
             stretches = stretches_of(pass, pass.w.extent(e.columns) * source_channels, source_channels);
           else
-            pack_patches(static_cast<A*>(patches), static_cast<const A*>(strip), e, pass, source_channels);
+            pack_patches(static_cast<E*>(patches), static_cast<const E*>(strip), e, pass, source_channels);
           packed = block * groups + g;
         }
         const int64_t last = panels.count() * (part + 1) / blocks.parts;
         for (int64_t panel = panels.count() * part / blocks.parts; panel < last; ++panel) {
           const int vectors = panels.vectors(panel);
-          const A* weights = pass.weights[g] + panel * panels.kWidth * pass.products;
-          for (const TileStart<A>& start : tiles) {
+          const E* weights = pass.weights[g] + panel * panels.kWidth * pass.products;
+          for (const TileStart<E>& start : tiles) {
             if (direct)
-              rows_multiplier<A>(panels.used(panel), start.count)(stretches.data(), stretches.data() + stretches.size(),
-                                                                  start.at, pass.w.step * source_channels, weights,
-                                                                  tile);
+              Tiles::of_strip(panels.used(panel), start.count)(stretches.data(), stretches.data() + stretches.size(),
+                                                               start.at, pass.w.step * source_channels, weights, tile);
             else
-              tile_multiplier<A>(panels.used(panel), start.count)(pass.products, start.at, weights, tile,
-                                                                  /*first=*/true);
-            epilogue(static_cast<A*>(tile), vectors, &places[start.first], start.count, g, panel * panels.kWidth,
+              Tiles::of_patches(panels.used(panel), start.count)(pass.products, start.at, weights, tile,
+                                                                 /*first=*/true);
+            epilogue(static_cast<SumOf<E>*>(tile), vectors, &places[start.first], start.count, g, panel * panels.kWidth,
                      panels.used(panel));
           }
         }

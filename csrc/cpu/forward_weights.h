@@ -19,9 +19,9 @@ Pass<A> forward_pass(const Problem& p) {
   return {forward_taps(p.h), forward_taps(p.w), p.h.kernel * p.w.kernel * p.group_in(), {}};
 }
 
-// PackedWeight::way of no elements at all, of panels for the register tile (pack_weights.h), and of each of Winograd's
-// tiles.
-constexpr int64_t kUnpackedWay = 0, kPanelsWay = 1;
+// PackedWeight::way of no elements at all, of panels for the register tile (pack_weights.h), of such panels of pairs
+// (pair_weights.h), and of each of Winograd's tiles.
+constexpr int64_t kUnpackedWay = 0, kPanelsWay = 1, kPairsWay = 2;
 template <class T>
 constexpr int64_t tiles_way() {
   return (((T::H::STRIDE * 10 + T::H::M) * 10 + T::H::R) * 10 + T::W::M) * 10 + T::W::R;

@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "../processor.h"
 #include "depthwise.h"
 #include "forward_weights.h"
 
@@ -36,16 +37,18 @@ bool has_narrow_groups(const Problem& p, bool channels_last) {
 // some sizes and slower for others. What oneDNN does not multiply, PyTorch takes ten times as long for and more.
 bool is_multiplied_by_onednn(const Problem& p) { return p.dtype == DType::f32 || p.dtype == DType::bf16; }
 
-// How fast the library multiplies bfloat16 on this machine, against float32. AVX512_BF16 does it in pairs, which takes
-// AMD's cores half as long, but those of Intel, which have fewer units for it, no less time.
+// Pairs are multiplied here as fast as there, and what is saved around them pays up to so many products; the library's
+// sums along rows alone are slower, so that these pay up to more.
+constexpr int64_t kManyProductsOfPairs = 576, kManyProductsOfRowsOfPairs = 1024;
+
+// How fast the library multiplies bfloat16 on this machine, against float32: with AVX512_BF16, in pairs.
 enum class Bfloat16 { no_faster, twice_as_fast, in_tiles };
 
 Bfloat16 bfloat16_of_library() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("amx-bf16")) return Bfloat16::in_tiles;
-  if (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel")) return Bfloat16::twice_as_fast;
 #endif
-  return Bfloat16::no_faster;
+  return multiplies_pairs_fast() ? Bfloat16::twice_as_fast : Bfloat16::no_faster;
 }
 
 // How many products of a direct sum there are for each that tiles T take.
@@ -85,14 +88,6 @@ constexpr LeastPositions kPacked{64, 256};         // of one that is packed
 constexpr LeastPositions kTransformedBySlower{32, 64}, kPackedBySlower{32, 64};
 constexpr int64_t kManyPositions = 1024;
 
-// Cores of Intel's with AVX-512 multiply two vectors of it in a cycle, those of AMD's one.
-bool has_slower_cores() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512f") && !__builtin_cpu_is("intel");
-#else
-  return false;
-#endif
-}
 // Below so many products a call takes longer than the sum.
 constexpr int64_t kProductsOfCall = 2 << 20;
 // Planes for a few output channels, which leave most lanes idle in the library.
@@ -101,7 +96,7 @@ constexpr int64_t kFewOutputs = 4, kManyInputs = 16, kPositionsOfPlanes = 1024;
 bool has_few_positions(const Problem& p, bool packed) {
   constexpr int64_t kPoints = Square<2, 4>::kPoints;
   const bool near = p.out_channels * p.group_in() * kPoints * static_cast<int64_t>(sizeof(float)) <= kNearWeight;
-  const bool slower = has_slower_cores();
+  const bool slower = multiplies_one_vector();
   const LeastPositions least =
       packed ? (slower ? kPackedBySlower : kPacked) : (slower ? kTransformedBySlower : kTransformed);
   return p.positions() < (near ? least.near : least.far);
@@ -153,6 +148,18 @@ bool is_slow_alone(const Problem& p, const Asked& asked, int64_t least) {
 bool has_far_taps(const Problem& p) {
   const auto reach = [](const Axis& axis) { return static_cast<double>(axis.dilation) * (axis.kernel - 1); };
   return std::max(reach(p.h), reach(p.w)) >= kFarTaps;
+}
+
+bool is_filtered_to_a_third(const Problem& p) { return saving_by_winograd(p) >= kLargeSaving; }
+
+// Where the library multiplies in tiles, it is not pairs that are to be compared with it.
+bool library_is_faster_than_pairs(const Problem& p, const Asked& asked) {
+  const bool by_pairs =
+      p.dtype == DType::bf16 && asked.use == Use::film && !suits_depthwise(p) && !is_filtered_to_a_third(p);
+  if (!by_pairs || bfloat16_of_library() == Bfloat16::in_tiles) return library_is_faster(p, asked);
+  const bool row = p.h.kernel == 1 && p.w.kernel > 1;
+  return has_narrow_groups(p, asked.channels_last) || has_far_taps(p) ||
+         p.group_in() * taps_of(p) >= (row ? kManyProductsOfRowsOfPairs : kManyProductsOfPairs);
 }
 
 // From the sizes alone, without the data.

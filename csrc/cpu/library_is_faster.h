@@ -7,8 +7,13 @@ namespace film::FILM_ISA {
 
 inline int64_t taps_of(const Problem& p) { return p.h.kernel * p.w.kernel; }
 
-// Of the kernels for vectors.
+// Of the kernels for vectors, and of those for pairs of bfloat16.
 bool library_is_faster(const Problem&, const Asked&);
+bool library_is_faster_than_pairs(const Problem&, const Asked&);
+
+// Whether Winograd's filtering leaves no more than a third of the products, so that even bfloat16's are faster in
+// float32 than they are in pairs.
+bool is_filtered_to_a_third(const Problem&);
 
 // What holds for any instructions: taps so far apart that a block reads mostly what lies between its positions' own,
 bool has_far_taps(const Problem&);

@@ -16,9 +16,9 @@ struct Stretch {
 
 // out[M][V * lanes] = products[M][R] * weights[R][V * lanes]. The stretches say where the products of a row are from
 // `base` on, and `pitch` elements further those of the next row, which is the next position.
-template <class A>
-using MultiplyRows = void (*)(const Stretch* begin, const Stretch* end, const A* base, int64_t pitch, const A* weights,
-                              A* out);
+template <class E>
+using MultiplyRows = void (*)(const Stretch* begin, const Stretch* end, const E* base, int64_t pitch, const E* weights,
+                              SumOf<E>* out);
 
 // The tile for so many channels and rows, as tile_multiplier has it, from row_tile.cpp.
 template <class A>

@@ -1,38 +1,8 @@
 // The register tiles of tile.h, in every size: compiled once, since that takes long.
-#include "tile_choice.h"
+#include "chunk_tile.h"
 
 namespace film::FILM_ISA {
 namespace {
-
-// One chain: the sums over `count` products r of rows[m * PITCH + r] * weights[r]. Leaves `weights` at the next
-// chain's.
-template <int64_t PITCH, class A, int M, int V, int H>
-[[gnu::always_inline]] inline TileSums<A, M, V, H> sum_chain(const A* __restrict rows, const A* __restrict& weights,
-                                                             int64_t count) {
-  TileSums<A, M, V, H> sums;
-  sums.clear();
-  for (int64_t r = 0; r < count; ++r, weights += sums.kRow) {
-    const TileLanes<A, V, H> w(weights);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) sums.add(m, rows[m * PITCH + r], w);
-  }
-  return sums;
-}
-
-// Every chunk is a chain.
-template <class A, int64_t CHUNK>
-struct ChunkTile {
-  using Function = MultiplyTile<A>;
-  static constexpr int kRows = kTileRows;
-
-  template <int V, int H, int M>
-  static void multiply(int64_t R, const A* __restrict patches, const A* __restrict weights, A* __restrict out,
-                       bool first) {
-    for (int64_t begin = 0; begin == 0 || begin < R; begin += CHUNK, patches += kTileRows * kPitch<A, CHUNK>)
-      sum_chain<kPitch<A, CHUNK>, A, M, V, H>(patches, weights, std::min(CHUNK, R - begin))
-          .put(out, first && begin == 0);
-  }
-};
 
 // Chains are of 8 products. Eight of them are added up in registers, for which there are enough of those with half as
 // many rows, and only their sum is added to what is in memory.
@@ -51,8 +21,10 @@ struct PreciseTile {
       total.clear();
       for (int64_t from = begin; from < std::min(begin + kTogether, R); from += kChainProducts) {
         const float* rows = patches + from / kPart * kPreciseRows * kRowPitch + from % kPart;
-        total.add(sum_chain<kRowPitch, float, M, V, H>(rows, weights, std::min(kChainProducts, R - from)),
-                  /*first=*/false);
+        TileSums<float, M, V, H> sums;
+        sums.clear();
+        add_products<Floats<float>, kRowPitch>(sums, rows, weights, std::min(kChainProducts, R - from));
+        total.add(sums, /*first=*/false);
       }
       total.put(out, first && begin == 0);
     }
@@ -63,7 +35,7 @@ struct PreciseTile {
 
 template <class A, int64_t CHUNK>
 MultiplyTile<A> tile_multiplier(int64_t channels, int64_t rows) {
-  return choose_tile<ChunkTile<A, CHUNK>, A>(channels, rows);
+  return choose_tile<ChunkTile<Floats<A>, CHUNK>, A>(channels, rows);
 }
 
 MultiplyTile<float> precise_tile_multiplier(int64_t channels, int64_t rows) {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "simd.h"
+#include "pairs.h"
 
 namespace film::FILM_ISA {
 
@@ -39,15 +39,15 @@ auto with_lanes(int64_t lanes, const Body& body) {
 }
 
 // What all rows of a tile multiply next: as many lanes as a row has sums.
-template <class A, int V, int H = 0>
+template <class E, int V, int H = 0>
 struct TileLanes {
-  Vector<A> full[V];
-  Half<A> half[H];
+  Vector<E> full[V];
+  Half<E> half[H];
 
-  [[gnu::always_inline]] explicit TileLanes(const A* at) {
+  [[gnu::always_inline]] explicit TileLanes(const E* at) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) full[v] = load(at + v * kLanes<A>);
-    if constexpr (H == 1) std::memcpy(&half[0], at + V * kLanes<A>, sizeof half[0]);
+    for (int v = 0; v < V; ++v) full[v] = load(at + v * kLanes<E>);
+    if constexpr (H == 1) std::memcpy(&half[0], at + V * kLanes<E>, sizeof half[0]);
   }
 };
 
@@ -67,11 +67,12 @@ struct TileSums {
     }
   }
 
-  // Adds the products of x, row m's, and the lanes.
-  [[gnu::always_inline]] void add(int m, A x, const TileLanes<A, V, H>& lanes) {
+  // Adds the products of x, row m's, and the lanes, by an engine (pairs.h).
+  template <class Engine = Floats<A>, class E>
+  [[gnu::always_inline]] void add(int m, E x, const TileLanes<E, V, H>& lanes) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) full[m][v] += x * lanes.full[v];
-    if constexpr (H == 1) half[m] += x * lanes.half[0];
+    for (int v = 0; v < V; ++v) Engine::add(full[m][v], x, lanes.full[v]);
+    if constexpr (H == 1) Engine::add(half[m], x, lanes.half[0]);
   }
 
   // Adds another tile's, or takes them where they are the first.
@@ -110,8 +111,8 @@ struct TileSums {
 };
 
 // out[M][V * lanes] = patches[M][R] * weights[R][V * lanes], which is added to what is there where it is not the first.
-template <class A>
-using MultiplyTile = void (*)(int64_t R, const A* patches, const A* weights, A* out, bool first);
+template <class E>
+using MultiplyTile = void (*)(int64_t R, const E* patches, const E* weights, SumOf<E>* out, bool first);
 
 // The tile of so many vectors that `channels` (at most those of kTileVectors) fit into them, and of M rows (at most
 // kTileRows), from tile.cpp. Lanes past the last channel hold products with the zeros there, or zeros.

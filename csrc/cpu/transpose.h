@@ -82,6 +82,13 @@ inline Vector<A> load_as(const T* p, int64_t count) {
   if constexpr (std::is_same_v<A, T>) {
     return load_part(p, count);
   } else {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, bf16>) {
+      const auto mask = static_cast<__mmask16>(count >= kLanes<A> ? 0xffff : (1u << count) - 1);
+      const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, p));
+      return (Vector<A>)_mm512_maskz_slli_epi32(0xffff, wide, 16);
+    }
+#endif
     A lanes[kLanes<A>] = {};
     widen_copy(lanes, p, std::min<int64_t>(count, kLanes<A>));
     return load(lanes);

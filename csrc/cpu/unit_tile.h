@@ -30,14 +30,16 @@ struct TileWeights {
 };
 
 // U[channel][product] = the sum over positions of u[channel] * x[product]; then both uses of it: dW += gamma * U and
-// dgamma += <W, U>. There are V vectors of products, and half a one behind them where H is 1.
-template <class A, int V, int H = 0>
+// dgamma += <W, U>. There are V vectors of products, and half a one behind them where H is 1. With an engine of pairs,
+// what is called a position are two of them.
+template <class A, int V, int H = 0, class Engine = Floats<A>>
 struct UnitTile {
+  using E = typename Engine::Element;
   using Sums = TileSums<A, kGradRows, V, H>;
   static constexpr int kVectors = V + H;
 
-  const A* u;       // [position][channel], positions numbered through
-  const A* x;       // the first position's products
+  const E* u;       // [position][channel], positions numbered through
+  const E* x;       // the first position's products
   int64_t u_pitch;  // elements from one position of u to the next
   PositionRows positions;
   TileWeights<A> weights;
@@ -49,7 +51,7 @@ struct UnitTile {
   // Not inlined: among others' variables the compiler does not keep the sums in registers.
   [[gnu::noinline]] void operator()() const {
     const int64_t rows = positions.rows, columns = positions.columns;
-    const A* uu = u;
+    const E* uu = u;
     Sums sums;
     if (rows * columns <= chain) {
       add_chain(sums, uu, 0, 0, rows, columns);
@@ -76,15 +78,15 @@ struct UnitTile {
  private:
   // results = the sums of the products of u and x over columns [w, w + count) of some rows. Leaves `uu` at the next
   // position.
-  inline void add_chain(Sums& results, const A*& uu, int64_t h0, int64_t w, int64_t some_rows, int64_t count) const {
+  inline void add_chain(Sums& results, const E*& uu, int64_t h0, int64_t w, int64_t some_rows, int64_t count) const {
     Sums sums;
     sums.clear();
     for (int64_t h = h0; h < h0 + some_rows; ++h) {
-      const A* xx = x + h * positions.x_row + w * positions.x_column;
+      const E* xx = x + h * positions.x_row + w * positions.x_column;
       for (int64_t i = 0; i < count; ++i, xx += positions.x_column, uu += u_pitch) {
-        const TileLanes<A, V, H> products(xx);
+        const TileLanes<E, V, H> products(xx);
 #pragma GCC unroll 16
-        for (int m = 0; m < kGradRows; ++m) sums.add(m, uu[m], products);
+        for (int m = 0; m < kGradRows; ++m) sums.template add<Engine>(m, uu[m], products);
       }
     }
     results = sums;

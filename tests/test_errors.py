@@ -49,8 +49,8 @@ def test_errors_of_cpu_kernels(layer, kind):
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize(("layer", "kind"), of_names(
-    ("planes", "1x1", "direct, groups", "3x3 large", "1x3", "5x5", "7x7", "depthwise", "smooth, planes",
-     "smooth, 3x3, pre", "group, planes", "batch, planes", "none, planes", "group, pixels, relu",
+    ("planes", "1x1", "direct, groups", "5x5, stride 2", "3x3 large", "1x3", "5x5", "7x7", "depthwise",
+     "smooth, planes", "smooth, 3x3, pre", "group, planes", "batch, planes", "none, planes", "group, pixels, relu",
      "channel, planes, many", "l2, planes", "rms, pixels, post", "channel, pixels"),
     (CANCELS, "image", "max pool 4", "constant weight", "mean of 10000", "long input"),
 ))  # fmt: skip
@@ -86,7 +86,8 @@ def test_cpu_keeps_the_digits_of_float64_where_the_bias_takes_a_mean_away(layer)
 
 
 @pytest.mark.parametrize(("layer", "kind"), of_names(
-    ("planes", "1x1", "direct, stride 2", "direct, blocks of input", "3x3 small", "3x3 large", "1x5", "7x7",
+    ("planes", "1x1", "direct, stride 3", "3x3, stride 2", "5x5, stride 2", "direct, blocks of input", "3x3 small",
+     "3x3 large", "1x5", "7x7",
      "depthwise", "depthwise, stride 2, pre", "depthwise, 1d",
      "smooth, 1x1, pre", "smooth, direct", "smooth, 3x3",
      "group, planes, relu", "group, parts of rows", "group, too large to keep", "batch, planes", "none, planes",

@@ -16,8 +16,8 @@ from film_kernels.arguments import prepare
 from film_kernels.backends.compiled import packed_options
 from film_kernels.packed import conv_film_packed, remembered
 from tests.helpers.cases import tensors_of
+from tests.helpers.processor import has_tiles
 from tests.helpers.spoiling import SPOILERS
-from tests.helpers.tiles import has_tiles
 from tests.test_winograd import CASES
 
 OPERATORS = torch.ops.film_kernels_cpu

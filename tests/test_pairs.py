@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from film_kernels import available_backends, conv_film, use_backend
 from film_kernels.packed import conv_film_packed
 from tests.helpers.cases import Case, assert_as_good_as_plain, tensors_of
+from tests.helpers.processor import has_pairs
 from tests.helpers.subprocesses import run_python
-from tests.helpers.tiles import has_pairs
 
 EMULATED = "emulated_avx512_bf16"
 SETS = torch.ops.film_kernels_cpu.instruction_sets() if available_backends()["cpu"] is None else ""

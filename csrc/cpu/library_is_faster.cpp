@@ -87,19 +87,32 @@ constexpr LeastPositions kPacked{64, 256};         // of one that is packed
 // The same where the library multiplies floats no faster than the kernels here, and memory is as fast as that asks for.
 constexpr LeastPositions kTransformedBySlower{32, 64}, kPackedBySlower{32, 64};
 constexpr int64_t kManyPositions = 1024;
+// Kernels of 5 and 7 have so many points that it takes more, as measured there, from so many channels on.
+constexpr LeastPositions kTransformedLarge{512, 704};
+constexpr int64_t kChannelsOfLarge = 12;
 
 // Below so many products a call takes longer than the sum.
 constexpr int64_t kProductsOfCall = 2 << 20;
 // Planes for a few output channels, which leave most lanes idle in the library.
 constexpr int64_t kFewOutputs = 4, kManyInputs = 16, kPositionsOfPlanes = 1024;
 
-bool has_few_positions(const Problem& p, bool packed) {
+bool has_near_weight(const Problem& p) {
   constexpr int64_t kPoints = Square<2, 4>::kPoints;
-  const bool near = p.out_channels * p.group_in() * kPoints * static_cast<int64_t>(sizeof(float)) <= kNearWeight;
+  return p.out_channels * p.group_in() * kPoints * static_cast<int64_t>(sizeof(float)) <= kNearWeight;
+}
+
+// Of a kernel that is cut into pieces.
+bool has_few_for_pieces(const Problem& p) {
+  const bool enough = std::min(p.in_channels, p.out_channels) >= kChannelsOfLarge;
+  if (!multiplies_one_vector() || p.groups > 1 || !has_large_kernel(p) || !enough) return false;
+  return p.positions() < (has_near_weight(p) ? kTransformedLarge.near : kTransformedLarge.far);
+}
+
+bool has_few_positions(const Problem& p, bool packed) {
   const bool slower = multiplies_one_vector();
   const LeastPositions least =
       packed ? (slower ? kPackedBySlower : kPacked) : (slower ? kTransformedBySlower : kTransformed);
-  return p.positions() < (near ? least.near : least.far);
+  return p.positions() < (has_near_weight(p) ? least.near : least.far);
 }
 
 // Whether it is one that Winograd's filtering serves from some number of positions on. Below that, what is said of few
@@ -169,7 +182,7 @@ bool library_is_faster(const Problem& p, const Asked& asked) {
   if (has_narrow_groups(p, asked.channels_last) || has_far_taps(p)) return true;
   if (p.dtype == DType::f32) {
     if (alone) return is_slow_in_floats(p, asked);
-    return has_few_positions(p, /*packed=*/false) && filters_with_more_positions(p);
+    return has_few_for_pieces(p) || (has_few_positions(p, /*packed=*/false) && filters_with_more_positions(p));
   }
   if (alone && (p.dtype == DType::f64 || saves_little(p, asked))) return true;
   const int64_t products = p.group_in() * taps_of(p);

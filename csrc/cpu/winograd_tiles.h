@@ -123,15 +123,18 @@ bool with_large_tiles(const Problem& p, bool unusual_padding, const Factors& spr
   return p.h.kernel == 7 ? body(Square7()) : body(Square<2, 2>());
 }
 
-// Calls body(tiles) for a kernel at a stride of 2 that has tiles; otherwise returns false.
+// Calls body(tiles) for a kernel at a stride of 2 that has tiles; otherwise returns false. Its weights have so many
+// points that it takes more positions until products make up for them, and its tiles of many channels are so long that
+// few of them share a block's weights.
 template <class Body>
 bool with_strided_tiles(const Problem& p, const Body& body) {
   const auto is_strided = [](const Axis& a, int64_t taps) {
     return a.kernel == taps && a.stride == 2 && a.dilation == 1;
   };
-  if (p.dtype == DType::f64 || !has_enough(p, 16, 64)) return false;
-  if (is_strided(p.h, 3) && is_strided(p.w, 3)) return body(Strided3());
-  return is_strided(p.h, 5) && is_strided(p.w, 5) && body(Strided5());
+  constexpr int64_t kMostSources = 160;
+  if (p.dtype == DType::f64 || p.group_in() > kMostSources) return false;
+  if (is_strided(p.h, 3) && is_strided(p.w, 3)) return has_enough(p, 16, 1024) && body(Strided3());
+  return is_strided(p.h, 5) && is_strided(p.w, 5) && has_enough(p, 16, 256) && body(Strided5());
 }
 
 // The same for every kernel of forward and grad_input at a stride of 1.
@@ -143,7 +146,7 @@ bool with_tiles(const Problem& p, bool unusual_padding, const Factors& spread, c
   return with_line_tiles<LINE>(p, spread, body) || with_large_tiles<SQUARE>(p, unusual_padding, spread, body);
 }
 
-// The same for grad_weight, where density() is the density of its products. In float32 larger tiles than 2 x 2 lose too
+// The same for grad_weight, at any stride, where density() is the density of its products. In float32 larger tiles than 2 x 2 lose too
 // many digits of dgamma, however many positions there are; and Square5 would have 3.4 times plain PyTorch's error in dW
 // where its sums are short.
 template <class Density, class Body>
@@ -151,6 +154,7 @@ bool with_gradient_tiles(const Problem& p, const Density& density, const Body& b
   const auto is_square = [&] { return has_taps(p.h, 3) && has_taps(p.w, 3) && has_enough(p, 16, 64); };
   if (p.dtype == DType::f64) return false;
   const auto has_terms = [&] { return p.dtype != DType::f32 || p.positions() * density() >= kFewTerms; };
+  // 3 x 3 taps at a stride of 2 are summed directly in as little time.
   if (p.h.kernel == 5 && with_strided_tiles(p, [&](auto tiles) { return has_terms() && body(tiles); })) return true;
   if (p.dtype == DType::f32) {
     if (!is_square() && !(has_large_kernel(p) && p.groups == 1 && has_enough(p, 12, 256))) return false;

@@ -146,16 +146,18 @@ bool with_tiles(const Problem& p, bool unusual_padding, const Factors& spread, c
   return with_line_tiles<LINE>(p, spread, body) || with_large_tiles<SQUARE>(p, unusual_padding, spread, body);
 }
 
-// The same for grad_weight, at any stride, where density() is the density of its products. In float32 larger tiles than 2 x 2 lose too
-// many digits of dgamma, however many positions there are; and Square5 would have 3.4 times plain PyTorch's error in dW
-// where its sums are short.
+// The same for grad_weight, at any stride, where density() is the density of its products. In float32 larger tiles than
+// 2 x 2 lose too many digits of dgamma, however many positions there are; and Square5 would have 3.4 times plain
+// PyTorch's error in dW where its sums are short.
 template <class Density, class Body>
 bool with_gradient_tiles(const Problem& p, const Density& density, const Body& body) {
   const auto is_square = [&] { return has_taps(p.h, 3) && has_taps(p.w, 3) && has_enough(p, 16, 64); };
   if (p.dtype == DType::f64) return false;
   const auto has_terms = [&] { return p.dtype != DType::f32 || p.positions() * density() >= kFewTerms; };
-  // 3 x 3 taps at a stride of 2 are summed directly in as little time.
-  if (p.h.kernel == 5 && with_strided_tiles(p, [&](auto tiles) { return has_terms() && body(tiles); })) return true;
+  // At a stride of 2, 3 x 3 taps and few channels are summed directly in as little time.
+  if (p.h.kernel == 5 && has_enough(p, 32, 256) &&
+      with_strided_tiles(p, [&](auto tiles) { return has_terms() && body(tiles); }))
+    return true;
   if (p.dtype == DType::f32) {
     if (!is_square() && !(has_large_kernel(p) && p.groups == 1 && has_enough(p, 12, 256))) return false;
     return has_terms() && body(Square<2, 2>());

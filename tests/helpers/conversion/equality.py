@@ -100,13 +100,13 @@ def counted_calls() -> Iterator[list[str]]:
 
     def again(front, options_of):
         def counted(tensors, options):
-            before = len(calls)
-            y = front(tensors, options)
-            if y is not None:
-                given = dict(zip(options_of, options, strict=True))
+            before, given = len(calls), dict(zip(options_of, options, strict=True))
+            try:
+                y = front(tensors, options)
+            except Exception:  # as a checkpoint ends a call that it makes once more, when it has what it needs
                 calls[before:] = [" ".join(given[name] for name in names if name in given)]
-            else:
-                del calls[before:]
+                raise
+            calls[before:] = [] if y is None else [" ".join(given[name] for name in names if name in given)]
             return y
 
         return counted
